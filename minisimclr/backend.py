@@ -51,7 +51,7 @@ def array_module(*values: Any) -> ModuleType:
         return np
     if not all(on_gpu):
         raise TypeError("NumPy and CuPy arrays are mixed; move them first: backend.to_device(array, device)")
-    return cupy  # type: ignore[no-any-return]
+    return cupy
 
 
 def is_array(value: Any) -> bool:
@@ -76,7 +76,7 @@ def to_numpy(array: Array) -> Any:
     return to_device(array, "cpu")
 
 
-def _cupy() -> ModuleType:
+def _cupy() -> Any:
     """CuPy, or a one-line error that says what is missing."""
     try:
         import cupy
@@ -86,7 +86,7 @@ def _cupy() -> ModuleType:
         ) from None
     if not cupy.cuda.is_available():  # `import cupy` succeeds without a GPU
         raise RuntimeError('device "cuda": CuPy finds no usable GPU or driver; use device "cpu"')
-    return cupy  # type: ignore[no-any-return]
+    return cupy
 
 
 # ── Threads ───────────────────────────────────────────────────────────────────────────────────────
