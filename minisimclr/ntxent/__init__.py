@@ -82,7 +82,7 @@ def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
             raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
     if not 0 < temperature < xp.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    if 2 / temperature > xp.finfo(_computing_dtype(za, zb)).max:
+    if 2 / temperature > float(xp.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
 

@@ -1,0 +1,449 @@
+"""NT-Xent: closed forms, identities, accuracy, pinned edge cases; every check on every method.
+
+The oracle for values is Eq. 1 of the paper as two loops of plain Python; for float32 accuracy, the
+readable version in float64. The last section breaks loss.py on purpose, to see these checks refuse it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import minisimclr.ntxent as ntxent
+from minisimclr.autograd import Tensor
+from minisimclr.ntxent import METHODS, contrastive_accuracy, nt_xent, nt_xent_value_and_grad
+from minisimclr.ntxent import loss as readable
+
+CPU_METHODS = [name for name in ("reference", "tiled") if name in METHODS]
+TEMPERATURES = [1e-3, 0.01, 0.03, 0.05, 0.07, 0.1, 0.5, 1, 10, 1e3]
+
+Array = np.ndarray[Any, Any]
+ValueAndGrad = Callable[[Array, Array, float], tuple[Any, Array, Array]]
+
+
+@pytest.fixture(params=CPU_METHODS)
+def f(request: pytest.FixtureRequest) -> Callable[..., tuple[float, Array, Array]]:
+    """nt_xent_value_and_grad by each method in turn."""
+    return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, request.param)
+
+
+def views(n: int, d: int = 16, seed: int = 0, noise: float = 1.0) -> tuple[Array, Array]:
+    rng = np.random.default_rng([seed, n, d])
+    a = rng.standard_normal((n, d))
+    return a, a + noise * rng.standard_normal((n, d))
+
+
+def equation_1(za: Array, zb: Array, temperature: float) -> float:
+    """The paper's Eq. 1 and the mean of Algorithm 1, read off the page."""
+    z = [list(map(float, row)) for row in [*za, *zb]]
+    n = len(z)
+
+    def sim(i: int, j: int) -> float:
+        dot = sum(x * y for x, y in zip(z[i], z[j]))
+        return dot / math.sqrt(sum(x * x for x in z[i])) / math.sqrt(sum(x * x for x in z[j]))
+
+    def ell(i: int, j: int) -> float:
+        top = math.exp(sim(i, j) / temperature)
+        return -math.log(top / sum(math.exp(sim(i, k) / temperature) for k in range(n) if k != i))
+
+    return sum(ell(k, k + n // 2) + ell(k + n // 2, k) for k in range(n // 2)) / n
+
+
+# ── The value ─────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1, 10])
+def test_value_is_equation_1(f: Any, n: int, temperature: float) -> None:
+    a, b = views(n, seed=1)
+    assert f(a, b, temperature)[0] == pytest.approx(equation_1(a, b, temperature), rel=1e-12, abs=1e-13)
+
+
+def test_value_that_other_implementations_test_for(f: Any) -> None:
+    z = np.eye(2)
+    assert f(z, z, 0.5)[0] == pytest.approx(0.2395447662218846, rel=1e-14)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16, 33])
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1, 100])
+class TestClosedForms:
+    def test_all_rows_equal(self, f: Any, n: int, temperature: float) -> None:
+        z = np.tile(np.arange(1.0, 5.0), (n, 1))
+        loss, da, db = f(z, 3 * z, temperature)
+        assert loss == pytest.approx(math.log(2 * n - 1), rel=1e-12)
+        assert max(abs(da).max(), abs(db).max()) < 1e-14 / temperature
+
+    def test_views_equal_images_orthogonal(self, f: Any, n: int, temperature: float) -> None:
+        z = 2.0 * np.eye(n)
+        assert f(z, z, temperature)[0] == pytest.approx(math.log1p((2 * n - 2) * math.exp(-1 / temperature)), rel=1e-12)
+
+    def test_simplex_is_the_least_loss(self, f: Any, n: int, temperature: float) -> None:
+        z = np.eye(n) - 1 / n
+        least = math.log1p((2 * n - 2) * math.exp(-(1 + 1 / (n - 1)) / temperature))
+        assert f(z, z, temperature)[0] == pytest.approx(least, rel=1e-12)
+        a, b = views(n, seed=2, noise=0.01)
+        assert f(a, b, temperature)[0] >= least
+
+    def test_views_opposed(self, f: Any, n: int, temperature: float) -> None:
+        v = np.tile([3.0, -1.0, 2.0], (n, 1))
+        expected = 2 / temperature + math.log(n * math.exp(-2 / temperature) + n - 1)
+        assert f(v, -v, temperature)[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_image_has_no_negatives(f: Any, dtype: Any) -> None:
+    loss, da, db = f(np.array([[1, 2]], dtype), np.array([[3, -1]], dtype))
+    assert loss == 0
+    assert not da.any()
+    assert not db.any()
+
+
+# ── Identities of the value and the gradient ──────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("n", [1, 2, 5, 32])
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 1])
+class TestIdentities:
+    def test_gradient_is_tangent_to_the_sphere(self, f: Any, n: int, temperature: float) -> None:
+        a, b = views(n, seed=3)
+        _, da, db = f(a, b, temperature)
+        np.testing.assert_allclose((a * da).sum(1), 0, atol=1e-14 / temperature)
+        np.testing.assert_allclose((b * db).sum(1), 0, atol=1e-14 / temperature)
+
+    def test_a_common_rotation_changes_nothing(self, f: Any, n: int, temperature: float) -> None:
+        a, b = views(n, seed=4)
+        z, dz = np.concatenate([a, b]), np.concatenate(f(a, b, temperature)[1:])
+        np.testing.assert_allclose(z.T @ dz, dz.T @ z, atol=1e-12 / temperature)  # zᵀdz is symmetric
+
+    def test_length_does_not_matter(self, f: Any, n: int, temperature: float) -> None:
+        a, b = views(n, seed=5)
+        loss, da, db = f(a, b, temperature)
+        loss8, da8, db8 = f(8 * a, 0.25 * b, temperature)  # powers of two: exact
+        assert loss8 == loss
+        np.testing.assert_array_equal(da8, da / 8)
+        np.testing.assert_array_equal(db8, db * 4)
+
+    def test_order_of_images_and_views_does_not_matter(self, f: Any, n: int, temperature: float) -> None:
+        a, b = views(n, seed=6)
+        order = np.random.default_rng(0).permutation(n)
+        loss, da, db = f(a, b, temperature)
+        shuffled, dbs, das = f(b[order], a[order], temperature)
+        assert shuffled == pytest.approx(loss, rel=1e-13)
+        np.testing.assert_allclose(das, da[order], rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(dbs, db[order], rtol=1e-9, atol=1e-13)
+
+    def test_gradient_against_finite_differences(self, f: Any, n: int, temperature: float) -> None:
+        a, b = views(n, d=4, seed=7)
+        _, da, db = f(a, b, temperature)
+        rng, step = np.random.default_rng(1), 1e-6
+        for z, dz in ((a, da), (b, db)):
+            for _ in range(6):
+                i = (rng.integers(n), rng.integers(4))
+                z[i] += step
+                up = f(a, b, temperature)[0]
+                z[i] -= 2 * step
+                down = f(a, b, temperature)[0]
+                z[i] += step
+                assert dz[i] == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-8)
+
+    def test_gradient_along_a_path_sums_to_the_difference(self, f: Any, n: int, temperature: float) -> None:
+        """∫⟨∇L, dz/dt⟩dt = L(end) − L(start): no small step, so it sees errors that differences cannot."""
+        a0, b0 = views(n, seed=8)
+        a1, b1 = views(n, seed=9)
+        nodes, weights = np.polynomial.legendre.leggauss(60)
+        integral = 0.0
+        for t, w in zip((nodes + 1) / 2, weights / 2):
+            _, da, db = f(a0 + t * (a1 - a0), b0 + t * (b1 - b0), temperature)
+            integral += w * float((da * (a1 - a0)).sum() + (db * (b1 - b0)).sum())
+        difference = f(a1, b1, temperature)[0] - f(a0, b0, temperature)[0]
+        assert integral == pytest.approx(difference, rel=1e-3, abs=1e-9)
+
+
+def test_methods_agree_on_random_shapes() -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(20):
+        a, b = views(int(rng.integers(1, 80)), int(rng.integers(1, 40)), seed=int(rng.integers(99)))
+        temperature = float(10 ** rng.uniform(-3, 3))
+        expected = nt_xent_value_and_grad(a, b, temperature, "reference")
+        for method in CPU_METHODS:
+            for x, y in zip(nt_xent_value_and_grad(a, b, temperature, method), expected):
+                np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12 * np.abs(y).max())
+
+
+# ── Accuracy in float32 ───────────────────────────────────────────────────────────────────────────
+
+def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Embeddings of one kind, with lengths from 1e-30 to 1e30."""
+    a, b, v = rng.standard_normal((n, d)), rng.standard_normal((n, d)), rng.standard_normal(d)
+    match kind:
+        case "aligned":
+            b = a + 0.1 * b
+        case "identical":
+            b = a.copy()
+        case "duplicate":
+            a, b = a[rng.integers(0, n // 2 + 1, n)], b[rng.integers(0, n // 2 + 1, n)]
+        case "collapsed":
+            a, b = v + 0.1 * a, v + 0.1 * b
+        case "antipodal":
+            a, b = v + 0.1 * a, -v + 0.1 * b
+        case "opposed":
+            b = -a
+    a, b = a * 10 ** rng.uniform(-30, 30, (n, 1)), b * 10 ** rng.uniform(-30, 30, (n, 1))
+    return a.astype(np.float32), b.astype(np.float32)
+
+
+def tolerance(kind: str, temperature: float) -> float:
+    """Issue 3, item 1: 5e-6, and 6 times that where the gradient is what is left of a cancellation."""
+    if kind == "opposed" and temperature >= 1:  # nearly uniform P: the gradient is of second order in 1/τ
+        return 2e-4 * max(1, temperature / 10)
+    return 5e-6 * max(1, 0.05 / temperature) * (6 if kind in ("collapsed", "antipodal", "opposed") else 1)
+
+
+def check_accuracy(method: str, kind: str, n: int, d: int, temperature: float, seed: int) -> None:
+    a, b = rows(kind, n, d, np.random.default_rng([seed, n, d]))
+    loss, da, db = nt_xent_value_and_grad(a, b, temperature, method)
+    oracle = "tiled" if n > 1000 and "tiled" in METHODS else "reference"
+    exact, ea, eb = nt_xent_value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature, oracle)
+    length = np.linalg.norm(np.concatenate([a, b]).astype(np.float64), axis=1, keepdims=True)
+    dz, ez = (np.concatenate(g).astype(np.float64) for g in ((da, db), (ea, eb)))
+    tiny = 1e-36  # below this, float32 has no full precision to offer
+    length[np.linalg.norm(ez, axis=1) < tiny] = 1
+    du, eu = dz * length, ez * length  # as of unit rows, so that the shortest rows do not decide alone
+    allowed = tolerance(kind, temperature)
+    what = f"{method}, {kind}, N={n}, d={d}, τ={temperature}"
+    assert abs(loss - exact) <= allowed * exact + tiny, what
+    assert np.linalg.norm(du - eu) <= allowed * np.linalg.norm(eu) + tiny * len(eu) / temperature, what
+
+
+KINDS = ["random", "aligned", "identical", "duplicate", "collapsed", "antipodal", "opposed"]
+
+
+@pytest.mark.parametrize("method", CPU_METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_accuracy(method: str, kind: str) -> None:
+    for temperature in TEMPERATURES:
+        for n, d in [(1, 8), (2, 128), (3, 16), (8, 128), (33, 64), (150, 128)]:
+            check_accuracy(method, kind, n, d, temperature, seed=11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CPU_METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_accuracy_of_large_batches(method: str, kind: str) -> None:
+    for temperature in TEMPERATURES:
+        for n, d in [(5, 128), (64, 512), (512, 128), (1024, 128)]:
+            check_accuracy(method, kind, n, d, temperature, seed=12)
+    for temperature in (0.01, 0.1, 1):
+        check_accuracy(method, kind, 4096, 128, temperature, seed=13)
+
+
+# ── Pinned edge cases ─────────────────────────────────────────────────────────────────────────────
+
+def test_a_zero_row_counts_as_u_zero(f: Any) -> None:
+    a, b = views(4, seed=14)
+    a[1] = 0
+    loss, da, db = f(a, b, 0.1)
+    u = np.concatenate([a, b])
+    u /= np.maximum(np.linalg.norm(u, axis=1, keepdims=True), 1e-300)
+    s = u @ u.T / 0.1
+    np.fill_diagonal(s, -np.inf)
+    expected = np.mean(np.log(np.exp(s).sum(1)) - s[np.arange(8), (np.arange(8) + 4) % 8])
+    assert loss == pytest.approx(expected, rel=1e-12)
+    assert not da[1].any()
+    assert np.isfinite(da).all()
+    assert np.isfinite(db).all()
+
+
+def test_all_zero(f: Any) -> None:
+    z = np.zeros((3, 2), np.float32)
+    loss, da, db = f(z, z)
+    assert loss == pytest.approx(math.log(5), rel=1e-6)
+    assert not da.any()
+    assert not db.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 2, 300])
+@pytest.mark.parametrize("temperature", [1e-3, 0.1])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_not_finite_in_nan_out(f: Any, bad: float, n: int, temperature: float, dtype: Any) -> None:
+    for where in (0, 1):
+        ab = [z.astype(dtype) for z in views(n, d=3)]
+        ab[where][n - 1, 1] = bad
+        assert math.isnan(f(*ab, temperature)[0])
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1, math.nan, math.inf, 1e-40])
+def test_temperature_must_make_sense(f: Any, temperature: float) -> None:
+    z = np.ones((2, 2), np.float32)
+    with pytest.raises(ValueError, match="temperature"):
+        f(z, z, temperature)
+    with pytest.raises(ValueError, match="temperature"):
+        nt_xent(z, z, temperature)
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((3,), (3,)), ((2, 2, 2), (2, 2, 2)),
+                                      ((0, 3), (0, 3)), ((3, 0), (3, 0))])
+def test_shapes_must_match(f: Any, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="za and zb must"):
+        f(np.ones(a), np.ones(b))
+
+
+def test_integers_and_lists_are_refused(f: Any) -> None:
+    with pytest.raises(TypeError, match="int64"):
+        f(np.ones((2, 2), np.int64), np.ones((2, 2), np.int64))
+    with pytest.raises(TypeError, match="list"):
+        f([[1.0]], [[1.0]])
+
+
+def test_methods_that_cannot_be(f: Any) -> None:
+    z = np.ones((2, 2))
+    with pytest.raises(ValueError, match="method must be one of auto, reference"):
+        nt_xent_value_and_grad(z, z, method="fused")
+
+
+@pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float32, np.float32), (np.float64, np.float64),
+                                    (np.float16, np.float32), (np.float32, np.float64)])
+def test_each_gradient_has_the_dtype_of_its_input(f: Any, dtypes: tuple[Any, Any]) -> None:
+    a, b = (z.astype(t) for z, t in zip(views(6), dtypes))
+    exact, ea, eb = f(a.astype(np.float64), b.astype(np.float64))
+    loss, da, db = f(a, b)
+    assert (da.dtype, db.dtype) == dtypes
+    assert loss == pytest.approx(exact, rel=1e-6)  # float16 computes in float32
+    for g, e in ((da, ea), (db, eb)):
+        np.testing.assert_allclose(g, e, rtol=float(np.finfo(g.dtype).eps), atol=1e-6)
+
+
+def test_inputs_are_left_alone_and_need_not_be_contiguous(f: Any) -> None:
+    a, b = views(6, d=10, seed=15)
+    before = f(a[:, ::2].copy(), np.asfortranarray(b[:, ::2]))
+    a.flags.writeable = b.flags.writeable = False
+    for x, y in zip(f(a[:, ::2], b[:, ::2]), before):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_numpy_scalar_temperature_does_not_promote(f: Any) -> None:
+    a, b = (z.astype(np.float32) for z in views(5))
+    assert f(a, b, np.float64(0.1))[1].dtype == np.float32
+
+
+# ── The differentiable operation ──────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_nt_xent_of_tensors(dtype: Any) -> None:
+    a, b = (z.astype(dtype) for z in views(9, seed=16))
+    x, y = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+    loss = nt_xent(x, y, 0.2)
+    expected, da, db = nt_xent_value_and_grad(a, b, 0.2)
+    assert loss.shape == ()
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(expected, rel=float(np.finfo(dtype).eps))
+    loss.backward(np.asarray(2, dtype))
+    np.testing.assert_allclose(x.grad, 2 * da)
+    np.testing.assert_allclose(y.grad, 2 * db)
+
+
+def test_one_tensor_as_both_views_gets_both_gradients() -> None:
+    a, _ = views(5, seed=17)
+    x = Tensor(a, requires_grad=True)
+    nt_xent(x, x).backward()
+    _, da, db = nt_xent_value_and_grad(a, a)
+    np.testing.assert_allclose(x.grad, da + db)
+
+
+# ── Contrastive accuracy ──────────────────────────────────────────────────────────────────────────
+
+def test_contrastive_accuracy() -> None:
+    eye = np.eye(4)
+    assert contrastive_accuracy(eye, 5 * eye) == 1
+    assert contrastive_accuracy(eye, np.roll(eye, 1, axis=0)) == 0
+    assert contrastive_accuracy(np.ones((4, 2)), np.ones((4, 2))) == 0  # collapsed: all tie
+    assert contrastive_accuracy(np.array([[1.0, 0], [0, 1]]), np.array([[1.0, 0.1], [1, 0.2]])) == 0.5
+    assert contrastive_accuracy(np.ones((1, 2)), -np.ones((1, 2))) == 1
+    a, _ = views(300, d=32, seed=18)
+    rng = np.random.default_rng(19)
+    assert contrastive_accuracy(a, rng.standard_normal(a.shape)) < 0.02
+
+
+# ── Random cases ──────────────────────────────────────────────────────────────────────────────────
+
+floats = st.floats(-1e3, 1e3, width=32)
+
+
+@given(st.data(), st.sampled_from(CPU_METHODS), st.integers(1, 6), st.integers(1, 4), st.floats(0.05, 20))
+def test_any_input(data: st.DataObject, method: str, n: int, d: int, temperature: float) -> None:
+    """Between 0 and log(2N−1) + 2/τ; zero rows included; the gradient finite and tangent."""
+    a, b = (data.draw(arrays(np.float32, (n, d), elements=floats)) for _ in range(2))
+    loss, da, db = nt_xent_value_and_grad(a, b, temperature, method)
+    assert 0 <= loss <= (math.log(2 * n - 1) + 2 / temperature) * (1 + 1e-6)
+    for z, dz in ((a, da), (b, db)):
+        if n > 1 and np.linalg.norm(z, axis=1).min() > 1e-6:
+            assert np.isfinite(dz).all()
+            assert abs((z.astype(np.float64) * dz).sum(1)).max() <= 1e-5 / temperature
+
+
+# ── The equations ─────────────────────────────────────────────────────────────────────────────────
+
+def test_every_equation_tag_is_in_the_book_and_back() -> None:
+    chapter = Path(__file__).parent.parent / "docs" / "05_nt_xent.md"
+    if not chapter.exists():
+        pytest.skip("the book is not part of this installation")
+    in_book = set(re.findall(r"\\tag\{(5\.\d+)\}", chapter.read_text()))
+    code = "".join(file.read_text() for file in Path(ntxent.__file__).parent.glob("*.py"))
+    in_code = set(re.findall(r"\((5\.\d+)\)", code))
+    assert in_code == in_book
+
+
+# ── These checks refuse wrong versions ────────────────────────────────────────────────────────────
+
+def passes(value_and_grad: ValueAndGrad) -> bool:
+    """A few of the checks above in one: Eq. 1, finite differences, the path integral, a closed form, N = 1."""
+    a, b = views(5, d=4, seed=20)
+    loss, da, db = value_and_grad(a, b, 0.3)
+    ok = bool(np.isclose(loss, equation_1(a, b, 0.3), rtol=1e-10))
+    direction = np.random.default_rng(21).standard_normal((2, *a.shape))
+    up, down = (value_and_grad(a + s * direction[0], b + s * direction[1], 0.3)[0] for s in (1e-6, -1e-6))
+    slope = float((da * direction[0]).sum() + (db * direction[1]).sum())
+    ok &= bool(np.isclose(slope, (up - down) / 2e-6, rtol=1e-6))
+    z = np.eye(4)
+    ok &= bool(np.isclose(value_and_grad(z, z, 0.05)[0], math.log1p(6 * math.exp(-20)), rtol=1e-10))
+    one = value_and_grad(a[:1], b[:1], 0.3)
+    return ok and float(one[0]) == 0 and not one[1].any()
+
+
+def test_the_checks_accept_the_readable_version() -> None:
+    assert passes(readable.value_and_grad)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("(p + p.T)", "p"),                                                 # half of the gradient, cosine 0.993
+    ("(p + p.T)", "2 * p"),
+    ("(q + q[partner])", "q"),
+    ("(anchor + len(za)) % n", "anchor ^ 1"),                           # as if pairs were adjacent
+    ("(anchor + len(za)) % n", "(anchor + 1) % n"),
+    ("(anchor + len(za)) % n", "(anchor + len(za) // 3) % n"),          # a batch size from somewhere else
+    ("margin[anchor, anchor] += -xp.inf", "margin[anchor, anchor] = -positive[:, 0] / temperature"),
+    ("margin[anchor, anchor] += -xp.inf", "pass"),                      # an anchor as its own negative
+    ("margin[anchor, partner] += -xp.inf", "pass"),                     # the positive counted twice
+    (".mean()  #", ".sum()  #"),                                        # Google's code is twice the paper's
+    ("/ (n * temperature)", "/ n"),
+    ("/ (n * temperature)", "/ (n // 2 * temperature)"),
+    ("du - u * (u * du).sum(axis=1, keepdims=True)", "du"),             # normalisation forgotten on the way back
+    ("tangent / norm /", "tangent * norm /"),
+    ("xp.log1p(negatives + xp.expm1(-shift))", "-xp.log(xp.exp(-shift) / (negatives + xp.exp(-shift)) + 1e-8)"),
+])  # fmt: skip
+def test_the_checks_refuse(right: str, wrong: str) -> None:
+    source = inspect.getsource(readable)
+    assert source.count(right) == 1, f"loss.py has changed: {right!r}"
+    broken: dict[str, Any] = {"__name__": readable.__name__, "__package__": "minisimclr.ntxent"}
+    exec(source.replace(right, wrong), broken)
+    with np.errstate(all="ignore"):
+        assert not passes(broken["value_and_grad"])
