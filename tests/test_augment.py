@@ -1,0 +1,315 @@
+"""The two views: against a slow reference that goes pixel by pixel, and in distribution."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from minisimclr import augment, transforms
+from minisimclr.augment import ViewParameters, apply_view, centre_view, draw_parameters, one_view, to_float, two_views
+
+
+def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def plain(count: int, height: int, width: int, /, **changes: object) -> ViewParameters:
+    """Parameters that change nothing, except for what is named."""
+    no, whole = np.zeros(count, bool), np.ones(count, int)
+    p = ViewParameters(
+        0 * whole, 0 * whole, height * whole, width * whole, no, no, np.tile(np.arange(4), (count, 1)),
+        np.tile(np.float32([1, 1, 1, 0]), (count, 1)), no, no, np.ones(count, np.float32),
+    )
+    return dataclasses.replace(p, **{name: np.asarray(value) for name, value in changes.items()})
+
+
+# ── The reference: one image, one pixel after the other, in float64 ───────────────────────────────
+
+def slow_resize(line: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's loop over output pixels, on the first axis: the cropped line (L,…) -> (size,…)."""
+    scale = len(line) / size
+    support = max(scale, 1.0)
+    result = []
+    for i in range(size):
+        centre = (i + 0.5) * scale
+        first, last = max(0, int(centre - support + 0.5)), min(len(line), int(centre + support + 0.5))
+        weights = [max(0.0, 1 - abs((j - centre + 0.5) / support)) for j in range(first, last)]
+        result.append(sum(w * line[j] for w, j in zip(weights, range(first, last))) / sum(weights))
+    return np.array(result)
+
+
+def slow_grey(x: np.ndarray) -> np.ndarray:
+    return 0.2989 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
+
+
+def slow_jitter(x: np.ndarray, kind: int, factor: float) -> np.ndarray:
+    if kind == 0:
+        x = x * factor
+    elif kind == 1:
+        x = slow_grey(x).mean() + factor * (x - slow_grey(x).mean())
+    elif kind == 2:
+        x = slow_grey(x)[..., None] + factor * (x - slow_grey(x)[..., None])
+    else:
+        for pixel in np.ndindex(x.shape[:2]):
+            h, s, v = colorsys.rgb_to_hsv(*x[pixel])
+            x[pixel] = colorsys.hsv_to_rgb((h + factor) % 1, s, v)
+    return x.clip(0, 1)
+
+
+def slow_blur(line: np.ndarray, sigma: float) -> np.ndarray:
+    """Along the first axis; the border reflects without repeating itself: d c b | a b c d | c b a."""
+    n = len(line)
+    radius = n // 10 // 2
+    kernel = [math.exp(-(t**2) / (2 * sigma**2)) for t in range(-radius, radius + 1)]
+    mirrored = [line[i] for i in [*range(radius, 0, -1), *range(n), *range(n - 2, n - 2 - radius, -1)]]
+    return np.array([sum(k * mirrored[i + t] for t, k in enumerate(kernel)) / sum(kernel) for i in range(n)])
+
+
+def slow_view(image: np.ndarray, p: ViewParameters, i: int, size: int) -> np.ndarray:
+    x = image.astype(float)[p.top[i] : p.top[i] + p.height[i], p.left[i] : p.left[i] + p.width[i]] / 255
+    x = slow_resize(slow_resize(x, size).swapaxes(0, 1), size).swapaxes(0, 1)
+    x = x[:, ::-1].copy() if p.flip[i] else x
+    if p.jitter[i]:
+        for kind in p.order[i]:
+            x = slow_jitter(x, kind, float(p.factor[i, kind]))
+    if p.grey[i]:
+        x = np.repeat(slow_grey(x)[..., None], 3, axis=2)
+    if p.blur[i]:
+        x = slow_blur(slow_blur(x, p.sigma[i]).swapaxes(0, 1), p.sigma[i]).swapaxes(0, 1)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(32, 32, 32), (17, 40, 20), (40, 17, 24), (12, 12, 41), (50, 64, 23), (9, 9, 1), (1, 1, 5), (1, 9, 4), (30, 2, 8)],
+)
+def test_views_equal_the_slow_reference(height, width, size):
+    images = noise(12, height, width)
+    p = draw_parameters(np.random.default_rng(1), 12, height, width, strength=1.0, blur=True)
+    fast = apply_view(images, p, size)
+    slow = np.array([slow_view(image, p, i, size) for i, image in enumerate(images)])
+    np.testing.assert_allclose(fast, slow, atol=1e-5)
+
+
+def test_a_fast_view_of_a_smooth_image_equals_pillow():
+    """The same filter as Pillow's own, to its rounding to bytes."""
+    from PIL import Image
+
+    image = (127 + 120 * np.sin(np.arange(60 * 47 * 3).reshape(60, 47, 3) / 500)).astype(np.uint8)
+    whole = apply_view(image[None], plain(1, 60, 47), 32)[0] * 255
+    pillow = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
+    assert abs(whole - pillow).max() <= 1.0
+
+
+# ── Each step by itself ───────────────────────────────────────────────────────────────────────────
+
+def test_an_uncropped_view_of_the_same_size_is_the_image():
+    images = noise(3, 16, 16)
+    np.testing.assert_allclose(apply_view(images, plain(3, 16, 16), 16), images / 255, atol=1e-6)
+
+
+def test_a_crop_reads_no_pixel_outside_itself():
+    images = np.full((1, 20, 20, 3), 255, np.uint8)
+    images[0, 5:12, 3:9] = 51
+    view = apply_view(images, plain(1, 20, 20, top=[5], left=[3], height=[7], width=[6]), 32)
+    np.testing.assert_allclose(view, 0.2, atol=1e-6)
+
+
+def test_a_uniform_image_stays_uniform():
+    images = np.full((64, 19, 33, 3), [200, 100, 50], np.uint8)
+    views = one_view(images, np.random.default_rng(0), 24, strength=1.0, blur=True)
+    assert np.ptp(views, axis=(1, 2)).max() < 1e-5
+
+
+def test_flip_mirrors_left_to_right():
+    images = noise(1, 13, 13)
+    mirrored = apply_view(images, plain(1, 13, 13, flip=[True]), 13)
+    np.testing.assert_allclose(mirrored, images[:, :, ::-1] / 255, atol=1e-6)
+
+
+def test_order_matters_and_is_each_images_own():
+    images = np.repeat(noise(1, 12, 12), 2, axis=0)
+    factor = np.float32([[1.6, 0.4, 1.5, 0.1]] * 2)
+    p = plain(2, 12, 12, jitter=[True, True], factor=factor, order=[[0, 1, 2, 3], [3, 2, 1, 0]])
+    views = apply_view(images, p, 12)
+    assert abs(views[0] - views[1]).max() > 0.1
+    np.testing.assert_array_equal(apply_view(images[1:], p[1:], 12)[0], views[1])
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (10, 200, 30), (255, 255, 0), (80, 80, 80), (0, 0, 0)])
+def test_hue_once_around_or_of_a_grey_changes_nothing_and_a_third_moves_red_to_green(colour):
+    images = np.full((1, 4, 4, 3), colour, np.uint8)
+    turn = lambda by: apply_view(images, plain(1, 4, 4, jitter=[True], factor=np.float32([[1, 1, 1, by]])), 4)  # noqa: E731
+    np.testing.assert_allclose(turn(1.0), images / 255, atol=1e-5)
+    np.testing.assert_allclose(turn(1 / 3), np.roll(images, 1, axis=3) / 255, atol=1e-5)
+
+
+def test_greyscale_views_have_equal_channels():
+    images = noise(400, 8, 8)
+    rng = np.random.default_rng(0)
+    p = draw_parameters(rng, 400, 8, 8)
+    views = apply_view(images, p, 8)
+    grey = np.ptp(views, axis=3).max(axis=(1, 2)) == 0
+    np.testing.assert_array_equal(grey, p.grey)
+
+
+@pytest.mark.parametrize(("size", "taps"), [(19, 1), (20, 3), (32, 3), (40, 5), (224, 23)])
+def test_the_blur_kernel_is_odd_a_tenth_of_the_side_and_has_mass_one(size, taps):
+    point = np.zeros((1, 3, size, size), np.float32)
+    point[..., size // 2, size // 2] = 1
+    spread = transforms.gaussian_blur(point.reshape(1, 3, -1), np.float32([5.0])).reshape(3, size, size)
+    assert np.count_nonzero(spread[0]) == taps**2
+    np.testing.assert_allclose(spread.sum(axis=(1, 2)), 1, rtol=1e-5)
+
+
+# ── What is drawn ─────────────────────────────────────────────────────────────────────────────────
+
+def test_crops_cover_the_area_and_the_aspect_they_should():
+    p = draw_parameters(np.random.default_rng(0), 20_000, 1000, 1000)
+    area, aspect = p.height * p.width / 1e6, p.width / p.height
+    assert 0.08 * 0.99 < area.min() < 0.09
+    assert 0.95 < area.max() <= 1
+    # of the uniform area only large, elongated crops are drawn again: below 3/4 none can be too long
+    assert abs((area < 0.4).sum() / (area < 0.7).sum() - 0.32 / 0.62) < 0.02
+    assert 0.74 < aspect.min() < 0.76
+    assert 1.32 < aspect.max() < 1.35
+    assert abs(np.log(aspect[area < 0.7]).mean()) < 0.005
+    quarters = np.histogram(np.log(aspect[area < 0.7]), bins=4)[0] / (area < 0.7).sum()
+    np.testing.assert_allclose(quarters, 0.25, atol=0.02)
+
+
+def test_crops_lie_inside_and_reach_every_border():
+    p = draw_parameters(np.random.default_rng(0), 5000, 12, 15)
+    assert min(p.top.min(), p.left.min()) == 0
+    assert p.height.min() >= 1
+    assert (p.top + p.height).max() == 12
+    assert (p.left + p.width).max() == 15
+    offsets = p.top[p.height == 9]
+    np.testing.assert_allclose(np.bincount(offsets, minlength=4) / len(offsets), 0.25, atol=0.05)
+
+
+def test_an_image_too_long_for_any_crop_gets_the_central_one():
+    p = draw_parameters(np.random.default_rng(0), 50, 10, 10_000)
+    assert (p.height == 10).all()
+    assert (p.width == 13).all()
+    assert (p.left == (10_000 - 13) // 2).all()
+    p = draw_parameters(np.random.default_rng(0), 50, 10_000, 9)
+    assert (p.height == 12).all()
+    assert (p.width == 9).all()
+    assert (p.top == (10_000 - 12) // 2).all()
+
+
+def test_how_often_and_how_much():
+    p = draw_parameters(np.random.default_rng(0), 20_000, 32, 32, strength=0.5, blur=True)
+    for drawn, probability in ((p.flip, 0.5), (p.jitter, 0.8), (p.grey, 0.2), (p.blur, 0.5)):
+        assert abs(drawn.mean() - probability) < 0.015
+    np.testing.assert_allclose(p.factor.min(axis=0), [0.6, 0.6, 0.6, -0.1], atol=0.002)
+    np.testing.assert_allclose(p.factor.max(axis=0), [1.4, 1.4, 1.4, 0.1], atol=0.002)
+    assert 0.1 <= p.sigma.min() < 0.11
+    assert 1.99 < p.sigma.max() <= 2
+    orders, counts = np.unique(p.order, axis=0, return_counts=True)
+    assert len(orders) == 24
+    np.testing.assert_allclose(counts / 20_000, 1 / 24, atol=0.01)
+    assert abs(np.corrcoef([p.flip, p.jitter, p.grey, p.blur, *p.factor.T]) - np.eye(8)).max() < 0.03
+
+
+def test_a_factor_is_never_negative():
+    assert draw_parameters(np.random.default_rng(0), 5000, 8, 8, strength=2.5).factor[:, :3].min() >= 0
+
+
+def test_no_two_images_share_their_parameters():
+    p = draw_parameters(np.random.default_rng(0), 500, 32, 32)
+    assert len(np.unique(p.factor, axis=0)) == 500
+    assert len(np.unique(np.stack([p.top, p.left, p.height, p.width], 1), axis=0)) > 450
+
+
+def test_strength_and_blur_leave_the_crops_as_they_are():
+    a, b = (draw_parameters(np.random.default_rng(5), 40, 32, 32, s, blur) for s, blur in ((0.0, False), (1.0, True)))
+    for name in ("top", "left", "height", "width", "flip"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert not a.blur.any()
+    assert b.blur.any()
+
+
+# ── The public promise ────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize(("size", "blur"), [(32, False), (20, True)])
+def test_views_are_float32_in_the_unit_range_and_the_input_is_untouched(size, blur):
+    images = noise(50, 24, 30)
+    before = images.copy()
+    for view in two_views(images, np.random.default_rng(0), size, strength=1.0, blur=blur):
+        assert view.dtype == np.float32
+        assert view.shape == (50, size, size, 3)
+        assert 0 <= view.min() < 0.01
+        assert 0.99 < view.max() <= 1
+    np.testing.assert_array_equal(images, before)
+
+
+def test_same_seed_same_views_and_the_two_differ():
+    images = noise(20, 16, 16)
+    a, b = two_views(images, np.random.default_rng(3), 16)
+    a2, b2 = two_views(images, np.random.default_rng(3), 16)
+    np.testing.assert_array_equal(a, a2)
+    np.testing.assert_array_equal(b, b2)
+    assert abs(a - b).mean(axis=(1, 2, 3)).min() > 0.01
+    assert abs(a - two_views(images, np.random.default_rng(4), 16)[0]).mean(axis=(1, 2, 3)).min() > 0.01
+
+
+def test_strength_zero_leaves_colours_alone():
+    images = noise(200, 8, 8)
+    images[..., 1], images[..., 2] = images[..., 0] // 2, 0      # resizing keeps G < R and B = 0
+    view = one_view(images, np.random.default_rng(0), 8, strength=0)
+    assert view[..., 2].max() == 0
+    np.testing.assert_allclose(view[..., 1], view[..., 0] / 2, atol=1 / 255)
+
+
+def test_views_do_not_depend_on_how_the_batch_is_cut(monkeypatch):
+    images = noise(37, 16, 16)
+    p = draw_parameters(np.random.default_rng(0), 37, 16, 16, blur=True)
+    whole = apply_view(images, p, 24)
+    monkeypatch.setattr(augment, "_chunks", lambda xp, count, size: augment.blocks(count, 5))
+    np.testing.assert_allclose(apply_view(images, p, 24), whole, atol=1e-6)
+
+
+def test_an_empty_batch_gives_empty_views():
+    assert one_view(noise(0, 8, 8), np.random.default_rng(0), 16).shape == (0, 16, 16, 3)
+
+
+def test_evaluation_sees_the_plain_image():
+    images = noise(5, 12, 12)
+    np.testing.assert_array_equal(to_float(images), images.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(centre_view(images, 12), to_float(images))
+    wide = np.concatenate([noise(5, 12, 3), images, noise(5, 12, 4)], axis=2)
+    np.testing.assert_allclose(centre_view(wide, 12), to_float(images), atol=1e-6)
+    p = plain(5, 12, 19, left=np.full(5, 3), width=np.full(5, 12))
+    np.testing.assert_allclose(centre_view(wide, 7), apply_view(wide, p, 7), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "error", "says"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), {}, TypeError, "uint8 array, not float32"),
+        ([[1]], {}, TypeError, "uint8 array, not list"),
+        (np.zeros((8, 8, 3), np.uint8), {}, ValueError, r"\(N,H,W,3\), not \(8, 8, 3\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), {}, ValueError, "shape"),
+        (np.zeros((2, 0, 8, 3), np.uint8), {}, ValueError, "shape"),
+        (noise(2, 8, 8), {"size": 0}, ValueError, "size must be at least 1, not 0"),
+        (noise(2, 8, 8), {"size": 8.0}, TypeError, "integer"),
+        (noise(2, 8, 8), {"strength": -0.1}, ValueError, "strength must be from 0 to 2.5, not -0.1"),
+        (noise(2, 8, 8), {"strength": 3}, ValueError, "strength"),
+        (noise(2, 8, 8), {"strength": float("nan")}, ValueError, "strength"),
+    ],
+)
+def test_what_cannot_be_augmented_is_refused_in_one_line(images, options, error, says):
+    with pytest.raises(error, match=says) as caught:
+        two_views(images, np.random.default_rng(0), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_as_many_parameters_as_images():
+    with pytest.raises(ValueError, match="3 images need 3 parameters, not 2"):
+        apply_view(noise(3, 8, 8), plain(2, 8, 8), 8)
