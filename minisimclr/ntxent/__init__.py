@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from ..autograd import Tensor, Vjp, primitive
 from ..backend import Array, array_module, is_array
 from . import loss as reference
+from . import tiled
 
 __all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad"]
 
@@ -105,4 +106,4 @@ def _computing_dtype(za: Array, zb: Array) -> Array:
     return xp.result_type(za.dtype, zb.dtype, xp.float32)
 
 
-METHODS: dict[str, Method] = {"reference": reference.value_and_grad}
+METHODS: dict[str, Method] = {"reference": reference.value_and_grad, "tiled": tiled.value_and_grad}
