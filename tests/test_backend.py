@@ -1,0 +1,177 @@
+"""The array module and the threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from minisimclr import backend
+from minisimclr.backend import array_module, blas_at_one_thread, blocks, parallel, set_threads, threads, to_device
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    set_threads(4)
+    yield
+    set_threads(None)
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+# ── Arrays ────────────────────────────────────────────────────────────────────────────────────────
+
+def test_array_module_of_numpy_and_of_numbers() -> None:
+    assert array_module(np.ones(2), 3.0, [1]) is np
+    assert array_module() is np
+
+
+def test_devices() -> None:
+    x = np.ones(2)
+    assert to_device(x, "cpu") is x
+    with pytest.raises(ValueError, match="device must be"):
+        to_device(x, "tpu")
+
+
+def test_cuda_without_cupy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
+    with pytest.raises(RuntimeError, match=r"pip install .*cuda12") as error:
+        backend._cupy()
+    assert "\n" not in str(error.value)
+
+
+# ── How many threads ──────────────────────────────────────────────────────────────────────────────
+
+def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads() == 4
+    set_threads(None)
+    monkeypatch.setenv("MINISIMCLR_THREADS", "3")
+    assert threads() == 3
+    for bad in ("0", "-1", "many", "1.5"):
+        monkeypatch.setenv("MINISIMCLR_THREADS", bad)
+        with pytest.raises(ValueError, match="MINISIMCLR_THREADS must be"):
+            threads()
+    monkeypatch.delenv("MINISIMCLR_THREADS")
+    assert 1 <= threads() <= (os.cpu_count() or 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        set_threads(0)
+
+
+# ── Parallel work ─────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_every_item_is_done_once(count: int) -> None:
+    set_threads(count)
+    for items in (0, 1, 3, 100):
+        done = np.zeros(items, int)
+        parallel(lambda i, done=done: done.__setitem__(i, done[i] + 1), range(items))
+        assert (done == 1).all()
+
+
+def test_threads_really_work_side_by_side() -> None:
+    meeting = threading.Barrier(4, timeout=10)  # passes only if four threads stand here at once
+    parallel(lambda _: meeting.wait(), range(4))
+
+
+def test_blocks_cover_the_range() -> None:
+    assert [range(10)[s] for s in blocks(10, 4)] == [range(4), range(4, 8), range(8, 10)]
+    assert blocks(0, 4) == []
+
+
+def test_the_first_exception_arrives_and_the_pool_survives() -> None:
+    def fail_on(i: int) -> None:
+        if i == 5:
+            raise KeyError("five")
+
+    for _ in range(20):
+        with pytest.raises(KeyError, match="five"):
+            parallel(fail_on, range(50))
+    test_every_item_is_done_once(4)
+
+
+def test_a_nested_call_runs_its_items_itself() -> None:
+    seen: list[tuple[int, int, bool]] = []
+
+    def outer(i: int) -> None:
+        me = threading.get_ident()
+        parallel(lambda j: seen.append((i, j, threading.get_ident() == me)), range(3))
+
+    parallel(outer, range(8))
+    assert sorted(seen) == [(i, j, True) for i in range(8) for j in range(3)]
+
+
+def test_calls_from_several_threads_do_not_mix() -> None:
+    totals = np.zeros((6, 40))
+    callers = [
+        threading.Thread(target=lambda k=k: [
+            parallel(lambda i, k=k: totals.__setitem__((k, i), totals[k, i] + 1), range(40)) for _ in range(25)])
+        for k in range(6)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert (totals == 25).all()
+
+
+def test_what_a_task_kept_is_released() -> None:
+    import weakref
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    gone = weakref.ref(thing)
+    parallel(lambda i, thing=thing: None, range(4))
+    del thing
+    assert gone() is None
+
+
+# ── BLAS ──────────────────────────────────────────────────────────────────────────────────────────
+
+def test_blas_is_held_at_one_thread_and_restored() -> None:
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        before = blas_threads()
+        seen: list[list[int]] = []
+        parallel(lambda _: seen.append(blas_threads()), range(4))
+        assert all(count == 1 for counts in seen for count in counts)
+        assert blas_threads() == before
+        with pytest.raises(ZeroDivisionError):
+            parallel(lambda i: 1 // i, range(4))
+        assert blas_threads() == before
+        with blas_at_one_thread():
+            with blas_at_one_thread():
+                pass
+            assert all(count == 1 for count in blas_threads())
+        assert blas_threads() == before
+
+
+# ── Processes ─────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_its_own_threads() -> None:
+    parallel(lambda _: None, range(4))  # the parent's workers exist now
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads
+        child = os.fork()
+    if child == 0:
+        done = np.zeros(20)
+        parallel(lambda i: done.__setitem__(i, 1), range(20))
+        os._exit(0 if done.all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_interpreter_ends_while_workers_sleep() -> None:
+    code = "from minisimclr.backend import *; set_threads(4); parallel(print, range(3))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.split()) == ["0", "1", "2"]
