@@ -16,6 +16,8 @@ from .autograd import Tensor
 from .backend import array_module
 from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
 
+STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution
+
 
 class BasicBlock(Module):
     """Two 3×3 convolutions and a way around them:  x (H,W,N,C) -> relu(x' + f(x)) (H/stride,W/stride,N,dim)."""
@@ -86,11 +88,11 @@ class ResNet(Module):
                  width: int = 1, stem: str = "imagenet", num_classes: int | None = None,
                  rng: np.random.Generator | None = None) -> None:
         rng = np.random.default_rng(0) if rng is None else rng
-        if stem not in ("imagenet", "cifar", "small"):
-            raise ValueError(f'stem must be "imagenet", "cifar" or "small", not {stem!r}')
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
         self.stem = stem
         dim = base * width
-        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}[stem]
+        kernel, stride = STEMS[stem]
         self.conv1 = Conv2d(3, dim, kernel, stride=stride, padding=kernel // 2, rng=rng)
         self.bn1 = BatchNorm2d(dim)
         in_dim = dim

@@ -1,0 +1,153 @@
+"""How good is a representation? Nearest neighbours and a linear classifier, on a frozen encoder.
+
+Both look at h, computed with running statistics; the encoder does not change. The hyper-parameter of the
+linear classifier is chosen on a part of the *training* set, and the accuracy reported is that of the one
+classifier so chosen, over every test image at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from .augment import to_float
+from .autograd import no_grad
+from .backend import blocks, to_device, to_numpy
+from .simclr import SimCLR
+
+Matrix = np.ndarray[Any, Any]
+
+
+def embed(model: SimCLR, images: Matrix, *, batch: int = 500, device: str = "cpu") -> tuple[Matrix, Matrix]:
+    """Representations h (N,features) and embeddings z (N,out_dim), float32, of uint8 images (N,H,W,3)."""
+    hs, zs = [], []
+    with no_grad():
+        for part in blocks(len(images), batch):
+            h, z = model(to_float(to_device(images[part], device)), train=False)
+            hs.append(to_numpy(h.data))
+            zs.append(to_numpy(z.data))
+    return np.concatenate(hs), np.concatenate(zs)
+
+
+def colour_statistics(images: Matrix) -> Matrix:
+    """Mean and standard deviation of each colour channel: uint8 (N,H,W,3) -> float32 (N,6)."""
+    pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
+    return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
+
+
+def nearest(train_h: Matrix, test_h: Matrix, k: int) -> tuple[Matrix, Matrix]:
+    """The k training rows of largest cosine similarity to each test row, nearest first.
+
+    Shapes: train_h (M,D), test_h (N,D) -> indices (N,k), similarities (N,k)
+    """
+    train_u, test_u = _unit_rows(train_h), _unit_rows(test_h)
+    indices = np.empty((len(test_u), k), np.int64)
+    similarities = np.empty((len(test_u), k), np.float32)
+    for rows in blocks(len(test_u), 1000):
+        similarity = test_u[rows] @ train_u.T                                               # (1000,M)
+        best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(similarity, best, axis=1), axis=1, kind="stable")
+        indices[rows] = np.take_along_axis(best, order, axis=1)
+        similarities[rows] = np.take_along_axis(similarity, indices[rows], axis=1)
+    return indices, similarities
+
+
+def knn_accuracy(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix, k: int = 20,
+                 temperature: float = 0.1) -> float:
+    """Share of test rows whose class wins the vote of their k nearest training rows.
+
+    Neighbours are found by cosine similarity s and vote with weight exp(s/temperature), as in Wu et al. 2018.
+    """
+    _check(train_h, train_y, test_h, test_y)
+    if not 1 <= k <= len(train_h):
+        raise ValueError(f"k must lie in 1…{len(train_h)}, the number of training rows, not {k}")
+    indices, similarities = nearest(train_h, test_h, k)
+    weights = np.exp((similarities - similarities[:, :1]) / temperature)
+    votes = np.zeros((len(test_h), int(train_y.max()) + 1))
+    np.add.at(votes, (np.arange(len(test_h))[:, None], train_y[indices]), weights)
+    return float((votes.argmax(axis=1) == test_y).mean())
+
+
+class LinearProbe:
+    """Multinomial logistic regression on standardised features: logits = (x − mean)/std · W + b."""
+
+    def __init__(self, mean: Matrix, std: Matrix, weights: Matrix, l2: float) -> None:
+        self.mean, self.std, self.weights, self.l2 = mean, std, weights, l2   # weights (D+1,K), b last
+
+    def accuracy(self, h: Matrix, y: Matrix) -> float:
+        return float((_affine(_standardised(h, self.mean, self.std), self.weights).argmax(axis=1) == y).mean())
+
+
+def fit_linear_probe(h: Matrix, y: Matrix, *, l2_values: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+                     iterations: int = 100, seed: int = 0) -> LinearProbe:
+    """Fit by L-BFGS, the l2 penalty chosen on a held-out tenth of the rows (paper, App. B.8.1: L-BFGS, l2 sweep).
+
+    h (N,D) float, y integer (N,) in 0…K−1. The loss is the mean cross-entropy + ½·l2·|W|².
+    """
+    h = np.asarray(h, np.float32)
+    mean, std = h.mean(axis=0), h.std(axis=0) + np.float32(1e-6)
+    x, classes = _standardised(h, mean, std), int(y.max()) + 1
+    shuffled = np.random.default_rng(seed).permutation(len(x))
+    held_out, rest = np.split(shuffled, [max(1, len(x) // 10)])
+
+    def held_out_accuracy(weights: Matrix) -> float:
+        return float((_affine(x[held_out], weights).argmax(axis=1) == y[held_out]).mean())
+
+    best, l2 = -1.0, l2_values[0]
+    weights = np.zeros((x.shape[1] + 1, classes))
+    for candidate in l2_values:  # from strong to weak, each from where the last one ended
+        weights = _fit(x[rest], y[rest], weights, candidate, iterations)
+        accuracy = held_out_accuracy(weights)
+        if accuracy > best:
+            best, l2, start = accuracy, candidate, weights
+    return LinearProbe(mean, std, _fit(x, y, start, l2, iterations), l2)
+
+
+def linear_probe(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix, **options: Any) -> float:
+    """Test accuracy of a linear classifier on frozen features; options as for `fit_linear_probe`."""
+    _check(train_h, train_y, test_h, test_y)
+    return fit_linear_probe(train_h, train_y, **options).accuracy(test_h, test_y)
+
+
+def _fit(x: Matrix, y: Matrix, start: Matrix, l2: float, iterations: int) -> Matrix:
+    rows = np.arange(len(x))
+
+    def loss_and_gradient(flat: Matrix) -> tuple[float, Matrix]:
+        weights = flat.reshape(start.shape)
+        logits = _affine(x, weights)                                                        # (N,K)
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits)
+        sums = p.sum(axis=1, keepdims=True)
+        loss = float((np.log(sums[:, 0]) - logits[rows, y]).mean(dtype=float))
+        p /= sums
+        p[rows, y] -= 1                                                                     # P − Y
+        gradient = np.concatenate([x.T @ p, p.sum(axis=0, keepdims=True)]).astype(float) / len(x)
+        gradient[:-1] += l2 * weights[:-1]                                                  # b is not penalised
+        return loss + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
+
+    result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    return np.asarray(result.x).reshape(start.shape)
+
+
+def _affine(x: Matrix, weights: Matrix) -> Matrix:
+    weights = weights.astype(x.dtype)
+    return x @ weights[:-1] + weights[-1]
+
+
+def _standardised(h: Matrix, mean: Matrix, std: Matrix) -> Matrix:
+    return (np.asarray(h, np.float32) - mean) / std
+
+
+def _unit_rows(h: Matrix) -> Matrix:
+    h = np.asarray(h, np.float32)
+    return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _check(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix) -> None:
+    if train_h.ndim != 2 or test_h.ndim != 2 or train_h.shape[1] != test_h.shape[1]:
+        raise ValueError(f"features must be (N,D) with one D, not {train_h.shape} and {test_h.shape}")
+    if len(train_h) != len(train_y) or len(test_h) != len(test_y):
+        raise ValueError(f"one label per row expected: {len(train_h)} rows and {len(train_y)} labels for training, "
+                         f"{len(test_h)} and {len(test_y)} for testing")
