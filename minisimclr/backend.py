@@ -21,6 +21,7 @@ which block, and is the same bit for bit at any fixed number of threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -118,6 +119,7 @@ def set_threads(count: int | None) -> None:
     _threads = count
 
 
+@functools.cache
 def _usable_cores() -> int:
     """The cores this process may use: its affinity, and the quota of its control group if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

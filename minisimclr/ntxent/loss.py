@@ -68,8 +68,9 @@ def unit_rows(z: Array) -> tuple[Array, Array, Array]:
     """
     xp = array_module(z)
     scale = xp.abs(z).max(axis=1, keepdims=True)
-    scale[scale == xp.inf] = xp.nan  # an embedding that overflowed: say so, and ∞/∞ would warn besides
-    scaled = z / xp.where(scale == 0, 1, scale)  # entries in [−1, 1]: their squares cannot overflow
+    scale[scale < xp.finfo(z.dtype).tiny] = 0  # too short to have a direction, or a finite gradient
+    scale[scale == xp.inf] = xp.nan  # an embedding that overflowed: say so (∞/∞ would warn besides)
+    scaled = z / xp.where(scale == 0, xp.inf, scale)  # entries in [−1, 1]: their squares cannot overflow
     norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
     norm[scale == 0] = 1
     return scaled / norm, norm, scale
@@ -82,7 +83,7 @@ def through_norm(u: Array, norm: Array, scale: Array, du: Array) -> Array:
     """
     xp = array_module(u)
     tangent = du - u * (u * du).sum(axis=1, keepdims=True)
-    return xp.where(scale == 0, 0, tangent / norm / xp.where(scale == 0, 1, scale))
+    return tangent / norm / xp.where(scale == 0, xp.inf, scale)
 
 
 def contrastive_accuracy(za: Array, zb: Array) -> float:

@@ -19,6 +19,7 @@ the result is the same bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backend import Array, blas_at_one_thread, parallel
-from .loss import through_norm, unit_rows
+from .loss import unit_rows
 
 TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
 KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
@@ -60,8 +61,7 @@ class _Problem:
         self.du = np.zeros((2 * images, width), za.dtype)  # becomes dz in place
         # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
         self.shifted = 1 / temperature + math.log(2 * images) > math.log(np.finfo(za.dtype).max) - 2
-        fits = 2 * images * images * za.itemsize <= keep_bytes  # E, symmetric: half of (2N)²
-        self.kept: dict[tuple[int, int], Array] | None = {} if fits and not self.shifted else None
+        self.kept = {} if self.shifted else self.room_for_all_tiles(keep_bytes)
 
     def solve(self) -> tuple[Array, Array, Array]:
         n, u, temperature = 2 * self.images, self.u, self.temperature
@@ -97,6 +97,16 @@ class _Problem:
         for pairs in self.rounds:
             parallel(task, pairs)
 
+    def room_for_all_tiles(self, keep_bytes: int) -> dict[tuple[int, int], Array]:
+        """An array for E of each pair of blocks, or none if they take more than `keep_bytes`."""
+        pairs = [pair for pairs in self.rounds for pair in pairs]
+        shapes = [[rows.stop - rows.start for rows in self.rows(pair)] for pair in pairs]
+        ends = np.cumsum([rows * columns for rows, columns in shapes])
+        if ends[-1] * self.dtype.itemsize > keep_bytes:
+            return {}
+        whole = np.empty(ends[-1], self.dtype)  # at once: a large array comes in large pages, six times as fast
+        return {pair: flat.reshape(shape) for pair, flat, shape in zip(pairs, np.split(whole, ends[:-1]), shapes)}
+
     # ── One block of rows ─────────────────────────────────────────────────────────────────────────
 
     def normalize(self, i: int) -> None:
@@ -106,11 +116,20 @@ class _Problem:
         self.u[rows], self.norm[rows], self.scale[rows] = unit_rows(z)  #             (5.2)
 
     def finish(self, i: int) -> None:
+        """du, so far without the positives, becomes dz, in place."""
         rows, partners = self.blocks[i], self.blocks[(i + self.half) % len(self.blocks)]
         u, du = self.u[rows], self.du[rows]
-        du -= self.pull[rows] * (self.u[partners] - self.side[rows] * u)  #           (5.10)
-        du /= 2 * self.images * self.temperature
-        du[:] = through_norm(u, self.norm[rows], self.scale[rows], du)  #             (5.11)
+        part = self.tile((i, i))[2][: len(u)]
+        np.multiply(u, self.side[rows], out=part)
+        np.subtract(self.u[partners], part, out=part)
+        part *= self.pull[rows]
+        du -= part  #                                                                 (5.10)
+        # As loss.through_norm, step by step.
+        np.multiply(u, np.vecdot(u, du)[:, None], out=part)
+        du -= part
+        du /= self.norm[rows] * self.dtype.type(2 * self.images * self.temperature)
+        scale = self.scale[rows]
+        du /= np.where(scale == 0, np.inf, scale)  #                                  (5.11)
 
     # ── One pair of blocks ────────────────────────────────────────────────────────────────────────
 
@@ -124,6 +143,10 @@ class _Problem:
         if j in (i, i + self.half):  # on the diagonal of this tile each row meets itself, or its partner
             np.fill_diagonal(out, -np.inf)
         return out
+
+    def exponentials(self, pair: tuple[int, int], out: Array) -> Array:
+        cosine = self.cosines(pair, out, 1 / self.temperature)
+        return np.exp(cosine, out=cosine)
 
     def relative(self, cosine: Array, level: Array, out: Array) -> Array:
         """exp((cosine − level)/τ)."""
@@ -150,10 +173,7 @@ class _Problem:
             e = self.relative(cosine, self.top[I][:, None], out=one)
             self.negatives[I] += _row_sums(e)
         else:
-            if self.kept is not None:
-                one = self.kept[pair] = np.empty_like(one)
-            e = self.cosines(pair, one, 1 / self.temperature)
-            np.exp(e, out=e)
+            e = self.exponentials(pair, self.kept.get(pair, one))
             self.negatives[I] += _row_sums(e)
             if I != J:
                 self.negatives[J] += _column_sums(e)
@@ -168,16 +188,12 @@ class _Problem:
             self.relative(cosine, self.level[I][:, None], out=m)
             m += other
         else:
-            if self.kept is not None:
-                e = self.kept.pop(pair)
-            else:
-                e = self.cosines(pair, m, 1 / self.temperature)
-                np.exp(e, out=e)
+            e = self.kept[pair] if self.kept else self.exponentials(pair, m)
             np.add(self.weight[I][:, None], self.weight[J], out=other)
             np.multiply(e, other, out=m)  #                                           (5.12)
-        self.du[I] += np.matmul(m, self.u[J], out=product[: len(m)])
+        _add(self.du[I], np.matmul(m, self.u[J], out=product[: len(m)]))
         if I != J:
-            self.du[J] += np.matmul(m.T, self.u[I], out=product[: len(m.T)])
+            _add(self.du[J], np.matmul(m.T, self.u[I], out=product[: len(m.T)]))
 
     def rows(self, pair: tuple[int, int]) -> tuple[slice, slice]:
         return self.blocks[pair[0]], self.blocks[pair[1]]
@@ -186,8 +202,8 @@ class _Problem:
         """This thread's scratch: two arrays of the tile's shape, and one for TILE rows of a product."""
         rows, columns = (self.blocks[k].stop - self.blocks[k].start for k in pair)
         width = self.u.shape[1]
-        if getattr(_scratch, "key", None) != (width, self.dtype):
-            _scratch.key = (width, self.dtype)
+        if getattr(_scratch, "key", None) != (width, self.dtype, TILE):
+            _scratch.key = (width, self.dtype, TILE)
             _scratch.arrays = [np.empty(TILE * size, self.dtype) for size in (TILE, TILE, width)]
         one, two, product = _scratch.arrays
         shape = (rows, columns)
@@ -196,6 +212,10 @@ class _Problem:
 
 
 _scratch = threading.local()
+
+
+def _add(total: Array, part: Array) -> None:
+    total += part  # `array[rows] += part` would copy the rows onto themselves besides
 
 
 def _row_sums(e: Array) -> Array:
@@ -207,10 +227,11 @@ def _column_sums(e: Array) -> Array:
 
 
 def _blocks(images: int) -> list[slice]:
-    """Blocks of at most TILE rows of one view; the second half of the list is the same of the other view."""
-    starts = range(0, images, TILE)
-    one = [slice(s, min(s + TILE, images)) for s in starts]
-    return one + [slice(images + s.start, images + s.stop) for s in one]
+    """Blocks of at most TILE rows, of like size, of one view; then the same of the other view."""
+    count = max(-(-images // TILE), min(2, images // 128))
+    edges = [images * k // count for k in range(count + 1)]
+    one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+    return one + [slice(images + rows.start, images + rows.stop) for rows in one]
 
 
 def _rounds(players: int) -> list[list[tuple[int, int]]]:

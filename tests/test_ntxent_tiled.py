@@ -1,0 +1,160 @@
+"""The tiled NT-Xent: equal to the readable one on awkward sizes, the same bits again, and lean.
+
+Everything in test_ntxent.py runs on the tiled version too; here is what only tiles can get wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minisimclr import backend
+from minisimclr.ntxent import loss as readable
+from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    backend.set_threads(request.param)
+    yield
+    backend.set_threads(None)
+
+
+def views(n: int, d: int = 24, dtype: Any = np.float64) -> tuple[Array, Array]:
+    rng = np.random.default_rng([n, d])
+    a = rng.standard_normal((n, d))
+    return a.astype(dtype), (a + rng.standard_normal((n, d))).astype(dtype)
+
+
+def assert_equal_to_the_readable_one(a: Array, b: Array, temperature: float, keep_bytes: int, tolerance: float) -> None:
+    loss, *gradients = tiled.value_and_grad(a, b, temperature, keep_bytes)
+    expected, *expected_gradients = readable.value_and_grad(a, b, temperature)
+    assert abs(loss - expected) <= tolerance * abs(expected)
+    for g, e in zip(gradients, expected_gradients):
+        assert g.dtype == e.dtype == a.dtype
+        assert np.abs(g - e).max() <= tolerance * np.abs(e).max()
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("keep_bytes", [0, 2**30], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("tile", [7, 256])
+class TestEqualToTheReadableOne:
+    @pytest.fixture(autouse=True)
+    def tile_rows(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tiled, "TILE", tile)
+        monkeypatch.setattr(tiled, "_scratch", threading.local())
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8, 13, 14, 15, 50])
+    @pytest.mark.parametrize("temperature", [1e-3, 5e-3, 0.1, 1, 1e3])
+    def test_any_number_of_images(self, n: int, temperature: float, keep_bytes: int) -> None:
+        a, b = views(n)
+        if temperature == 5e-3:
+            a[0], b[-1] = b[0], -a[-1]  # some rows with a near partner and some without: each its own shift
+        assert_equal_to_the_readable_one(a, b, temperature, keep_bytes, tolerance=1e-11 * max(1, 0.05 / temperature))
+
+    @pytest.mark.parametrize("d", [1, 2, 300])
+    def test_any_width(self, d: int, keep_bytes: int) -> None:
+        assert_equal_to_the_readable_one(*views(20, d), 0.2, keep_bytes, tolerance=1e-11)
+
+    def test_float32(self, keep_bytes: int) -> None:
+        for temperature in (0.01, 0.0125, 0.02, 0.1):  # around the smallest that needs no shift
+            a, b = views(40, dtype=np.float32)
+            assert_equal_to_the_readable_one(a, b, temperature, keep_bytes, tolerance=2e-6 * max(1, 0.05 / temperature))
+
+
+@pytest.mark.parametrize("n", [257, 300, 511, 600])
+def test_sizes_around_the_real_tile(n: int) -> None:
+    a, b = views(n, dtype=np.float32)
+    assert_equal_to_the_readable_one(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
+
+
+def test_same_bits_again_and_on_any_number_of_threads() -> None:
+    a, b = views(700, dtype=np.float32)
+    for temperature in (0.005, 0.1):
+        results = []
+        for count in (1, 2, 2, 2, 5, 16):
+            backend.set_threads(count)
+            results.append(nt_xent_value_and_grad(a, b, temperature, "tiled"))
+        backend.set_threads(None)
+        for loss, da, db in results[1:]:
+            assert loss == results[0][0]
+            np.testing.assert_array_equal(da, results[0][1])
+            np.testing.assert_array_equal(db, results[0][2])
+
+
+def test_kept_and_recomputed_are_the_same_bits() -> None:
+    a, b = views(400, dtype=np.float32)
+    for x, y in zip(tiled.value_and_grad(a, b, 0.1, 0), tiled.value_and_grad(a, b, 0.1, 2**30)):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_calls_side_by_side_do_not_disturb_each_other() -> None:
+    a, b = views(200, dtype=np.float32)
+    expected = tiled.value_and_grad(a, b, 0.1)
+    results: list[tuple[Array, Array, Array]] = []
+    callers = [threading.Thread(target=lambda: results.append(tiled.value_and_grad(a, b, 0.1))) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert len(results) == 6
+    for result in results:
+        for x, y in zip(result, expected):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("players", [2, 4, 6, 8, 34])
+def test_rounds_are_a_tournament(players: int) -> None:
+    rounds = tiled._rounds(players)
+    pairs = [pair for pairs in rounds for pair in pairs]
+    assert sorted(pairs) == sorted(itertools.combinations_with_replacement(range(players), 2))
+    for pairs in rounds[1:]:
+        assert len({player for pair in pairs for player in pair}) == players  # nobody plays twice
+    assert all(i <= j for i, j in pairs)
+
+
+@pytest.mark.parametrize("images", [1, 5, 127, 128, 129, 256, 257, 1000])
+def test_blocks_pair_up(images: int) -> None:
+    blocks = tiled._blocks(images)
+    half = len(blocks) // 2
+    assert blocks[0].start == 0
+    assert sum(rows.stop - rows.start for rows in blocks) == 2 * images
+    for one, other in zip(blocks[:half], blocks[half:]):
+        assert (other.start, other.stop) == (one.start + images, one.stop + images)
+        assert 0 < one.stop - one.start <= tiled.TILE
+
+
+# ── Memory ────────────────────────────────────────────────────────────────────────────────────────
+
+def extra_bytes(n: int, d: int, keep_bytes: int, temperature: float = 0.1) -> int:
+    """The most that one call holds beyond its inputs and outputs."""
+    a, b = views(n, d, np.float32)
+    tiled._scratch = threading.local()
+    tracemalloc.start()
+    try:
+        tiled.value_and_grad(a, b, temperature, keep_bytes)
+        return tracemalloc.get_traced_memory()[1] - a.nbytes - b.nbytes  # the gradients
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_grows_with_n_not_with_n_squared() -> None:
+    small, large = (extra_bytes(n, 8, keep_bytes=0) for n in (1000, 4000))
+    assert large - small < 4 * (3000 * 2 * 8 * 4)  # u, and the vectors of length 2N
+    small, large = (extra_bytes(n, 8, keep_bytes=0, temperature=0.005) for n in (1000, 2000))
+    assert large - small < 4 * (1000 * 2 * 8 * 4)
+
+
+def test_memory_at_4096_images() -> None:
+    n = 4096
+    assert extra_bytes(n, 128, keep_bytes=0) <= 16 * 2**20
+    e = 2 * n * n * 4
+    assert e < extra_bytes(n, 128, keep_bytes=tiled.KEEP_BYTES) <= e + 24 * 2**20
