@@ -146,6 +146,9 @@ def choose_split(
     if holding_classes or (splits and splits == tops):                      # a class may be called "train"
         if split.lower() not in {top.lower() for top in splits}:
             raise DataError(f"{path}: no split {split!r}; there are: {', '.join(map(shown, sorted(splits)))}")
+        stray = sum(parts[0] not in splits for parts, _ in below)
+        if stray:
+            report(f"{path}: {stray} images outside the split folders were left out")
         classes = sorted({parts[1] for parts, _ in below if parts[0] in splits and len(parts) > 2})
         below = [(parts[1:], entry) for parts, entry in below if len(parts) > 1 and parts[0].lower() == split.lower()]
     else:
