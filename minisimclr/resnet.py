@@ -156,7 +156,7 @@ def resnet152(**options: Any) -> ResNet:
 
 def resnet_small(**options: Any) -> ResNet:
     """For 32×32 images on a CPU: three stages of one block on 16×16, 8×8 and 4×4 maps."""
-    return ResNet(BasicBlock, (1, 1, 1), **{"base": 48, "stem": "small", **options})
+    return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 
 ENCODERS = {"small": resnet_small, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50,

@@ -70,7 +70,7 @@ def load_run(folder: str | Path) -> Run:
 
 def fingerprint(images: np.ndarray[Any, Any]) -> str:
     """Number and checksum of the images: a run is resumed on what it began with, or not at all."""
-    return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images)):08x}"
+    return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 def claim(folder: str | Path | None, resume: bool) -> Path | None:

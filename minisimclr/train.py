@@ -13,7 +13,7 @@ import numpy as np
 from .augment import two_views
 from .backend import blas_at_one_thread, to_device
 from .config import ORDER, VIEWS, Config, build_model, build_optimizer
-from .data import DataError, epoch_batches, load_dataset
+from .data import DataError, epoch_order, load_dataset
 from .ntxent import contrastive_accuracy
 from .optim import Optimizer, warmup_cosine
 from .run import Interrupted, Metrics, Run, claim, fingerprint, keeper, metrics_file, restore, stop_signals
@@ -50,7 +50,7 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
         for step in range(run.steps, total_steps):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
-                batches = epoch_batches(len(images), config.batch, config.rng(ORDER, epoch))
+                batches = epoch_order(len(images), config.batch, config.rng(ORDER, epoch))
             started = time.perf_counter()
             batch = to_device(images[batches[step % steps_per_epoch]], config.device)                  # (N,H,W,3) uint8
             a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur)
