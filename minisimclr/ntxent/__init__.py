@@ -92,8 +92,7 @@ def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
 def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
     """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
     if method == "auto":
-        # Below about 64 images the tiles' hand-offs cost more than they save (benchmarks/notes.md).
-        method = "tiled" if array_module(za, zb) is np and len(za) > 64 else "reference"
+        method = "tiled" if array_module(za, zb) is np else "reference"
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     dtype = _computing_dtype(za, zb)

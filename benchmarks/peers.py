@@ -1,0 +1,168 @@
+"""What the benchmarks measure against: each peer's NT-Xent, forward and backward, as its users write it.
+
+A contestant is a function `prepare(za, zb, temperature) -> run`, and `run()` gives (loss, dza, dzb) in its
+own kind of array, finished: nothing is left in flight. Importing a missing package raises ImportError.
+
+Install them with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[], tuple[Any, Any, Any]]
+Prepare = Callable[[Any, Any, float], Run]
+
+
+# ── NumPy ─────────────────────────────────────────────────────────────────────────────────────────
+
+def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
+    """The closed form as one writes it first: logits, log-sum-exp, softmax minus one-hot."""
+    n = len(za)
+    partner = (np.arange(2 * n) + n) % (2 * n)
+    anchor = np.arange(2 * n)
+
+    def run() -> tuple[Any, Any, Any]:
+        z = np.concatenate([za, zb])
+        length = np.linalg.norm(z, axis=1, keepdims=True)
+        u = z / length
+        logits = u @ u.T / temperature
+        np.fill_diagonal(logits, -np.inf)
+        shift = logits.max(axis=1, keepdims=True)
+        e = np.exp(logits - shift)
+        total = e.sum(axis=1, keepdims=True)
+        loss = (np.log(total) + shift).mean() - logits[anchor, partner].mean()
+        g = e / total
+        g[anchor, partner] -= 1
+        du = (g + g.T) @ u / (2 * n * temperature)
+        dz = (du - u * (u * du).sum(axis=1, keepdims=True)) / length
+        return loss, dz[:n], dz[n:]
+
+    return run
+
+
+def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
+    def prepare(za: Any, zb: Any, temperature: float) -> Run:
+        from minisimclr.ntxent import METHODS
+
+        if keep_bytes is None:
+            return lambda: METHODS[method](za, zb, temperature)
+        return lambda: METHODS[method](za, zb, temperature, keep_bytes)  # type: ignore[call-arg]
+
+    return prepare
+
+
+# ── PyTorch ───────────────────────────────────────────────────────────────────────────────────────
+
+def _torch_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
+    """Loss and gradients of a PyTorch function of two tensors."""
+    import torch
+
+    a, b = (torch.from_numpy(z.copy()).requires_grad_() for z in (za, zb))
+
+    def run() -> tuple[Any, Any, Any]:
+        a.grad = b.grad = None
+        loss = loss_of(a, b)
+        loss.backward()
+        return loss.detach(), a.grad, b.grad
+
+    return run
+
+
+def _torch_loss(temperature: float) -> Callable[[Any, Any], Any]:
+    """The similarity matrix and a cross-entropy, as in most SimCLR repositories."""
+    import torch
+    from torch.nn import functional as F
+
+    def loss_of(a: Any, b: Any) -> Any:
+        n = len(a)
+        u = F.normalize(torch.cat([a, b]), dim=1)
+        logits = u @ u.T / temperature
+        logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool), float("-inf"))
+        return F.cross_entropy(logits, (torch.arange(2 * n) + n) % (2 * n))
+
+    return loss_of
+
+
+def torch_eager(za: Any, zb: Any, temperature: float) -> Run:
+    return _torch_run(_torch_loss(temperature), za, zb)
+
+
+def torch_compile(za: Any, zb: Any, temperature: float) -> Run:
+    import torch
+
+    return _torch_run(torch.compile(_torch_loss(temperature)), za, zb)
+
+
+def lightly(za: Any, zb: Any, temperature: float) -> Run:
+    from lightly.loss import NTXentLoss
+
+    return _torch_run(NTXentLoss(temperature), za, zb)
+
+
+def pytorch_metric_learning(za: Any, zb: Any, temperature: float) -> Run:
+    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+    return _torch_run(SelfSupervisedLoss(NTXentLoss(temperature)), za, zb)
+
+
+# ── JAX ───────────────────────────────────────────────────────────────────────────────────────────
+
+def _jax_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
+    import jax
+
+    both = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
+    a, b = jax.numpy.asarray(za), jax.numpy.asarray(zb)
+
+    def run() -> tuple[Any, Any, Any]:
+        loss, (da, db) = jax.block_until_ready(both(a, b))
+        return loss, da, db
+
+    return run
+
+
+def jax_jit(za: Any, zb: Any, temperature: float) -> Run:
+    """The same matrix form, compiled by XLA."""
+    import jax.numpy as jnp
+    from jax.nn import logsumexp
+
+    def loss_of(a: Any, b: Any) -> Any:
+        n = len(a)
+        z = jnp.concatenate([a, b])
+        u = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+        logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, u @ u.T / temperature)
+        positive = (u * jnp.roll(u, n, axis=0)).sum(axis=1) / temperature
+        return (logsumexp(logits, axis=1) - positive).mean()
+
+    return _jax_run(loss_of, za, zb)
+
+
+def optax(za: Any, zb: Any, temperature: float) -> Run:
+    import jax.numpy as jnp
+    from optax.losses import ntxent
+
+    labels = jnp.tile(jnp.arange(len(za)), 2)
+    return _jax_run(lambda a, b: ntxent(jnp.concatenate([a, b]), labels, temperature), za, zb)
+
+
+OURS: dict[str, Prepare] = {
+    "tiled, E kept": minisimclr("tiled", 2**40),
+    "tiled, E recomputed": minisimclr("tiled", 0),
+    "reference": minisimclr("reference"),
+    "NumPy textbook": numpy_textbook,
+}
+PEERS: dict[str, Prepare] = {
+    "torch eager": torch_eager,
+    "torch.compile": torch_compile,
+    "lightly": lightly,
+    "pytorch-metric-learning": pytorch_metric_learning,
+    "jax.jit": jax_jit,
+    "optax": optax,
+}
+PACKAGE = {
+    "torch eager": "torch", "torch.compile": "torch", "lightly": "lightly",
+    "pytorch-metric-learning": "pytorch_metric_learning", "jax.jit": "jax", "optax": "optax",
+}  # fmt: skip
