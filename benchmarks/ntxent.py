@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
@@ -138,9 +139,8 @@ def load(path: str) -> list[Any]:
 class Contestant:
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
-        environment = os.environ | {
-            key: str(threads) for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
-        }
+        keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
+        environment = os.environ | dict.fromkeys(keys, str(threads))
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name, "--threads", str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
@@ -175,7 +175,9 @@ class Contestant:
 
 # ── A benchmark of one size ───────────────────────────────────────────────────────────────────────
 
-def measure(contestants: list[Contestant], n: int, options: argparse.Namespace, folder: Path, progress: Any) -> list[dict[str, Any]]:
+def measure(
+    contestants: list[Contestant], n: int, options: argparse.Namespace, folder: Path, progress: Any
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng([options.seed, n])
     random = views(rng, n, options.dim, noise=1.0)
     aligned = views(rng, n, options.dim, noise=0.1)
@@ -210,8 +212,8 @@ def measure(contestants: list[Contestant], n: int, options: argparse.Namespace, 
             break
     progress.update(1)
 
-    work = (2 * n) ** 2
-    floor = min(3 * work * options.dim / products + work / 2 / exponentials for products, exponentials in times.pop(FLOOR))
+    pairs = (2 * n) ** 2 / 2
+    floor = min(6 * pairs * options.dim / products + pairs / exponentials for products, exponentials in times.pop(FLOOR))
     for c in contestants:
         row = rows[c.name]
         if c.failed is not None:
@@ -262,7 +264,8 @@ def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -
 
 def growth(rows: list[dict[str, Any]]) -> str:
     """The exponent k of time ∝ N^k, fitted over the sizes from 1024 on."""
-    points = [(r["n"], min(r["times"])) for r in rows if r["name"] == "tiled, E recomputed" and r["n"] >= 1024 and "times" in r]
+    own = [row for row in rows if row["name"] == "tiled, E recomputed" and "times" in row]
+    points = [(row["n"], min(row["times"])) for row in own if row["n"] >= 1024]
     if len(points) < 2:
         return ""
     slope = np.polyfit(*np.log(np.array(points)).T, 1)[0]
@@ -278,7 +281,8 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for k, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
         own = [row for row in rows if row["name"] == name and "median" in row]
-        style = {"marker": "o", "markersize": 4, "linewidth": 2.4 if name.startswith("tiled") else 1.2, "color": f"C{k % 10}"}
+        width = 2.4 if name.startswith("tiled") else 1.2
+        style = {"marker": "o", "markersize": 4, "linewidth": width, "color": f"C{k % 10}"}
         left.loglog([r["n"] for r in own], [1e3 * r["median"] for r in own], label=name, **style)
         right.loglog([r["n"] for r in own], [r["memory"] / 2**20 for r in own], label=name, **style)
     sizes = sorted({row["n"] for row in rows})
@@ -296,13 +300,14 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 def device() -> dict[str, Any]:
     """What ran this, without names of hosts or folders."""
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] \
-        if os.path.exists("/proc/cpuinfo") else [platform.processor()]
-    import threadpoolctl
-
-    blas = [f"{p['internal_api']} {p['version']} {p.get('architecture', '')}" for p in threadpoolctl.threadpool_info()
-            if p["user_api"] == "blas"]
-    return {"cpu": names[0], "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__, "blas": blas}
+    cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    models = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    pools = [pool for pool in threadpoolctl.threadpool_info() if "numpy" in pool["filepath"]]
+    return {
+        "cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "numpy": np.__version__,
+        "blas": [f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}" for pool in pools],
+    }  # fmt: skip
 
 
 def commit() -> str:
