@@ -197,8 +197,15 @@ class _Worker:
         return worker
 
     def wait(self) -> BaseException | None:
-        """Until the job is done; the exception that ended it, if one did."""
-        self.done.acquire()
+        """Until the job is done; the exception that ended it, if one did.
+
+        By now the caller has emptied the queue. A worker that is not yet awake has nothing left to do,
+        so its job is taken back: on a busy machine waking it could take longer than all of the work.
+        """
+        if self.go.acquire(blocking=False):
+            self.job = None
+        else:
+            self.done.acquire()
         error, self.error = self.error, None
         _Worker.idle.append(self)
         return error

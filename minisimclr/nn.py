@@ -167,19 +167,21 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(dim, np.float32)
         self.running_var = np.ones(dim, np.float32)
 
-    def __call__(self, x: Tensor, train: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, train: bool = False, *, around: Tensor | None = None, relu: bool = False) -> Tensor:
+        """With `around` that is added, and with relu=True max(·, 0) taken, in the same walk through memory."""
         xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
+        inputs = (x, self.weight, shift) if around is None else (x, self.weight, shift, around)
         if not train:
-            return ops.batch_norm(x, self.weight, shift, mean=self.running_mean, variance=self.running_var,
-                                  eps=self.eps, batch=False)
+            return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps,
+                                  batch=False, relu=relu)
         mean, variance = ops.moments(xp, x.data)
         count = x.data.size // x.shape[-1]
         if count < 2:
             raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
         self.running_mean = self._towards(self.running_mean, mean)
         self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
-        return ops.batch_norm(x, self.weight, shift, mean=mean, variance=variance, eps=self.eps, batch=True)
+        return ops.batch_norm(*inputs, mean=mean, variance=variance, eps=self.eps, batch=True, relu=relu)
 
     def _towards(self, running: Array, new: Array) -> Array:
         return ((1 - self.momentum) * running + self.momentum * new).astype(running.dtype)

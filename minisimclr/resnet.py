@@ -33,9 +33,8 @@ class BasicBlock(Module):
             self.downsample = _projection(in_dim, dim, stride, rng)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        y = ops.relu(self.bn1(self.conv1(x), train))
-        y = self.bn2(self.conv2(y), train)
-        return ops.relu(y + _way_around(self, x, train))
+        y = self.bn1(self.conv1(x), train, relu=True)
+        return self.bn2(self.conv2(y), train, around=_way_around(self, x, train), relu=True)
 
 
 class Bottleneck(Module):
@@ -55,10 +54,9 @@ class Bottleneck(Module):
             self.downsample = _projection(in_dim, out_dim, stride, rng)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        y = ops.relu(self.bn1(self.conv1(x), train))
-        y = ops.relu(self.bn2(self.conv2(y), train))
-        y = self.bn3(self.conv3(y), train)
-        return ops.relu(y + _way_around(self, x, train))
+        y = self.bn1(self.conv1(x), train, relu=True)
+        y = self.bn2(self.conv2(y), train, relu=True)
+        return self.bn3(self.conv3(y), train, around=_way_around(self, x, train), relu=True)
 
 
 def _projection(in_dim: int, out_dim: int, stride: int, rng: np.random.Generator) -> Sequential:
@@ -111,7 +109,7 @@ class ResNet(Module):
     def __call__(self, images: Any, train: bool = False) -> Tensor:
         """Images, float (N,H,W,3) in [0,1], array or Tensor -> h (N,features), or logits (N,num_classes)."""
         x = _pixels_first(images, self.conv1.weight.dtype)           # (H,W,N,3)
-        x = ops.relu(self.bn1(self.conv1(x), train))                 # (H/s,W/s,N,base)
+        x = self.bn1(self.conv1(x), train, relu=True)                # (H/s,W/s,N,base)
         if self.stem == "imagenet":
             x = ops.max_pool2d(x, kernel=3, stride=2, padding=1)     # (H/4,W/4,N,base)
         for stage in range(self.stages):

@@ -1,17 +1,19 @@
 """Normalisation: batch norm over all but the last axis, and rows of unit length.
 
-Batch norm sees a feature map (H,W,N,C) as a table of M = H·W·N rows and C columns. It is bound by
-memory, not by arithmetic, so the table is walked in chunks that fit a core's cache.
+Batch norm sees a feature map (H,W,N,C) as a table of M = H·W·N rows and C columns. It is bound by memory,
+not by arithmetic: what costs is how often the table is walked. So what follows it in a ResNet, the way around
+the block and the ReLU, is done in the same walk, in chunks that stay in a core's cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..autograd import Vjp, primitive
 from ..backend import Array, blocks, parallel
 
-CHUNK_BYTES = 1 << 20  # of the table at a time: smaller, and handing chunks to threads costs more than the work
+CHUNK_BYTES = 1 << 20  # of the table at a time: smaller, and handing chunks to threads costs more than it saves
 
 
 def moments(xp: Any, x: Array) -> tuple[Array, Array]:
@@ -20,20 +22,21 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x
     """
     table = x.reshape(-1, x.shape[-1])
-    mean = _column_sums(xp, table, lambda rows: rows) / len(table)
-    variance = _column_sums(xp, table, lambda rows: (rows - mean) ** 2) / len(table)
+    mean = _column_sums(xp, table, lambda rows: (table[rows],))[0] / len(table)
+    variance = _column_sums(xp, table, lambda rows: ((table[rows] - mean) ** 2,))[0] / len(table)
     return mean, variance
 
 
-def _column_sums(xp: Any, table: Array, term: Any, *others: Array) -> Array:
-    """Σ over the rows of term(rows), chunk by chunk. A row of ones times a matrix is the fastest column sum."""
+def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ...]], count: int = 1) -> Array:
+    """Sums over the rows of each of `count` terms: (count, C). A row of ones times a matrix is the fastest sum."""
     chunks = _chunks(table)
-    sums = xp.empty((len(chunks), table.shape[1]), table.dtype)
+    sums = xp.empty((len(chunks), count, table.shape[1]), table.dtype)
 
     def run(task: tuple[int, slice]) -> None:
-        k, rows = task
-        terms = term(table[rows], *(other[rows] for other in others))
-        xp.matmul(xp.ones((1, len(terms)), table.dtype), terms, out=sums[k:k + 1])
+        chunk, rows = task
+        ones = xp.ones((1, rows.stop - rows.start), table.dtype)
+        for k, term in enumerate(terms(rows)):
+            xp.matmul(ones, term, out=sums[chunk, k:k + 1])
 
     parallel(run, enumerate(chunks))
     return sums.sum(axis=0)
@@ -44,50 +47,65 @@ def _chunks(table: Array) -> list[slice]:
 
 
 @primitive
-def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *,
-               mean: Array, variance: Array, eps: float = 1e-5, batch: bool) -> tuple[Array, Vjp]:
+def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, mean: Array, variance: Array,
+               eps: float = 1e-5, batch: bool, relu: bool = False) -> tuple[Array, Vjp]:
     """x̂ = (x − mean)/√(variance + ε), then y = scale·x̂ + shift, channel by channel.
 
     batch=True says that mean and variance are those of x itself (training), so that they carry gradient
     too; batch=False that they are constants (running statistics, evaluation).
+    `around`, at most one array of the shape of x, is added to y, and relu=True takes max(y, 0) of it all.
 
-    Shapes: x (…,C), scale (C,), shift (C,) -> y (…,C)
-    VJP:    dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
+    Shapes: x (…,C), scale (C,), shift (C,), around (…,C) -> y (…,C)
+    VJP:    g ← g where y > 0, if relu;   daround = g
+            dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
             dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch
     """
     table = x.reshape(-1, x.shape[-1])
+    added = [a.reshape(table.shape) for a in around]
     inverse = 1 / xp.sqrt(variance + xp.asarray(eps, x.dtype))
     slope = scale * inverse                # y = slope·x + level, two numbers a channel
     level = shift - mean * slope
     y = xp.empty(table.shape, x.dtype)
 
     def forward(rows: slice) -> None:
-        xp.multiply(table[rows], slope, out=y[rows])
-        y[rows] += level
+        part = y[rows]
+        xp.multiply(table[rows], slope, out=part)
+        part += level
+        for a in added:
+            part += a[rows]
+        if relu:
+            xp.maximum(part, xp.zeros((), x.dtype), out=part)
 
     parallel(forward, _chunks(table))
 
-    def vjp(g: Array) -> tuple[Array, Array, Array]:
+    def vjp(g: Array) -> tuple[Array, ...]:
         g = g.reshape(table.shape)
-        dshift = _column_sums(xp, g, lambda rows: rows)
-        dscale = _column_sums(xp, g, lambda rows, x: rows * (x - mean), table) * inverse
+        through = xp.empty(table.shape, g.dtype) if relu else g  # g where the ReLU is open
+
+        def terms(rows: slice) -> tuple[Array, Array]:
+            if relu:
+                xp.multiply(g[rows], y[rows] > 0, out=through[rows])
+            centred = table[rows] - mean
+            centred *= through[rows]
+            return through[rows], centred
+
+        dshift, dscale = _column_sums(xp, table, terms, count=2)
+        dscale = dscale * inverse
         dx = xp.empty(table.shape, g.dtype)
-        towards_mean = dshift / len(table)
-        towards_spread = dscale * inverse / len(table)
 
         def back(rows: slice) -> None:
             part = dx[rows]
             if batch:
                 xp.subtract(table[rows], mean, out=part)
-                part *= towards_spread
-                xp.subtract(g[rows], part, out=part)
-                part -= towards_mean
+                part *= dscale * inverse / len(table)
+                part += dshift / len(table)
+                xp.subtract(through[rows], part, out=part)
                 part *= slope
             else:
-                xp.multiply(g[rows], slope, out=part)
+                xp.multiply(through[rows], slope, out=part)
 
         parallel(back, _chunks(table))
-        return dx.reshape(x.shape), dscale, dshift
+        return dx.reshape(x.shape), dscale, dshift, *(through.reshape(x.shape) for _ in around)
 
     return y.reshape(x.shape), vjp
 
