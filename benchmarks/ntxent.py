@@ -213,7 +213,7 @@ def measure(
     progress.update(1)
 
     pairs = (2 * n) ** 2 / 2
-    floor = min(6 * pairs * options.dim / products + pairs / exponentials for products, exponentials in times.pop(FLOOR))
+    floor = min(pairs * (6 * options.dim / products + 1 / exponentials) for products, exponentials in times.pop(FLOOR))
     for c in contestants:
         row = rows[c.name]
         if c.failed is not None:
