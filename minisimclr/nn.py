@@ -70,6 +70,8 @@ class Module:
         for name, array in own.items():
             if given[name].shape != array.shape:
                 raise ValueError(f"load_state_dict: {name} has shape {given[name].shape}, expected {array.shape}")
+            if given[name].dtype.kind not in "fiub":
+                raise ValueError(f"load_state_dict: {name} has dtype {given[name].dtype}, expected numbers")
         for prefix, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) or is_array(value):
