@@ -120,12 +120,12 @@ class ResNet(Module):
 
 def _pixels_first(images: Any, dtype: Any) -> Tensor:
     """(N,H,W,3) -> (H,W,N,3), the layout inside the network, in the dtype of the weights."""
-    if isinstance(images, Tensor):
-        return images.transpose(1, 2, 0, 3)
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"the encoder takes images of shape (N,H,W,3), not {images.shape}")
     if images.dtype.kind != "f":
         raise TypeError(f"the encoder takes float images in [0,1], not {images.dtype}; see minisimclr.to_float")
+    if isinstance(images, Tensor):
+        return images.transpose(1, 2, 0, 3)
     xp = array_module(images)
     return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))
 
