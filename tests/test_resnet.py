@@ -1,0 +1,194 @@
+"""Encoders: torchvision's names and counts, the shapes of the maps, and what is refused.
+
+That the numbers are torchvision's too is seen by the peers test of whole networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from minisimclr import resnet as module
+from minisimclr.autograd import Tensor, no_grad
+from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
+
+
+@pytest.fixture
+def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of zeros that cost neither time nor memory, where only names and shapes matter."""
+    def zeros(shape: tuple[int, ...]) -> Tensor:
+        tensor = Tensor(np.float32(0), requires_grad=True)
+        tensor._data = np.broadcast_to(np.float32(0), shape)
+        return tensor
+
+    monkeypatch.setattr("minisimclr.nn.he_normal", lambda rng, shape, fan: zeros(shape))
+    monkeypatch.setattr("minisimclr.nn.parameter", lambda array: zeros(np.shape(array)))
+
+
+def count(net: module.ResNet) -> int:
+    return sum(p.data.size for p in net.parameters())
+
+
+# ── Parameters ────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize(("make", "parameters"), [
+    (resnet18, 11_689_512), (resnet34, 21_797_672), (resnet50, 25_557_032), (resnet101, 44_549_160),
+    (resnet152, 60_192_808),
+])
+@pytest.mark.usefixtures("hollow")
+def test_parameter_counts_with_1000_classes_are_torchvisions(make, parameters):
+    assert count(make(num_classes=1000)) == parameters
+
+
+@pytest.mark.usefixtures("hollow")
+def test_parameter_counts_without_classifier():
+    assert count(resnet18()) == 11_176_512
+    assert count(resnet18(stem="cifar")) == 11_168_832
+    assert count(resnet50()) == 25_557_032 - 1000 * 2049
+
+
+def torchvision_names(depths: tuple[int, ...], convolutions: int, first_stage_projects: bool) -> Iterator[str]:
+    """The names of a torchvision ResNet with classifier, by rule, in its order."""
+    def norm(name: str) -> Iterator[str]:
+        yield from (f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+
+    yield "conv1.weight"
+    yield from norm("bn1")
+    for stage, depth in enumerate(depths, start=1):
+        for k in range(depth):
+            block = f"layer{stage}.{k}"
+            for c in range(1, convolutions + 1):
+                yield f"{block}.conv{c}.weight"
+                yield from norm(f"{block}.bn{c}")
+            if k == 0 and (stage > 1 or first_stage_projects):
+                yield f"{block}.downsample.0.weight"
+                yield from norm(f"{block}.downsample.1")
+    yield "fc.weight"
+    yield "fc.bias"
+
+
+@pytest.mark.usefixtures("hollow")
+@pytest.mark.parametrize(("make", "depths", "convolutions"), [
+    (resnet18, (2, 2, 2, 2), 2), (resnet34, (3, 4, 6, 3), 2), (resnet50, (3, 4, 6, 3), 3),
+])
+def test_names_are_torchvisions(make, depths, convolutions):
+    net = make(num_classes=10)
+    assert list(net.state_dict()) == list(torchvision_names(depths, convolutions, convolutions == 3))
+
+
+@pytest.mark.usefixtures("hollow")
+def test_bottlenecks_stride_on_their_3x3_convolution():
+    net = resnet50()
+    for stage in (2, 3, 4):
+        block = vars(getattr(net, f"layer{stage}"))["0"]
+        assert [c.weight.shape[0] for c in (block.conv1, block.conv2, block.conv3)] == [1, 3, 1]
+        assert [c.stride for c in (block.conv1, block.conv2, block.conv3)] == [1, 2, 1]
+
+
+@pytest.mark.usefixtures("hollow")
+def test_width_multiplies_every_channel():
+    one, two = resnet50(base=8), resnet50(base=8, width=2)
+    assert (one.features, two.features) == (256, 512)
+    for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items()):
+        inputs = 1 if name == "conv1.weight" else 2      # the image keeps its three channels
+        assert b.shape == tuple(size * factor for size, factor in zip(a.shape, (2, inputs, 1, 1)))
+
+
+@pytest.mark.usefixtures("hollow")
+@pytest.mark.parametrize("name", ENCODERS)
+def test_features_are_as_announced(name):
+    net = ENCODERS[name]()
+    assert net.features == {"small": 128, "resnet18": 512, "resnet34": 512}.get(name, 2048)
+
+
+# ── Maps ──────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize(("stem", "pixels", "sides"), [
+    ("cifar", 32, [32, 32, 16, 8, 4]),
+    ("imagenet", 64, [32, 16, 8, 4, 2]),
+    ("small", 32, [16, 16, 8, 4, 2]),
+])
+def test_sides_of_the_maps(stem, pixels, sides, monkeypatch):
+    """After the stem's convolution and after each of the four stages; inside, maps are (H,W,N,C)."""
+    seen = []
+    for kind in (module.BatchNorm2d, module.Sequential):
+        original = kind.__call__
+
+        def spy(self, x, *args, original=original, **options):
+            y = original(self, x, *args, **options)
+            if self is net.bn1 or any(self is getattr(net, f"layer{k}") for k in (1, 2, 3, 4)):
+                seen.append(y.shape)
+            return y
+
+        monkeypatch.setattr(kind, "__call__", spy)
+    net = resnet18(base=2, stem=stem)
+    with no_grad():
+        h = net(np.zeros((1, pixels, pixels, 3), np.float32))
+    assert seen == [(side, side, 1, channels) for side, channels in zip(sides, (2, 2, 4, 8, 16))]
+    assert h.shape == (1, 16)
+
+
+def test_h_is_the_mean_of_the_last_map_and_classes_stand_on_it():
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    h = resnet_small(base=4)(images)
+    net = resnet_small(base=4, num_classes=7)
+    state = {**net.state_dict(), **resnet_small(base=4).state_dict()}
+    net.load_state_dict(state)
+    assert h.shape == (2, 16)
+    np.testing.assert_allclose(net(images).data, h.data @ state["fc.weight"].T + state["fc.bias"], rtol=1e-5)
+
+
+def test_images_need_not_be_square_and_may_be_a_tensor():
+    images = np.random.default_rng(0).random((2, 16, 8, 3), np.float32)
+    net = resnet_small(base=4)
+    assert np.array_equal(net(images).data, net(Tensor(images)).data)
+
+
+def test_the_gradient_reaches_the_pixels_of_a_tensor():
+    images = Tensor(np.random.default_rng(0).random((2, 8, 8, 3), np.float32), requires_grad=True)
+    resnet_small(base=4)(images).sum().backward()
+    assert images.grad.shape == (2, 8, 8, 3)
+    assert np.abs(images.grad).max() > 0
+
+
+def test_a_basic_block_is_the_papers_formula():
+    """relu(x + bn(conv(relu(bn(conv x))))), with batch norm an identity here and one-pixel kernels that scale."""
+    block = module.BasicBlock(2, 2, 1, np.random.default_rng(0)).astype(np.float64)
+    for conv, factor in ((block.conv1, 3.0), (block.conv2, -2.0)):
+        kernel = np.zeros((3, 3, 2, 2))
+        kernel[1, 1] = factor * np.eye(2)
+        conv.weight.data = kernel
+    x = np.random.default_rng(1).standard_normal((2, 2, 3, 2))
+    scale = 1 / np.sqrt(1 + 1e-5)
+    expected = np.maximum(x - 2 * scale * np.maximum(3 * scale * x, 0), 0)
+    np.testing.assert_allclose(block(Tensor(x)).data, expected, rtol=1e-12)
+
+
+def test_the_same_generator_draws_the_same_network():
+    a, b, c = (resnet_small(base=4, rng=np.random.default_rng(seed)).state_dict() for seed in (5, 5, 6))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not np.array_equal(a["conv1.weight"], c["conv1.weight"])
+
+
+# ── What is refused ───────────────────────────────────────────────────────────────────────────────
+
+def test_an_unknown_stem_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"imagenet, cifar, small; not 'cifar10'"):
+        resnet_small(stem="cifar10")
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Tensor])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8, 1), (2, 3, 8, 8), (2, 8, 8, 4)])
+def test_images_of_another_shape_are_refused(shape, wrap):
+    with pytest.raises(ValueError, match=r"\(N,H,W,3\), not \(") as error:
+        resnet_small(base=4)(wrap(np.zeros(shape, np.float32)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Tensor])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_images_that_are_not_float_are_refused(dtype, wrap):
+    with pytest.raises(TypeError, match="float images"):
+        resnet_small(base=4)(wrap(np.zeros((2, 8, 8, 3), dtype)))
