@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from .augment import to_float
 from .autograd import no_grad
-from .backend import blocks, to_device, to_numpy
+from .backend import blas_at_one_thread, blocks, parallel, to_device, to_numpy
 from .config import build_model
 from .data import Dataset
 from .run import Run
@@ -90,12 +90,15 @@ def nearest(train_h: Matrix, test_h: Matrix, k: int) -> tuple[Matrix, Matrix]:
     train_u, test_u = _unit_rows(train_h), _unit_rows(test_h)
     indices = np.empty((len(test_u), k), np.int64)
     similarities = np.empty((len(test_u), k), np.float32)
-    for rows in blocks(len(test_u), 1000):
-        similarity = test_u[rows] @ train_u.T                                               # (1000,M)
+
+    def run(rows: slice) -> None:
+        similarity = test_u[rows] @ train_u.T                                               # (100,M)
         best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         order = np.argsort(-np.take_along_axis(similarity, best, axis=1), axis=1, kind="stable")
         indices[rows] = np.take_along_axis(best, order, axis=1)
         similarities[rows] = np.take_along_axis(similarity, indices[rows], axis=1)
+
+    parallel(run, blocks(len(test_u), 100))
     return indices, similarities
 
 
@@ -157,22 +160,35 @@ def linear_probe(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matri
 
 
 def _fit(x: Matrix, y: Matrix, start: Matrix, l2: float, iterations: int) -> Matrix:
-    rows = np.arange(len(x))
+    """Minimise mean cross-entropy + ½·l2·|W|² from `start`; the sums over rows are shared among the threads."""
+    parts = blocks(len(x), 1000)
+    losses = np.empty(len(parts))
+    gradients = np.empty((len(parts), *start.shape), np.float32)
 
     def loss_and_gradient(flat: Matrix) -> tuple[float, Matrix]:
         weights = flat.reshape(start.shape)
-        logits = _affine(x, weights)                                                        # (N,K)
-        logits -= logits.max(axis=1, keepdims=True)
-        p = np.exp(logits)
-        sums = p.sum(axis=1, keepdims=True)
-        loss = float((np.log(sums[:, 0]) - logits[rows, y]).mean(dtype=float))
-        p /= sums
-        p[rows, y] -= 1                                                                     # P − Y
-        gradient = np.concatenate([x.T @ p, p.sum(axis=0, keepdims=True)]).astype(float) / len(x)
-        gradient[:-1] += l2 * weights[:-1]                                                  # b is not penalised
-        return loss + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
 
-    result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+        def run(k: int) -> None:
+            rows, labels = x[parts[k]], y[parts[k]]
+            each = np.arange(len(rows))
+            logits = _affine(rows, weights)                                                 # (1000,K)
+            logits -= logits.max(axis=1, keepdims=True)
+            p = np.exp(logits)
+            sums = p.sum(axis=1, keepdims=True)
+            losses[k] = (np.log(sums[:, 0]) - logits[each, labels]).sum(dtype=float)
+            p /= sums
+            p[each, labels] -= 1                                                            # P − Y
+            gradients[k, :-1] = rows.T @ p
+            gradients[k, -1] = p.sum(axis=0)
+
+        parallel(run, range(len(parts)))
+        gradient = gradients.sum(axis=0, dtype=float) / len(x)
+        gradient[:-1] += l2 * weights[:-1]                                                  # b is not penalised
+        return losses.sum() / len(x) + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
+
+    with blas_at_one_thread():
+        result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B",
+                          options={"maxiter": iterations})
     return np.asarray(result.x).reshape(start.shape)
 
 
