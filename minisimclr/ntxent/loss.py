@@ -3,7 +3,7 @@
 Two augmented views of each of N images give 2N embeddings, the *anchors*. Each anchor has one
 *positive*, the other view of its image; the remaining 2N − 2 embeddings are its *negatives*. The loss
 is the cross-entropy of picking the positive among all of them by cosine similarity, at a temperature τ
-(Chen et al. 2020, Eq. 1 and Algorithm 1).
+(Chen et al. 2020, Eq. 1 and Algorithm 1: (5.1)).
 
 The tags (5.1), (5.2) … are the equations of docs/05_nt_xent.md, where each is derived. What differs
 from the textbook form is only the order of operations, chosen so that nothing is lost to rounding:
