@@ -154,6 +154,10 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line_and_changes_nothing(ch
 
 # ── Dtype ─────────────────────────────────────────────────────────────────────────────────────────
 
+def test_a_new_model_is_float32():
+    assert {array.dtype for array in Net().state_dict().values()} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("train", [False, True])
 def test_a_model_computes_in_its_dtype_throughout(dtype, train):

@@ -1,0 +1,182 @@
+"""The projection head, and one step of Algorithm 1: what the loss is made of and where its gradient goes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from minisimclr.autograd import Tensor
+from minisimclr.gradcheck import check_path
+from minisimclr.ntxent import contrastive_accuracy, nt_xent
+from minisimclr.resnet import resnet_small
+from minisimclr.simclr import ProjectionHead, SimCLR
+
+Array = np.ndarray
+
+
+def tiny(dtype: type = np.float64, base: int = 4, dim: int = 8) -> SimCLR:
+    encoder = resnet_small(base=base)
+    head = ProjectionHead(encoder.features, encoder.features, dim)
+    return SimCLR(encoder, head).astype(dtype)
+
+
+def two(n: int = 4, side: int = 8, seed: int = 0) -> tuple[Array, Array]:
+    """Two noisy views of n random images, float64."""
+    rng = np.random.default_rng(seed)
+    images = rng.random((n, side, side, 3))
+    a, b = (np.clip(images + 0.1 * rng.standard_normal(images.shape), 0, 1) for _ in "ab")
+    return a, b
+
+
+def gradient(model: SimCLR, loss: Tensor) -> Array:
+    """All parameters' gradients as one row, and zero again afterwards."""
+    loss.backward()
+    row = np.concatenate([p.grad.ravel() for p in model.parameters()])
+    model.zero_grad()
+    return row
+
+
+def cosine(x: Array, y: Array) -> float:
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+# ── The head ──────────────────────────────────────────────────────────────────────────────────────
+
+def test_the_head_of_googles_first_code():
+    """Two linear layers without bias, each with batch norm, the last batch norm without shift."""
+    assert {name: a.shape for name, a in ProjectionHead(6, 5, 4).state_dict().items()} == {
+        "linear1.weight": (5, 6), "bn1.weight": (5,), "bn1.bias": (5,), "bn1.running_mean": (5,),
+        "bn1.running_var": (5,),
+        "linear2.weight": (4, 5), "bn2.weight": (4,), "bn2.running_mean": (4,), "bn2.running_var": (4,)}
+
+
+def test_the_head_of_the_papers_text_has_biases_and_no_norm():
+    assert {name: a.shape for name, a in ProjectionHead(6, 5, 4, batch_norm=False).state_dict().items()} == {
+        "linear1.weight": (5, 6), "linear1.bias": (5,), "linear2.weight": (4, 5), "linear2.bias": (4,)}
+
+
+@pytest.mark.parametrize(("layers", "shapes"), [(1, [(4, 6)]), (2, [(5, 6), (4, 5)]), (3, [(5, 6), (5, 5), (4, 5)])])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_head_of_any_number_of_layers(layers, shapes, batch_norm):
+    head = ProjectionHead(6, 5, 4, layers, batch_norm)
+    state = head.state_dict()
+    assert [a.shape for name, a in state.items() if "linear" in name and "weight" in name] == shapes
+    assert [name for name in state if name.startswith("bn") and name.endswith(".bias")] == (
+        [f"bn{k}.bias" for k in range(1, layers)] if batch_norm else [])
+    assert head(Tensor(np.ones((3, 6), np.float32)), train=True).shape == (3, 4)
+
+
+def test_between_the_layers_stands_a_relu_and_none_after_the_last():
+    head = ProjectionHead(3, 4, 2, batch_norm=False).astype(np.float64)
+    h = np.random.default_rng(0).standard_normal((20, 3))
+    w1, b1, w2, b2 = head.state_dict().values()
+    expected = np.maximum(h @ w1.T + b1, 0) @ w2.T + b2
+    np.testing.assert_allclose(head(Tensor(h)).data, expected, rtol=1e-12)
+    assert (expected < 0).any()
+
+
+def test_the_heads_output_is_centred_in_training():
+    """The last batch norm without shift: each dimension of z has mean 0 over the batch."""
+    z = ProjectionHead(6, 5, 4).astype(np.float64)(Tensor(np.random.default_rng(0).random((10, 6))), train=True)
+    np.testing.assert_allclose(z.data.mean(axis=0), 0, atol=1e-12)
+
+
+def test_a_head_without_layers_is_refused():
+    with pytest.raises(ValueError, match="at least one layer, not 0"):
+        ProjectionHead(6, 5, 4, layers=0)
+
+
+# ── The model ─────────────────────────────────────────────────────────────────────────────────────
+
+def test_model_answers_with_h_and_z():
+    model, (images, _) = tiny(), two()
+    h, z = model(images)
+    assert (h.shape, z.shape) == ((4, 16), (4, 8))
+    assert np.array_equal(h.data, model.encoder(images).data)
+    assert np.array_equal(z.data, model.head(h).data)
+
+
+def test_names_tell_encoder_from_head():
+    names = list(tiny().state_dict())
+    assert {name.partition(".")[0] for name in names} == {"encoder", "head"}
+    assert names[0] == "encoder.conv1.weight"
+
+
+# ── The loss ──────────────────────────────────────────────────────────────────────────────────────
+
+def test_loss_is_nt_xent_of_one_batch_of_both_views():
+    """Value, embeddings and gradient are those of an explicit batch [views a; views b]."""
+    model, (a, b) = tiny(), two()
+    loss, za, zb = model.loss(a, b, 0.2)
+    _, z = tiny()(np.concatenate([a, b]), train=True)
+    explicit = nt_xent(z[:4], z[4:], 0.2)
+    assert loss.item() == explicit.item()
+    assert np.array_equal(np.concatenate([za, zb]), z.data)
+    # the parameters must be those of the model that computed it
+    np.testing.assert_allclose(gradient(model, loss), gradient_of_explicit_batch(a, b), rtol=1e-12, atol=1e-14)
+
+
+def gradient_of_explicit_batch(a: Array, b: Array) -> Array:
+    model = tiny()
+    _, z = model(np.concatenate([a, b]), train=True)
+    return gradient(model, nt_xent(z[:len(a)], z[len(a):], 0.2))
+
+
+def test_views_forwarded_apart_would_give_another_gradient():
+    """Batch norm must see both views together: the mistake of lightly#2031."""
+    model, (a, b) = tiny(), two()
+    together = gradient(model, model.loss(a, b, 0.2)[0])
+    apart = gradient(model, nt_xent(model(a, train=True)[1], model(b, train=True)[1], 0.2))
+    assert cosine(together, apart) < 0.9
+
+
+def test_loss_trains_with_the_batchs_statistics_and_moves_the_running_ones():
+    model, (a, b) = tiny(), two()
+    before = model.state_dict()
+    model.loss(a, b)
+    moved = [name for name, array in model.state_dict().items() if not np.array_equal(array, before[name])]
+    assert moved == [name for name in before if "running" in name]
+
+
+def test_loss_of_random_images_starts_near_chance():
+    """log(2N−1): the embeddings of unrelated images know nothing of who belongs to whom."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 32, 8, 8, 3), np.float32)
+    loss, za, zb = tiny(np.float32).loss(a, b, temperature=1.0)
+    assert loss.item() == pytest.approx(math.log(63), rel=0.1)
+    assert contrastive_accuracy(za, zb) < 0.2
+
+
+def test_swapping_the_views_or_permuting_the_images_changes_nothing():
+    a, b = two()
+    order = [2, 0, 3, 1]
+    loss = tiny().loss(a, b)[0].item()
+    assert tiny().loss(b, a)[0].item() == pytest.approx(loss, rel=1e-9)
+    assert tiny().loss(a[order], b[order])[0].item() == pytest.approx(loss, rel=1e-9)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = tiny()
+    model.loss(*two())[0].backward()
+    assert all(p.grad is not None and np.abs(p.grad).max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.bias", "encoder.layer2.0.conv2.weight",
+                                  "encoder.layer3.0.downsample.1.weight", "head.linear1.weight", "head.bn2.weight"])
+def test_gradient_of_the_whole_model_integrates_to_the_change_of_its_loss(name):
+    """f(w + v) − f(w) = ∫⟨∇f, v⟩ along a segment of one parameter, short enough to meet no ReLU's kink."""
+    model, (a, b) = tiny(), two()
+    before = dict(model.named_parameters())[name].data.copy()
+    owner = model
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+
+    def loss(w: Tensor) -> Tensor:
+        setattr(owner, last, w)
+        return model.loss(a, b, 0.5)[0]
+
+    step = 1e-6 * np.random.default_rng(3).standard_normal(before.shape)
+    check_path(loss, before, before + step, nodes=3, tolerance=1e-7)
