@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .backend import Array, array_module, is_array
+from .kept import Ledger, lock, saved_bytes, unlock
+
+__all__ = ["Ledger", "Node", "Tensor", "backward", "no_grad", "primitive", "saved_bytes"]
 
 # A vjp answers with one gradient per array argument (or just the gradient, if there is one argument).
 # None: no gradient. A function without arguments: the gradient, computed only if somebody wants it.
@@ -45,11 +47,12 @@ class Node:
     A leaf (a tensor made with requires_grad=True) has neither parents nor vjp; its gradient collects in `grad`.
     """
 
-    __slots__ = ("__weakref__", "age", "dtype", "grad", "leaf", "name", "parents", "pinned", "shape", "vjp")
+    __slots__ = ("__weakref__", "age", "dtype", "grad", "leaf", "locked", "name", "parents", "shape", "vjp")
 
     def __init__(self, name: str, value: Array, parents: tuple[Node | None, ...] = (),
-                 vjp: Vjp | None = None, pinned: tuple[Array, ...] = ()) -> None:
-        self.name, self.parents, self.vjp, self.pinned = name, parents, vjp, pinned
+                 vjp: Vjp | None = None) -> None:
+        self.name, self.parents, self.vjp = name, parents, vjp
+        self.locked: tuple[Array, ...] = lock(vjp) if vjp is not None else ()
         self.shape, self.dtype = value.shape, value.dtype
         self.age = next(_ages)  # a node is older than everything computed from it
         self.grad: Array | None = None
@@ -58,11 +61,11 @@ class Node:
     def release(self) -> None:
         """Forget the way back: what the vjp kept is free, and its inputs may be written to again."""
         self.vjp, self.parents = _used, ()
-        _unpin(self.pinned)
-        self.pinned = ()
+        unlock(self.locked)
+        self.locked = ()
 
     def __del__(self) -> None:
-        _unpin(self.pinned)
+        unlock(self.locked)
 
 
 def _used(g: Array) -> Gradient:
@@ -77,7 +80,8 @@ class Tensor:
     requires_grad  whether `backward` should leave a gradient here; TypeError unless floating point.
     grad           the gradient so far (same shape and dtype), or None. Gradients add up until reset.
 
-    While a graph that has not been walked back still needs a tensor's array, the array is read-only.
+    While a graph that has not been walked back still needs a tensor's array, the array is read-only; one
+    that is a view of another tensor's (after reshape, transpose, indexing) always is.
     """
 
     __slots__ = ("__weakref__", "_data", "_node")
@@ -111,8 +115,8 @@ class Tensor:
             return
         if self._node is not None and self._node.leaf is None:
             raise RuntimeError("only a leaf's data can be replaced; this tensor was computed")
-        self._data = Tensor(array)._data
-        self._node = Node("leaf", self._data) if self._node is not None else None
+        fresh = Tensor(array, requires_grad=self.requires_grad)
+        self._data, self._node = fresh._data, fresh._node
 
     @property
     def requires_grad(self) -> bool:
@@ -192,13 +196,15 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
     @functools.wraps(function)
     def op(*inputs: Any, **hyperparameters: Any) -> Tensor:
         arrays = [_array(x) for x in inputs]
-        value, vjp = function(array_module(*arrays), *arrays, **hyperparameters)
+        settings = {name: _own(setting) for name, setting in hyperparameters.items()}
+        value, vjp = function(array_module(*arrays), *arrays, **settings)
         value = _solid(value)
+        if isinstance(value, np.ndarray) and value.base is not None:
+            value.flags.writeable = False  # a view: writing to it would change another tensor
         parents = tuple(x._node if isinstance(x, Tensor) else None for x in inputs)
         if not _recording.get() or not any(parents):
             return Tensor._wrap(value, None)
-        node = Node(function.__name__, value, parents, vjp, _pin(*arrays, value))
-        return Tensor._wrap(value, node)
+        return Tensor._wrap(value, Node(function.__name__, value, parents, vjp))
 
     op.__annotations__ = {"return": Tensor}
     op.is_primitive = True  # type: ignore[attr-defined]
@@ -206,17 +212,26 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
 
 
 def _array(x: Any) -> Any:
-    """What a primitive computes with: a tensor's array, a copy of an array, or a plain Python number.
+    """What a primitive computes with: a tensor's array, a copy of an array, or a plain Python number."""
+    if isinstance(x, Tensor):
+        return x._data
+    if isinstance(x, (int, float, np.generic)) or is_array(x):
+        return _own(x)
+    raise TypeError(f"expected a Tensor, an array or a number, not {type(x).__name__}")
+
+
+def _own(value: Any) -> Any:
+    """A copy of an array, so that changing it later cannot falsify a gradient; also inside a tuple or list.
 
     NumPy's scalars become Python's because numpy.float64 would promote float32 arrays.
     """
-    if isinstance(x, Tensor):
-        return x._data
-    if is_array(x):
-        return x.copy()
-    if isinstance(x, (numbers.Number, np.generic)):
-        return x.item() if isinstance(x, np.generic) else x
-    raise TypeError(f"expected a Tensor, an array or a number, not {type(x).__name__}")
+    if is_array(value):
+        return Tensor(value)._data
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list):
+        return type(value)(_own(item) for item in value)
+    return value
 
 
 def _solid(value: Any) -> Array:
@@ -232,31 +247,6 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording.reset(token)
-
-
-# A vjp keeps its inputs, not copies of them. Were one written to before `backward`, the gradient would
-# be silently wrong; so they are read-only until then. (CuPy arrays cannot be locked: there it is a rule.)
-
-_pins: dict[int, int] = {}  # id of an array -> how many nodes need it; the nodes keep the array alive
-
-
-def _pin(*arrays: Any) -> tuple[Array, ...]:
-    pinned = []
-    for array in arrays:
-        if isinstance(array, np.ndarray) and (array.flags.writeable or id(array) in _pins):
-            array.flags.writeable = False
-            _pins[id(array)] = _pins.get(id(array), 0) + 1
-            pinned.append(array)
-    return tuple(pinned)
-
-
-def _unpin(arrays: tuple[Array, ...]) -> None:
-    for array in arrays:
-        _pins[id(array)] -= 1
-        if not _pins[id(array)]:
-            del _pins[id(array)]
-            if array.base is None or array.base.flags.writeable:
-                array.flags.writeable = True
 
 
 # ── Going back ────────────────────────────────────────────────────────────────────────────────────
@@ -319,53 +309,3 @@ def _fit(gradient: Array, parent: Node, node: Node) -> Array:
             raise RuntimeError(f"{node.name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
         gradient = gradient.sum(axis=(*range(lead), *stretched)).reshape(shape)
     return gradient.astype(parent.dtype, copy=False)
-
-
-# ── What a graph keeps ────────────────────────────────────────────────────────────────────────────
-
-class Ledger(dict[str, int]):
-    """Bytes kept for the way back, per op; prints as a table, largest first."""
-
-    @property
-    def total(self) -> int:
-        return sum(self.values())
-
-    def __str__(self) -> str:
-        rows = sorted(self.items(), key=lambda row: -row[1])
-        return "\n".join(f"{size / 2**20:10.2f} MiB  {name}" for name, size in [*rows, ("total", self.total)])
-
-
-def saved_bytes(tensor: Tensor) -> Ledger:
-    """What the graph below `tensor` keeps alive for `backward`, found by looking into the vjps' closures.
-
-    An array that several vjps share is counted once, for the op that was computed first; leaves (the
-    parameters) are not counted.
-    """
-    nodes: set[Node] = set()
-    frontier = [tensor._node] if tensor._node is not None else []
-    while frontier:
-        node = frontier.pop()
-        if node not in nodes:
-            nodes.add(node)
-            frontier.extend(parent for parent in node.parents if parent is not None)
-    ledger = Ledger()
-    seen = {id(node.leaf) for node in nodes if node.leaf is not None}
-    for node in sorted(nodes, key=lambda node: node.age):
-        for array in _arrays_in(node.vjp):
-            owner = array if array.base is None else array.base
-            if id(owner) not in seen:
-                seen.add(id(owner))
-                ledger[node.name] = ledger.get(node.name, 0) + owner.nbytes
-    return ledger
-
-
-def _arrays_in(value: Any) -> Iterator[Array]:
-    """All arrays that a closure can reach."""
-    if is_array(value):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _arrays_in(item)
-    elif callable(value):
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from _arrays_in(cell.cell_contents)

@@ -168,8 +168,8 @@ def sum(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     Shapes: x (…) -> (…) without the axes, or with 1 in their place
     VJP:    dx = g, repeated along the axes
     """
-    kept = _kept_shape(x, axis)
-    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), x.shape)
+    kept, shape = _kept_shape(x, axis), x.shape  # the vjp keeps the shapes, not x
+    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)
 
 
 @primitive
@@ -179,9 +179,9 @@ def mean(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tup
     Shapes: x (…) -> (…) without the axes, or with 1 in their place
     VJP:    dx = g/n, repeated along the axes, n the number of elements in each mean
     """
-    kept = _kept_shape(x, axis)
+    kept, shape = _kept_shape(x, axis), x.shape
     count = x.size // (math.prod(kept) or 1)
-    return x.mean(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to((g / count).reshape(kept), x.shape)
+    return x.mean(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to((g / count).reshape(kept), shape)
 
 
 @primitive
@@ -195,7 +195,7 @@ def max(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     value = x.max(axis=axis, keepdims=keepdims)
 
     def vjp(g: Array) -> Array:
-        largest = x == value.reshape(kept)
+        largest = (x == value.reshape(kept)) | xp.isnan(x)  # a NaN is the maximum wherever there is one
         return largest * (g.reshape(kept) / largest.sum(axis=axis, keepdims=True).astype(x.dtype))
 
     return value, vjp
@@ -217,7 +217,8 @@ def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
     Shapes: x (…) -> shape
     VJP:    dx = g under the old shape
     """
-    return x.reshape(shape), lambda g: g.reshape(x.shape)
+    before = x.shape
+    return x.reshape(shape), lambda g: g.reshape(before)
 
 
 @primitive
@@ -228,8 +229,9 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
     VJP:    dx = g, permuted back
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes
+    value = x.transpose(axes)
     back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
-    return x.transpose(axes), lambda g: g.transpose(back)
+    return value, lambda g: g.transpose(back)
 
 
 @primitive
@@ -241,9 +243,10 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     """
     parts = index if isinstance(index, tuple) else (index,)
     repeats = any(is_array(part) or isinstance(part, list) for part in parts)
+    shape = x.shape
 
     def vjp(g: Array) -> Array:
-        dx = xp.zeros(x.shape, x.dtype)
+        dx = xp.zeros(shape, g.dtype)
         if repeats:
             xp.add.at(dx, index, g)
         else:

@@ -75,9 +75,11 @@ def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0) ->
     Shapes: x (H,W,N,C), w (K,K,C,D) -> (H',W',N,D)   with H' = ⌊(H + 2·padding − K)/stride⌋ + 1
     VJP:    dx by (3.2), dw by (3.3)
     """
+    if x.ndim != 4 or w.ndim != 4 or w.shape[:3] != (len(w), len(w), x.shape[-1]):
+        raise ValueError(f"conv2d: an input (H,W,N,C) and a kernel (K,K,C,D) expected, not {x.shape} and {w.shape}")
+    if stride < 1 or padding < 0:
+        raise ValueError(f"conv2d: stride from 1 on and padding from 0 on expected, not {stride} and {padding}")
     (H, W, N, C), (K, _, _, D) = x.shape, w.shape
-    if w.shape[:3] != (K, K, C):
-        raise ValueError(f"conv2d: for an input {x.shape} the kernel must have shape (K,K,{C},D), not {w.shape}")
     out_h, out_w = ((side + 2 * padding - K) // stride + 1 for side in (H, W))
     if out_h < 1 or out_w < 1:
         raise ValueError(f"conv2d: a {H}×{W} map with padding {padding} is too small for a {K}×{K} kernel")
@@ -109,7 +111,7 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
     A task is a run of pixels of one row. With stride 2 a slab of `source` is copied, otherwise it is a view.
     """
     (height, width, N, D), C = out.shape, source.shape[-1]
-    parts = blocks(width, max(1, SLAB_BYTES // (N * D * out.itemsize)))
+    parts = blocks(width, max(1, SLAB_BYTES // max(1, N * D * out.itemsize)))
     meetings = [(part, _within(part, columns)) for part in parts]
 
     def run(task: tuple[int, slice, list[tuple[int, slice, slice]]]) -> None:
@@ -189,6 +191,9 @@ def max_pool2d(xp: Any, x: Array, *, kernel: int, stride: int, padding: int = 0)
     Shapes: x (H,W,N,C) -> y (H',W',N,C)   with H' = ⌊(H + 2·padding − kernel)/stride⌋ + 1
     VJP:    g goes to the first pixel of the window, in reading order, that holds the largest value
     """
+    if x.ndim != 4 or kernel < 1 or stride < 1 or padding < 0:
+        raise ValueError(f"max_pool2d: a map (H,W,N,C), kernel and stride from 1 on and padding from 0 on expected, "
+                         f"not {x.shape}, {kernel}, {stride} and {padding}")
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[:2])
     if out_h < 1 or out_w < 1 or 2 * padding > kernel:
         raise ValueError(f"max_pool2d: kernel {kernel} with padding {padding} does not fit a map {x.shape[:2]}")

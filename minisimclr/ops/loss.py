@@ -19,6 +19,8 @@ def cross_entropy(xp: Any, logits: Array, *, labels: Array) -> tuple[Array, Vjp]
         raise ValueError(f"cross_entropy: logits (N,K) and labels (N,) expected, not {logits.shape} and {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
+    if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"cross_entropy: labels in 0…{logits.shape[1] - 1} expected, at least one")
     rows = xp.arange(len(logits))
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = xp.exp(shifted)
@@ -28,6 +30,6 @@ def cross_entropy(xp: Any, logits: Array, *, labels: Array) -> tuple[Array, Vjp]
     def vjp(g: Array) -> Array:
         dlogits = exponentials / sums[:, None]
         dlogits[rows, labels] -= 1
-        return dlogits * (g / len(logits))
+        return dlogits * (g / len(rows))
 
     return value, vjp

@@ -60,12 +60,18 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
             dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
             dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch
     """
-    table = x.reshape(-1, x.shape[-1])
+    if not all(a.shape == x.shape[-1:] for a in (scale, shift, mean, variance)):
+        raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
+    if any(a.shape != x.shape for a in around):
+        raise ValueError(f"batch_norm: what is added must have the shape of x, {x.shape}, not {around[0].shape}")
+    shape = x.shape
+    table = x.reshape(-1, shape[-1])
     added = [a.reshape(table.shape) for a in around]
     inverse = 1 / xp.sqrt(variance + xp.asarray(eps, x.dtype))
     slope = scale * inverse                # y = slope·x + level, two numbers a channel
     level = shift - mean * slope
-    y = xp.empty(table.shape, x.dtype)
+    value = xp.empty(shape, x.dtype)
+    y = value.reshape(table.shape)
 
     def forward(rows: slice) -> None:
         part = y[rows]
@@ -77,6 +83,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
             xp.maximum(part, xp.zeros((), x.dtype), out=part)
 
     parallel(forward, _chunks(table))
+    others = len(around)  # the vjp keeps their number, not the arrays
 
     def vjp(g: Array) -> tuple[Array, ...]:
         g = g.reshape(table.shape)
@@ -105,9 +112,9 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
                 xp.multiply(through[rows], slope, out=part)
 
         parallel(back, _chunks(table))
-        return dx.reshape(x.shape), dscale, dshift, *(through.reshape(x.shape) for _ in around)
+        return dx.reshape(shape), dscale, dshift, *[through.reshape(shape)] * others
 
-    return y.reshape(x.shape), vjp
+    return value, vjp
 
 
 @primitive

@@ -1,0 +1,94 @@
+"""What a recorded graph keeps for its way back: found, guarded and counted.
+
+A vjp is a closure over the arrays that it needs, so what a graph keeps need not be declared anywhere: we
+find it by looking into the closures. Two things follow.
+
+* Were one of these arrays written to before `backward`, the gradient would be silently wrong. So each is
+  read-only until the way back has used it. (CuPy arrays cannot be locked: there it is a rule.)
+* `saved_bytes` counts them: the memory that training costs, op by op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backend import Array, is_array
+
+if TYPE_CHECKING:
+    from .autograd import Node, Tensor
+
+
+def arrays_in(value: Any) -> Iterator[Array]:
+    """All arrays that a closure can reach, each as the one that owns the memory."""
+    if is_array(value):
+        yield value.base if is_array(value.base) else value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from arrays_in(item)
+    elif callable(value):
+        for cell in getattr(value, "__closure__", None) or ():
+            yield from arrays_in(cell.cell_contents)
+
+
+# ── Guarded ───────────────────────────────────────────────────────────────────────────────────────
+
+_needed_by: dict[int, int] = {}  # id of an array -> how many vjps need it; their nodes keep it alive
+
+
+def lock(vjp: Callable[..., Any]) -> tuple[Array, ...]:
+    """Make what the vjp keeps read-only, and say what that was, for `unlock`."""
+    locked = {id(array): array for array in arrays_in(vjp) if isinstance(array, np.ndarray)
+              and (array.flags.writeable or id(array) in _needed_by)}
+    for key, array in locked.items():
+        array.flags.writeable = False
+        _needed_by[key] = _needed_by.get(key, 0) + 1
+    return tuple(locked.values())
+
+
+def unlock(arrays: tuple[Array, ...]) -> None:
+    """One vjp fewer needs these arrays; those that none needs may be written to again."""
+    for array in arrays:
+        _needed_by[id(array)] -= 1
+        if not _needed_by[id(array)]:
+            del _needed_by[id(array)]
+            array.flags.writeable = True
+
+
+# ── Counted ───────────────────────────────────────────────────────────────────────────────────────
+
+class Ledger(dict[str, int]):
+    """Bytes kept for the way back, per op; prints as a table, largest first."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
+
+    def __str__(self) -> str:
+        rows = sorted(self.items(), key=lambda row: -row[1])
+        return "\n".join(f"{size / 2**20:10.2f} MiB  {name}" for name, size in [*rows, ("total", self.total)])
+
+
+def saved_bytes(tensor: Tensor) -> Ledger:
+    """What the graph below `tensor` keeps alive for `backward`.
+
+    An array that several vjps share is counted once, for the op that was computed first; leaves (the
+    parameters) are not counted.
+    """
+    nodes: set[Node] = set()
+    frontier = [tensor._node] if tensor._node is not None else []
+    while frontier:
+        node = frontier.pop()
+        if node not in nodes:
+            nodes.add(node)
+            frontier.extend(parent for parent in node.parents if parent is not None)
+    ledger = Ledger()
+    seen = {id(node.leaf) for node in nodes if node.leaf is not None}
+    for node in sorted(nodes, key=lambda node: node.age):
+        for array in arrays_in(node.vjp):
+            if id(array) not in seen:
+                seen.add(id(array))
+                ledger[node.name] = ledger.get(node.name, 0) + array.nbytes
+    return ledger
