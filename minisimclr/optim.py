@@ -39,10 +39,10 @@ class Optimizer:
 
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step."""
+        if not all(getattr(p.data.flags, "writeable", True) for p in self.params):
+            raise RuntimeError("a loss that was computed but never walked back still needs the parameters: "
+                               "call its backward() first, let go of it, or compute it under no_grad()")
         for k, p in enumerate(self.params):
-            if not getattr(p.data.flags, "writeable", True):
-                raise RuntimeError("a loss that was computed but never walked back still needs the parameters: "
-                                   "call its backward() first, let go of it, or compute it under no_grad()")
             if p.grad is not None:
                 self._update(p, p.grad, self.velocity[k], self.lr if lr is None else lr)
 
