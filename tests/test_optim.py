@@ -1,0 +1,241 @@
+"""SGD, LARS and the schedule, against plain loops written from their formulas.
+
+test_peers_optim.py compares the same with PyTorch and optax.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from minisimclr.autograd import Tensor
+from minisimclr.optim import LARS, SGD, Optimizer, warmup_cosine
+
+Array = np.ndarray
+SHAPES = [(4, 3), (3,), (2, 2, 3, 3), ()]
+RATES = [0.1, 0.5, 0.5, 0.02, 0.3, 0.0]                  # changes midway, as under a schedule
+
+
+def start(dtype: type = np.float64) -> list[Array]:
+    rng = np.random.default_rng(0)
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+def gradients(step: int, dtype: type = np.float64) -> list[Array]:
+    rng = np.random.default_rng([1, step])
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+def trained(make: Callable[[list[Tensor]], Optimizer], rates: Iterable[float] = RATES) -> list[Array]:
+    """The parameters after one step per rate."""
+    params = [Tensor(array, requires_grad=True) for array in start()]
+    optimizer = make(params)
+    for step, lr in enumerate(rates):
+        for p, g in zip(params, gradients(step)):
+            p.grad = g
+        optimizer.step(lr)
+    return [p.data for p in params]
+
+
+def one_step(optimizer: type, w: Array, g: Array, **options: float) -> Array:
+    p = Tensor(np.asarray(w, float), requires_grad=True)
+    p.grad = np.asarray(g, float)
+    optimizer([p], **options).step()
+    return p.data
+
+
+# ── SGD ───────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_its_formula(momentum, decay, nesterov):
+    for w, ours, k in zip(start(), trained(lambda p: SGD(p, 1, momentum, decay, nesterov)), range(9)):
+        v = 0.0
+        for step, lr in enumerate(RATES):
+            g = gradients(step)[k] + decay * w
+            v = momentum * v + g
+            w = w - lr * (g + momentum * v if nesterov else v)
+        np.testing.assert_allclose(ours, w, rtol=1e-13)
+
+
+# ── LARS ──────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_is_its_formula(momentum, decay):
+    """Decay and trust for what has two axes or more, neither for the rest; the rate inside the momentum."""
+    for w, ours, k in zip(start(), trained(lambda p: LARS(p, 1, momentum, decay, 0.02)), range(9)):
+        v = 0.0
+        for step, lr in enumerate(RATES):
+            g, trust = gradients(step)[k], 1.0
+            if np.ndim(w) > 1:
+                g = g + decay * w
+                trust = 0.02 * math.sqrt((w**2).sum()) / math.sqrt((g**2).sum())
+            v = momentum * v + lr * trust * g
+            w = w - v
+        np.testing.assert_allclose(ours, w, rtol=1e-13)
+
+
+def test_lars_step_is_a_share_of_the_weights_norm_whatever_the_gradients_size():
+    w, g = start()[0], gradients(0)[0]
+    for size in (1e-6, 1.0, 1e6):
+        moved = w - one_step(LARS, w, size * g, lr=0.5, weight_decay=0.0, trust_coefficient=0.01)
+        assert np.linalg.norm(moved) == pytest.approx(0.5 * 0.01 * np.linalg.norm(w))
+
+
+def test_lars_without_decay_still_trusts():
+    """Weight decay 0 must not turn the method off, as it does in a port."""
+    w, g = start()[0], gradients(0)[0]
+    lars = one_step(LARS, w, g, lr=0.5, weight_decay=0.0)
+    assert not np.allclose(lars, one_step(SGD, w, g, lr=0.5))
+
+
+@pytest.mark.parametrize(("w", "g"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_lars_moves_zero_weights_or_by_zero_gradients_with_trust_1(w, g):
+    """`>= 0` for `> 0` would freeze zero weights for ever, or make NaN."""
+    w, g = np.full((2, 3), w), np.full((2, 3), g)
+    assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=0.0), w - 0.5 * g)
+
+
+def test_lars_gives_biases_and_batch_norm_neither_decay_nor_trust():
+    w, g = np.full(3, 2.0), np.full(3, 1.0)
+    assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=10.0), w - 0.5 * g)
+
+
+def test_lars_keeps_the_rate_inside_the_momentum():
+    """After the rate falls to 0 the weights go on moving, by what earlier steps gathered; SGD's stand still."""
+    for make, moves in ((lambda p: LARS(p, 1, weight_decay=0), True), (lambda p: SGD(p, 1), False)):
+        before, after = trained(make, [1.0]), trained(make, [1.0, 0.0])
+        assert all(np.array_equal(a, b) != moves for a, b in zip(before, after))
+
+
+# ── Both ──────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.fixture(params=[SGD, LARS])
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtypes_stay(kind, dtype):
+    params = [Tensor(array, requires_grad=True) for array in start(dtype)]
+    optimizer = kind(params, lr=0.1, weight_decay=0.1)
+    for step in range(2):
+        for p, g in zip(params, gradients(step, dtype)):
+            p.grad = g
+        optimizer.step(lr=np.float64(0.1).item())
+    assert {p.dtype for p in params} | {v.dtype for v in optimizer.velocity} == {np.dtype(dtype)}
+
+
+def test_a_parameter_without_gradient_is_left_alone(kind):
+    used, unused = (Tensor(np.ones((2, 2)), requires_grad=True) for _ in "ab")
+    optimizer = kind([used, unused], lr=0.1, weight_decay=0.5)
+    (used * 2).sum().backward()
+    optimizer.step()
+    assert not np.array_equal(used.data, np.ones((2, 2)))
+    assert np.array_equal(unused.data, np.ones((2, 2)))
+    assert not optimizer.velocity[1].any()
+
+
+def test_a_step_leaves_the_gradient_as_it_was(kind):
+    p = Tensor(np.ones((2, 2)), requires_grad=True)
+    optimizer = kind([p], lr=0.1, weight_decay=0.5)
+    p.grad = np.full((2, 2), 3.0)
+    for _ in range(2):
+        optimizer.step()
+    assert np.array_equal(p.grad, np.full((2, 2), 3.0))
+
+
+def test_without_an_argument_a_step_takes_the_constructors_rate(kind):
+    w, g = start()[0], gradients(0)[0]
+    p = Tensor(w, requires_grad=True)
+    p.grad = g
+    kind([p], lr=123.0).step(lr=0.5)
+    assert np.array_equal(p.data, one_step(kind, w, g, lr=0.5))
+
+
+def test_zero_grad_forgets_the_gradients(kind):
+    p = Tensor(np.ones(2), requires_grad=True)
+    p.grad = np.ones(2)
+    kind([p], lr=0.1).zero_grad()
+    assert p.grad is None
+
+
+def test_parameters_may_come_from_a_generator(kind):
+    assert len(kind((Tensor(np.ones(2), requires_grad=True) for _ in range(3)), lr=0.1).params) == 3
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"lr": -1.0}, "lr must be a finite number ≥ 0, not -1"),
+    ({"lr": math.nan}, "lr must be"), ({"lr": math.inf}, "lr must be"),
+    ({"lr": 0.1, "momentum": -0.1}, "momentum must be"), ({"lr": 0.1, "weight_decay": math.nan}, "weight_decay must"),
+])
+def test_options_that_make_no_sense_are_refused(kind, options, says):
+    with pytest.raises(ValueError, match=says):
+        kind([Tensor(np.ones(2), requires_grad=True)], **options)
+
+
+def test_no_parameters_are_refused(kind):
+    with pytest.raises(ValueError, match="no parameters"):
+        kind([], lr=0.1)
+
+
+def test_a_step_under_a_pending_graph_says_what_to_do_and_changes_nothing(kind):
+    """The graph keeps the parameters, not copies: after a step its gradient would be wrong, silently."""
+    free, pending = (Tensor(np.ones(2), requires_grad=True) for _ in "ab")
+    optimizer = kind([free, pending], lr=0.1)
+    (free * pending).sum().backward()
+    loss = (pending * pending).sum()
+    with pytest.raises(RuntimeError, match=r"call its backward\(\) first, let go of it, or .* under no_grad\(\)"):
+        optimizer.step()
+    assert np.array_equal(free.data, np.ones(2))
+    del loss                                             # let go of it
+    optimizer.step()
+    assert np.array_equal(pending.data, np.full(2, 0.9))
+
+
+# ── The schedule ──────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize(("step", "lr"), [
+    (0, 0.0), (5, 1.0), (9, 1.8),                        # up a straight line
+    (10, 2.0),                                           # the peak
+    (10 + 45, 2 * (2 + math.sqrt(2)) / 4), (10 + 90, 1.0), (10 + 60, 1.5), (10 + 120, 0.5),   # down half a cosine
+    (190, 0.0), (191, 0.0), (10**6, 0.0),
+])
+def test_schedule_has_its_closed_values(step, lr):
+    assert warmup_cosine(step, 190, 10, 2.0) == pytest.approx(lr, abs=1e-15)
+
+
+def test_schedule_without_warm_up_begins_at_the_peak():
+    assert warmup_cosine(0, 10, 0, 2.0) == 2.0
+
+
+def test_schedule_of_warm_up_alone_never_comes_down():
+    assert [warmup_cosine(t, 4, 4, 2.0) for t in range(6)] == [0, 0.5, 1, 1.5, 0, 0]
+
+
+def test_schedule_of_no_steps_at_all_is_0():
+    assert warmup_cosine(0, 0, 0, 2.0) == 0
+
+
+def test_schedule_rises_then_falls_and_never_jumps():
+    rates = [warmup_cosine(t, 100, 20, 1.0) for t in range(101)]
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) <= 1 / 20 + 1e-12
+
+
+def test_schedule_gives_python_floats():
+    """numpy.float64 would turn float32 weights into float64 ones."""
+    assert {type(warmup_cosine(t, 10, 3, 0.5)) for t in range(12)} == {float}
+
+
+@pytest.mark.parametrize("warmup", [-1, 11])
+def test_schedule_refuses_a_warm_up_longer_than_the_run(warmup):
+    with pytest.raises(ValueError, match=f"0…total_steps = 10, not {warmup}"):
+        warmup_cosine(0, 10, warmup, 1.0)
