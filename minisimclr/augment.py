@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from .backend import Array, array_module, blocks
 from .transforms import brightness, contrast, gaussian_blur, hue, resample, resize_matrices, saturation
 
-CROP_AREA = (0.08, 1.0)                # fraction of the image that a crop covers, uniform
+CROP_AREA = 0.08                       # smallest fraction of the image that a crop covers; uniform up to 1
 CROP_ASPECT = (3 / 4, 4 / 3)           # its width / height, uniform in the logarithm: 3:4 as often as 4:3
 CROP_TRIES = 10
 FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5       # probabilities
@@ -40,24 +40,28 @@ JITTER = (brightness, contrast, saturation, hue)
 
 
 def two_views(
-    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False
+    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False,
+    min_area: float = CROP_AREA,
 ) -> tuple[Array, Array]:
     """Two independent random views of each image; a[i] and b[i] are a positive pair.
 
     images uint8 (N,H,W,3) -> float32 (N,size,size,3) in [0,1], twice, on the device of the images.
     `strength` scales the colour jitter (the paper: 1 on ImageNet, 0.5 on CIFAR-10) and 0 turns all
-    colour distortion off, greyscale included. `blur` belongs to ImageNet. Random numbers come from
+    colour distortion off, greyscale included. `blur` belongs to ImageNet. A crop covers at least the
+    fraction `min_area` of the image: small things in a corner want more than the paper's 0.08. Random numbers come from
     `rng` alone. Raises TypeError if the images are not uint8, ValueError for a wrong shape or option.
     """
-    return one_view(images, rng, size, strength, blur), one_view(images, rng, size, strength, blur)
+    options = size, strength, blur, min_area
+    return one_view(images, rng, *options), one_view(images, rng, *options)
 
 
 def one_view(
-    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False
+    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False,
+    min_area: float = CROP_AREA,
 ) -> Array:
     """A random view of each image: as `two_views`, once."""
     count, height, width = _check(images, size)
-    return apply_view(images, draw_parameters(rng, count, height, width, strength, blur), size)
+    return apply_view(images, draw_parameters(rng, count, height, width, strength, blur, min_area), size)
 
 
 # ── What is random ────────────────────────────────────────────────────────────────────────────────
@@ -87,7 +91,8 @@ class ViewParameters:
 
 
 def draw_parameters(
-    rng: np.random.Generator, count: int, height: int, width: int, strength: float = 0.5, blur: bool = False
+    rng: np.random.Generator, count: int, height: int, width: int, strength: float = 0.5, blur: bool = False,
+    min_area: float = CROP_AREA,
 ) -> ViewParameters:
     """Draw the parameters of `count` views of images of height×width pixels.
 
@@ -96,7 +101,9 @@ def draw_parameters(
     """
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(f"strength must be from 0 to {MAX_STRENGTH}, not {strength!r}")
-    top, left, crop_height, crop_width = _draw_crops(rng, count, height, width)
+    if not 0 < min_area <= 1:
+        raise ValueError(f"min_area must be above 0 and at most 1, not {min_area!r}")
+    top, left, crop_height, crop_width = _draw_crops(rng, count, height, width, min_area)
     flip, jitter, grey, blurred = (rng.random(count) < p for p in (FLIP, JITTERED, GREYED, BLURRED))
     spread = strength * np.array(JITTER_SPREAD)
     neutral = np.array([1, 1, 1, 0])                     # the first three multiply, the hue is added to
@@ -112,14 +119,16 @@ def draw_parameters(
     )
 
 
-def _draw_crops(rng: np.random.Generator, count: int, height: int, width: int) -> tuple[NDArray[np.int64], ...]:
+def _draw_crops(
+    rng: np.random.Generator, count: int, height: int, width: int, min_area: float
+) -> tuple[NDArray[np.int64], ...]:
     """top, left, height, width of `count` crops, int64 (count,) each, by torchvision's RandomResizedCrop:
 
     ten tries at an area and an aspect; the first crop that fits inside the image is taken; if none
     fits, the largest central one of an allowed aspect.
     """
     tries = (count, CROP_TRIES)
-    area = rng.uniform(*CROP_AREA, tries) * (height * width)
+    area = rng.uniform(min_area, 1, tries) * (height * width)
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))
     w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))         # (count,10)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)

@@ -50,6 +50,8 @@ class Config:
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
     strength: float = _setting(0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10",
                                least=0, most=2.5)
+    min_area: float = _setting(0.08, "smallest random crop, as a fraction of the image; small things want more",
+                               above=0, most=1)
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
     seed: int = _setting(0, "of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
     device: str = _setting("cpu", "where to compute", choices=("cpu", "cuda"))
@@ -58,9 +60,8 @@ class Config:
         """Raises ValueError, in one line that names the setting, for a value that makes no sense."""
         for item in dataclasses.fields(self):
             name, value, kind = item.name, getattr(self, item.name), type(item.default)
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, name, float(value))  # 1 is a fine temperature
-            elif type(value) is not kind:
+            whole = kind is float and type(value) is int  # 1 is a fine temperature
+            if type(value) is not kind and not whole:
                 raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
             choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
             if choices and value not in choices:
@@ -68,6 +69,8 @@ class Config:
             if kind in (int, float) and not (least <= value <= most and value > above):
                 bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"
                 raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {value}")
+            if whole:
+                object.__setattr__(self, name, float(value))
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Config:

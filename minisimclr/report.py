@@ -67,7 +67,7 @@ def loss_curve(history: list[Metrics]) -> Image.Image:
     for x in range(70, 930, 10):
         draw.line([(x, level), (x + 5, level)], SOFT, 1)
     # the label goes where no curve is: above the line on the right, at the end of training
-    draw.text((928, level - 4), f"chance, log(2N − 1) = {chance:.2f}", SOFT, _font(14), anchor="rs")
+    draw.text((928, level - 4), f"chance, log(2N - 1) = {chance:.2f}", SOFT, _font(14), anchor="rs")
     _curve(draw, to, steps, losses)
     to = _axes(draw, (70, 390, 930, 510), steps[-1], (0.0, 1.0), "contrastive top-1: anchors nearest to their positive")
     _curve(draw, to, steps, [line["top1"] for line in history])
@@ -104,11 +104,8 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _curve(draw: ImageDraw.ImageDraw, to: Any, steps: list[int], values: list[float]) -> None:
-    smooth, mean = [], values[0]
-    keep = 1 - 1 / max(1.0, min(50.0, len(values) / 20))
-    for value in values:
-        mean = keep * mean + (1 - keep) * value
-        smooth.append(mean)
+    half = min(25, len(values) // 20)  # each point of the dark line is the mean of its neighbourhood
+    smooth = [float(np.mean(values[max(0, k - half):k + half + 1])) for k in range(len(values))]
     draw.line([to(*point) for point in zip(steps, values)], PALE, 1)
     draw.line([to(*point) for point in zip(steps, smooth)], BLUE, 3, joint="curve")
 
@@ -119,7 +116,8 @@ def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
     """A row of images, and below each its two views, as the network sees them."""
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
-    a, b = two_views(chosen, np.random.default_rng(config.seed), config.size, config.strength, config.blur)
+    a, b = two_views(chosen, np.random.default_rng(config.seed), config.size, config.strength, config.blur,
+                     config.min_area)
     rows = [chosen, *((view * 255).round().astype(np.uint8) for view in (a, b))]
     cell = 64
     sheet, draw = _sheet(len(chosen), 3, cell, left=84)

@@ -53,7 +53,7 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
                 batches = epoch_order(len(images), config.batch, config.rng(ORDER, epoch))
             started = time.perf_counter()
             batch = to_device(images[batches[step % steps_per_epoch]], config.device)                  # (N,H,W,3) uint8
-            a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur)
+            a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur, config.min_area)
             loss, za, zb = model.loss(a, b, config.temperature)
             _require_finite(loss.item(), "loss", step)
             loss.backward()

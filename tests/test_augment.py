@@ -182,6 +182,14 @@ def test_crops_cover_the_area_and_the_aspect_they_should():
     np.testing.assert_allclose(quarters, 0.25, atol=0.02)
 
 
+def test_no_crop_is_smaller_than_the_smallest_area_asked_for():
+    p = draw_parameters(np.random.default_rng(0), 2000, 1000, 1000, min_area=0.4)
+    assert 0.395 < (p.height * p.width / 1e6).min() < 0.41
+    for min_area in (0, -0.1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="min_area"):
+            two_views(np.zeros((1, 8, 8, 3), np.uint8), np.random.default_rng(0), min_area=min_area)
+
+
 def test_crops_lie_inside_and_reach_every_border():
     p = draw_parameters(np.random.default_rng(0), 5000, 12, 15)
     assert min(p.top.min(), p.left.min()) == 0
