@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .nn import Conv2d
+from .ops.winograd import METHODS
 from .optim import LARS, SGD, Optimizer
 from .resnet import ENCODERS, STEMS
 from .simclr import ProjectionHead, SimCLR
@@ -48,6 +50,8 @@ class Config:
     momentum: float = _setting(0.9, "of the optimiser", least=0, most=0.9999)
     weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
+    conv: str = _setting("direct", "how 3×3 convolutions are computed: direct is the readable way; winograd the fast one, "
+                                   "rounding a little more; auto takes it where it is faster", choices=METHODS)
     strength: float = _setting(0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10",
                                least=0, most=2.5)
     min_area: float = _setting(0.08, "smallest random crop, as a fraction of the image; small things want more",
@@ -100,6 +104,9 @@ def build_model(config: Config) -> SimCLR:
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, rng=rng)
     head = ProjectionHead(encoder.features, encoder.features, config.head_dim, config.head_layers, rng=rng)
+    for _, module in encoder.modules():
+        if isinstance(module, Conv2d):
+            module.method = config.conv
     return SimCLR(encoder, head)
 
 
