@@ -50,8 +50,8 @@ class Config:
     momentum: float = _setting(0.9, "of the optimiser", least=0, most=0.9999)
     weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
-    conv: str = _setting("direct", "how 3×3 convolutions are computed: direct is the readable way; winograd the fast one, "
-                                   "rounding a little more; auto takes it where it is faster", choices=METHODS)
+    conv: str = _setting("direct", "how 3×3 convolutions are computed: direct, the readable way; winograd, which is "
+                                   "faster and rounds more; auto: winograd where it is faster", choices=METHODS)
     strength: float = _setting(0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10",
                                least=0, most=2.5)
     min_area: float = _setting(0.08, "smallest random crop, as a fraction of the image; small things want more",

@@ -139,6 +139,7 @@ class Linear(Module):
 class Conv2d(Module):
     """A convolution without bias (batch norm follows and would remove it).  x (H,W,N,in) -> (H',W',N,out)."""
 
+    method = "direct"  # how ops.conv2d computes it; Config.conv sets another
     stored_axes: ClassVar = {"weight": (3, 2, 0, 1)}
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, *, stride: int = 1, padding: int = 0,
@@ -149,7 +150,7 @@ class Conv2d(Module):
         self.weight = parameter(drawn.data.transpose(2, 3, 1, 0))
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        return ops.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+        return ops.conv2d(x, self.weight, stride=self.stride, padding=self.padding, method=self.method)
 
 
 class BatchNorm2d(Module):

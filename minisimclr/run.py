@@ -91,7 +91,8 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     assert run.folder is not None
     path = run.folder / "checkpoint.npz"
     arrays, meta = checkpoint.load(path)
-    differing = [name for name, value in run.config.as_dict().items() if meta.get("config", {}).get(name) != value]
+    before = Config().as_dict() | meta.get("config", {})  # a setting that did not exist then had its default
+    differing = [name for name, value in run.config.as_dict().items() if before.get(name) != value]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
     if meta.get("images") != run.images:

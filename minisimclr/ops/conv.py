@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from ..autograd import Vjp, primitive
 from ..backend import Array, blocks, parallel, threads
+from . import winograd
 
 SLAB_BYTES = 1 << 20  # of output at a time: a slab, its input and the kernel then fit a core's cache
 THIN = 160            # a kernel over fewer numbers than this (K·K·C: the stems) is one product per row
@@ -69,11 +70,14 @@ def _slice(positions: range, origin: int = 0) -> slice:
 # ── Convolution ───────────────────────────────────────────────────────────────────────────────────
 
 @primitive
-def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0) -> tuple[Array, Vjp]:
+def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0,
+           method: str = "direct") -> tuple[Array, Vjp]:
     """Slide a bank of D kernels over feature maps: (3.1), a cross-correlation as everywhere in deep learning.
 
     Shapes: x (H,W,N,C), w (K,K,C,D) -> (H',W',N,D)   with H' = ⌊(H + 2·padding − K)/stride⌋ + 1
     VJP:    dx by (3.2), dw by (3.3)
+    method: "direct" is the nine products; "winograd" the fast twin where it can be used (3×3, stride 1, padding 1,
+            float32, NumPy), and "auto" where it is also faster
     """
     if x.ndim != 4 or w.ndim != 4 or w.shape[:3] != (len(w), len(w), x.shape[-1]):
         raise ValueError(f"conv2d: an input (H,W,N,C) and a kernel (K,K,C,D) expected, not {x.shape} and {w.shape}")
@@ -83,6 +87,8 @@ def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0) ->
     out_h, out_w = ((side + 2 * padding - K) // stride + 1 for side in (H, W))
     if out_h < 1 or out_w < 1:
         raise ValueError(f"conv2d: a {H}×{W} map with padding {padding} is too small for a {K}×{K} kernel")
+    if winograd.applies(xp, x, w, stride, padding, method):
+        return winograd.convolution(xp, x, w)
     rows = _meetings(H, out_h, K, stride, padding)
     columns = _meetings(W, out_w, K, stride, padding)
     thin = K > 1 and K * K * C <= THIN
