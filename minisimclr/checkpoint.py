@@ -75,8 +75,9 @@ def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except CheckpointError:
         raise
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError, MemoryError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0] or error!r}") from None
+    except Exception as error:  # the readers of a damaged file raise almost anything
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from None
     return arrays, meta
 
 
