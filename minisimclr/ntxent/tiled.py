@@ -19,6 +19,7 @@ the result is the same bit for bit.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -26,10 +27,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..backend import Array, blas_at_one_thread, parallel
+from ..backend import Array, blas_at_one_thread, blocks, parallel
 from .loss import unit_rows
 
 TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
+STRIP = 1024  # rows of a strip, where each row is on its own
 KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
 
 
@@ -54,18 +56,24 @@ class _Problem:
         self.blocks = _blocks(images)
         self.half = len(self.blocks) // 2  # the partners of block I are the rows of block I ± half
         self.rounds = _rounds(len(self.blocks))
-        self.z = (za, zb)
+        self.views = (za, zb)
+        self.strips = [(view, rows) for view in (0, 1) for rows in blocks(images, STRIP)]
         self.u = np.empty((2 * images, width), za.dtype)
         self.norm = np.empty((2 * images, 1), za.dtype)
         self.scale = np.empty((2 * images, 1), za.dtype)
         self.du = np.zeros((2 * images, width), za.dtype)  # becomes dz in place
         # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
         self.shifted = 1 / temperature + math.log(2 * images) > math.log(np.finfo(za.dtype).max) - 2
-        self.kept = {} if self.shifted else self.room_for_all_tiles(keep_bytes)
+        side = max(rows.stop - rows.start for rows in self.blocks)
+        pairs = [pair for pairs in self.rounds for pair in pairs]
+        self.kept: dict[tuple[int, int], Array] = {}  # E of each pair of blocks, flat, if there is room
+        if not self.shifted and len(pairs) * side * side * za.itemsize <= keep_bytes:
+            # One large array comes in large pages, six times as fast as many small ones.
+            self.kept = dict(zip(pairs, np.empty((len(pairs), side * side), za.dtype)))
 
     def solve(self) -> tuple[Array, Array, Array]:
         n, u, temperature = 2 * self.images, self.u, self.temperature
-        parallel(self.normalize, range(len(self.blocks)))
+        parallel(self.normalize, self.strips)
         a, b = u[: self.images], u[self.images :]
         # Vectors of length 2N are cheap: they are kept in float64.
         cosine = np.einsum("nd,nd->n", a, b, dtype=np.float64)
@@ -90,37 +98,25 @@ class _Problem:
 
         self.pull = np.concatenate([q[: self.images] + q[self.images :]] * 2)[:, None].astype(self.dtype)
         self.side = np.where(positive < 0, -1, 1)[:, None].astype(self.dtype)
-        parallel(self.finish, range(len(self.blocks)))
+        parallel(self.finish, self.strips)
         return loss.mean().astype(self.dtype), self.du[: self.images], self.du[self.images :]
 
     def each_pair(self, task: Callable[[tuple[int, int]], None]) -> None:
         for pairs in self.rounds:
             parallel(task, pairs)
 
-    def room_for_all_tiles(self, keep_bytes: int) -> dict[tuple[int, int], Array]:
-        """An array for E of each pair of blocks, or none if they take more than `keep_bytes`."""
-        pairs = [pair for pairs in self.rounds for pair in pairs]
-        shapes = [[rows.stop - rows.start for rows in self.rows(pair)] for pair in pairs]
-        ends = np.cumsum([rows * columns for rows, columns in shapes])
-        if ends[-1] * self.dtype.itemsize > keep_bytes:
-            return {}
-        whole = np.empty(ends[-1], self.dtype)  # at once: a large array comes in large pages, six times as fast
-        return {pair: flat.reshape(shape) for pair, flat, shape in zip(pairs, np.split(whole, ends[:-1]), shapes)}
+    # ── A strip of rows of one view ───────────────────────────────────────────────────────────────
 
-    # ── One block of rows ─────────────────────────────────────────────────────────────────────────
+    def normalize(self, strip: tuple[int, slice]) -> None:
+        view, rows = strip
+        here, _ = self.places(strip)
+        self.u[here], self.norm[here], self.scale[here] = unit_rows(self.views[view][rows])  # (5.2)
 
-    def normalize(self, i: int) -> None:
-        rows = self.blocks[i]
-        view, first = (0, 0) if i < self.half else (1, self.images)
-        z = self.z[view][rows.start - first : rows.stop - first]
-        self.u[rows], self.norm[rows], self.scale[rows] = unit_rows(z)  #             (5.2)
-
-    def finish(self, i: int) -> None:
+    def finish(self, strip: tuple[int, slice]) -> None:
         """du, so far without the positives, becomes dz, in place."""
-        rows, partners = self.blocks[i], self.blocks[(i + self.half) % len(self.blocks)]
+        rows, partners = self.places(strip)
         u, du = self.u[rows], self.du[rows]
-        part = self.tile((i, i))[2][: len(u)]
-        np.multiply(u, self.side[rows], out=part)
+        part = u * self.side[rows]
         np.subtract(self.u[partners], part, out=part)
         part *= self.pull[rows]
         du -= part  #                                                                 (5.10)
@@ -130,6 +126,12 @@ class _Problem:
         du /= self.norm[rows] * self.dtype.type(2 * self.images * self.temperature)
         scale = self.scale[rows]
         du /= np.where(scale == 0, np.inf, scale)  #                                  (5.11)
+
+    def places(self, strip: tuple[int, slice]) -> tuple[slice, slice]:
+        """Where a strip's rows, and their partners, stand among the 2N."""
+        view, rows = strip
+        other = slice(rows.start + self.images, rows.stop + self.images)
+        return (other, rows) if view else (rows, other)
 
     # ── One pair of blocks ────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +175,7 @@ class _Problem:
             e = self.relative(cosine, self.top[I][:, None], out=one)
             self.negatives[I] += _row_sums(e)
         else:
-            e = self.exponentials(pair, self.kept.get(pair, one))
+            e = self.exponentials(pair, self.kept_tile(pair) if self.kept else one)
             self.negatives[I] += _row_sums(e)
             if I != J:
                 self.negatives[J] += _column_sums(e)
@@ -188,7 +190,7 @@ class _Problem:
             self.relative(cosine, self.level[I][:, None], out=m)
             m += other
         else:
-            e = self.kept[pair] if self.kept else self.exponentials(pair, m)
+            e = self.kept_tile(pair) if self.kept else self.exponentials(pair, m)
             np.add(self.weight[I][:, None], self.weight[J], out=other)
             np.multiply(e, other, out=m)  #                                           (5.12)
         _add(self.du[I], np.matmul(m, self.u[J], out=product[: len(m)]))
@@ -198,17 +200,24 @@ class _Problem:
     def rows(self, pair: tuple[int, int]) -> tuple[slice, slice]:
         return self.blocks[pair[0]], self.blocks[pair[1]]
 
+    def shape(self, pair: tuple[int, int]) -> tuple[int, int]:
+        I, J = self.rows(pair)
+        return I.stop - I.start, J.stop - J.start
+
+    def kept_tile(self, pair: tuple[int, int]) -> Array:
+        rows, columns = self.shape(pair)
+        return self.kept[pair][: rows * columns].reshape(rows, columns)
+
     def tile(self, pair: tuple[int, int]) -> tuple[Array, Array, Array]:
         """This thread's scratch: two arrays of the tile's shape, and one for TILE rows of a product."""
-        rows, columns = (self.blocks[k].stop - self.blocks[k].start for k in pair)
         width = self.u.shape[1]
-        if getattr(_scratch, "key", None) != (width, self.dtype, TILE):
-            _scratch.key = (width, self.dtype, TILE)
+        if getattr(_scratch, "key", None) != (TILE, width, self.dtype):
+            _scratch.key = (TILE, width, self.dtype)
             _scratch.arrays = [np.empty(TILE * size, self.dtype) for size in (TILE, TILE, width)]
         one, two, product = _scratch.arrays
-        shape = (rows, columns)
+        rows, columns = self.shape(pair)
         size = rows * columns
-        return one[:size].reshape(shape), two[:size].reshape(shape), product.reshape(TILE, width)
+        return one[:size].reshape(rows, columns), two[:size].reshape(rows, columns), product.reshape(TILE, width)
 
 
 _scratch = threading.local()
@@ -234,6 +243,7 @@ def _blocks(images: int) -> list[slice]:
     return one + [slice(images + rows.start, images + rows.stop) for rows in one]
 
 
+@functools.cache
 def _rounds(players: int) -> list[list[tuple[int, int]]]:
     """All pairs (i ≤ j) of an even number of players, in rounds in which nobody plays twice.
 
