@@ -163,7 +163,7 @@ def _unfolded(xp: Any, x: Array, r: int, width: int, w: Array, rows: list[Meetin
     for i, p in _at(r, rows):
         for j, here, there in _within(slice(0, width), columns):
             covered[here, :, i, j] = x[p, there]
-    return covered.reshape(width * x.shape[2], -1)
+    return covered.reshape(width * x.shape[2], w.size // w.shape[-1])
 
 
 def _unfolded_product(xp: Any, out: Array, x: Array, w: Array, rows: list[Meeting], columns: list[Meeting]) -> None:
