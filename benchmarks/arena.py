@@ -1,0 +1,258 @@
+"""Where contestants meet: each in a process of its own, taking turns, one run each per round.
+
+So neither the memory nor the threads of one touch another's, and a slow minute of the machine is everybody's.
+A benchmark gives `main` its contestants: functions `prepare(case) -> (run, answer)`. `run()` does the work and
+returns its result, finished; `answer(result)` makes a dictionary of plain arrays or numbers of it, to be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ntxent
+import numpy as np
+from tqdm import tqdm
+
+from minisimclr import backend
+
+Case = dict[str, Any]
+Prepare = Callable[[Case], tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]
+FLOOR = "floor"
+
+
+def rates(threads: int) -> dict[str, float]:
+    """Multiply–adds a second of the matrix product, and bytes a second of a copy that fits no cache."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((512, 256), np.float32), rng.random((256, 256), np.float32)
+    source = np.ones((threads, 8 << 20), np.float32)
+    products = [np.empty((512, 256), np.float32) for _ in range(threads)]
+    copies = [(source[k], np.empty_like(source[k])) for k in range(threads)]
+
+    def multiply(out: Any) -> None:
+        for _ in range(20):
+            np.matmul(a, b, out=out)
+
+    def best(task: Any, items: Any) -> float:
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with backend.blas_at_one_thread():
+                backend.parallel(task, items)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {
+        "gemm": threads * 20 * 512 * 256 * 256 / best(multiply, products),
+        "copy": source.nbytes / best(lambda pair: np.copyto(pair[1], pair[0]), copies),
+    }
+
+
+# ── A contestant's process ────────────────────────────────────────────────────────────────────────
+
+def serve(prepare: Prepare | None, torch: bool, threads: int) -> None:
+    """Answer the questions that come in on stdin, one JSON object a line."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    if torch:
+        import torch as library
+
+        library.set_num_threads(threads)
+    run: Any = None
+    for line in sys.stdin:
+        question = json.loads(line)
+        reply: dict[str, Any] = {}
+        try:
+            if prepare is None:
+                reply["rates"] = rates(threads)
+            elif "prepare" in question:
+                run, answer = prepare(question["prepare"])
+                first = answer(run())
+                if question["file"]:
+                    np.savez(question["file"], **first)
+                del first
+                reply["memory"] = ntxent.extra_memory(run)
+            else:
+                start = time.perf_counter()
+                run()
+                reply["time"] = time.perf_counter() - start
+        except Exception as exception:
+            reply["failed"] = (str(exception).splitlines() or [""])[0][:120] or type(exception).__name__
+        print(json.dumps(reply), file=answers, flush=True)
+
+
+class Contestant(ntxent.Contestant):
+    """The same as NT-Xent's, served by the script that is running."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.name, self.failed = name, None
+        keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
+        self.process = subprocess.Popen(
+            [sys.executable, sys.argv[0], "--serve", name, "--threads", str(threads)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=os.environ | dict.fromkeys(keys, str(threads)),
+        )
+
+
+# ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
+
+def measure(
+    contestants: list[Contestant], case: Case, floor: Callable[[Case, dict[str, float]], float],
+    exact: Callable[[Case], dict[str, Any]] | None, peer: str, options: argparse.Namespace, folder: Path,
+) -> list[dict[str, Any]]:
+    """One row a contestant: times, memory and, if there is something exact to compare with, the error."""
+    rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "case": case["name"]} for c in contestants}
+    truth = exact(case) if exact else None
+    for c in contestants:
+        if c.name != FLOOR:
+            path = folder / "answer.npz"
+            rows[c.name].update(c.ask(options.patience, prepare=case, file=str(path)))
+            if c.failed is None:
+                with np.load(path) as got:
+                    rows[c.name].update(errors({k: got[k] for k in got.files}, truth))
+    times: dict[str, list[Any]] = {c.name: [] for c in contestants}
+    deadline = time.monotonic() + options.seconds
+    while not ((time.monotonic() > deadline and len(times[FLOOR]) >= 3) or len(times[FLOOR]) >= options.rounds):
+        for c in contestants:
+            time.sleep(0.002)  # let the threads of the one before fall asleep
+            if reply := c.ask(options.patience, run=True):
+                times[c.name].append(reply.get("time", reply.get("rates")))
+    best = {key: max(rate[key] for rate in times[FLOOR]) for key in times[FLOOR][0]}
+    for c in contestants:
+        row = rows[c.name]
+        if c.failed is not None:
+            row["failed"] = c.failed
+        elif c.name != FLOOR:
+            low, high = np.quantile(times[c.name], [0.25, 0.75]).tolist()
+            row |= {"times": times[c.name], "median": statistics.median(times[c.name]), "quartiles": [low, high],
+                    "floor": floor(case, best)}
+    for row in rows.values():
+        if "median" in row and "median" in rows.get(peer, {}):
+            row["speed"] = rows[peer]["median"] / row["median"]
+    return [row for name, row in rows.items() if name != FLOOR]
+
+
+def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
+    """Relative to what is exact; or, if nothing is, the numbers themselves."""
+    if truth is None:
+        return {key: float(value) for key, value in got.items() if value.ndim == 0}
+    return {"error": max(float(np.linalg.norm(got[k] - truth[k]) / np.linalg.norm(truth[k])) for k in truth)}
+
+
+# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+
+def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
+    """A case, one line a contestant."""
+    extra = "error" if any("error" in row for row in rows) else "loss"
+    title = f"speed of {peer}"
+    lines = [f"{rows[0]['case']}", f"  {'':26}{'median':>11}{'quartiles':>18}{title:>{max(12, len(title) + 2)}}"
+             f"{'x floor':>9}{'memory':>13}{unit:>11}{extra:>10}"]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"  {row['name']:26}  left out: {row['failed']}")
+            continue
+        low, high = (1e3 * t for t in row["quartiles"])
+        memory = f"{row['memory'] / 2**20:,.0f} MiB" if row.get("memory") is not None else "?"
+        last = f"{row['error']:.1e}" if extra == "error" else f"{row.get('loss', math.nan):.5f}"
+        lines.append(
+            f"  {row['name']:26}{1e3 * row['median']:>8,.1f} ms{f'{low:,.1f} – {high:,.1f}':>18}"
+            f"{row.get('speed', math.nan):>{max(12, len(title) + 2)}.2f}{row['median'] / row['floor']:>9.2f}"
+            f"{memory:>13}{per_run / row['median']:>11,.1f}{last:>10}"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], peer: str, path: str) -> None:
+    """Speed against the peer's, a group of bars a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(cases) * (len(names) + 1)), layout="constrained")
+    for k, name in enumerate(names):
+        own = {row["case"]: row["speed"] for row in rows if row["name"] == name and "speed" in row}
+        at = [i * (len(names) + 1) + k for i, case in enumerate(cases) if case in own]
+        axes.barh(at, list(own.values()), height=0.85, label=name, color=f"C{k}")
+    axes.set_yticks([i * (len(names) + 1) + (len(names) - 1) / 2 for i in range(len(cases))], cases)
+    axes.invert_yaxis()
+    axes.axvline(1, color="gray", linewidth=1)
+    axes.set(xlabel=f"speed, {peer} = 1")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=160)
+
+
+def main(
+    benchmark: str, description: str, ours: dict[str, Prepare], peers: dict[str, tuple[str, Prepare]],
+    cases: dict[str, Case], *, default: list[str], defaults: list[str],
+    floor: Callable[[Case, dict[str, float]], float],
+    exact: Callable[[Case], dict[str, Any]] | None = None, unit: str, per_run: Callable[[Case], float],
+    seconds: float = 5,
+) -> None:
+    """The command line of a benchmark. `default` names the cases, `defaults` the peers that run without being asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=default, choices=list(cases), metavar="CASE",
+                        help=f"of {', '.join(cases)}; default: %(default)s")
+    parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
+    parser.add_argument("--threads", type=int, default=backend.threads())
+    parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure a case (at least 3 rounds)")
+    parser.add_argument("--rounds", type=int, default=200, help="at most this many rounds a case")
+    parser.add_argument("--patience", type=float, default=240, help="seconds after which a contestant is left out")
+    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--plot", metavar="PATH", help="needs matplotlib")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    everyone = ours | {name: prepare for name, (_, prepare) in peers.items()}
+    if options.serve:
+        package, _ = peers.get(options.serve, ("", None))
+        serve(everyone.get(options.serve), package == "torch", options.threads)
+        return
+
+    wanted = [*ours, *(peers if options.peers else defaults)]
+    wanted = [name for name in wanted if not options.only or name in options.only]
+    missing = [name for name in wanted if name in peers and importlib.util.find_spec(peers[name][0]) is None]
+    names = [name for name in wanted if name not in missing]
+    peer = next((name for name in names if name in peers), names[0])
+    hardware = ntxent.device()
+    print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
+    if missing:
+        print(f"not installed: {', '.join(missing)}   (pip install \"minisimclr[peers]\")")
+    contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
+    rows: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in tqdm(options.cases, leave=False, disable=None):
+                case = {"name": name, **cases[name]}
+                rows += (now := measure(contestants, case, floor, exact, peer, options, Path(folder)))
+                tqdm.write("\n" + table(now, peer, unit, per_run(case)))
+    finally:
+        for contestant in contestants:
+            contestant.leave()
+    if options.json:
+        from importlib import metadata
+
+        packages = sorted({peers[name][0] for name in names if name in peers})
+        Path(options.json).write_text(json.dumps({
+            "benchmark": benchmark, "commit": ntxent.commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
+            "versions": {package: metadata.version(package) for package in packages}, "threads": options.threads,
+            "peer": peer, "cases": {name: cases[name] for name in options.cases}, "rows": rows,
+        }, indent=1) + "\n")
+    if options.plot:
+        plot(rows, peer, options.plot)
