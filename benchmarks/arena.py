@@ -156,7 +156,8 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
     """A case, one line a contestant."""
-    extra = "error" if any("error" in row for row in rows) else "loss"
+    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "floor", "speed")
+    extra = next((key for row in rows for key in row if key not in known), "")
     title = f"speed of {peer}"
     lines = [f"{rows[0]['case']}", f"  {'':26}{'median':>11}{'quartiles':>18}{title:>{max(12, len(title) + 2)}}"
              f"{'x floor':>9}{'memory':>13}{unit:>11}{extra:>10}"]
@@ -166,7 +167,7 @@ def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> s
             continue
         low, high = (1e3 * t for t in row["quartiles"])
         memory = f"{row['memory'] / 2**20:,.0f} MiB" if row.get("memory") is not None else "?"
-        last = f"{row['error']:.1e}" if extra == "error" else f"{row.get('loss', math.nan):.5f}"
+        last = f"{row.get(extra, math.nan):{'.1e' if extra == 'error' else '.5f'}}"
         lines.append(
             f"  {row['name']:26}{1e3 * row['median']:>8,.1f} ms{f'{low:,.1f} – {high:,.1f}':>18}"
             f"{row.get('speed', math.nan):>{max(12, len(title) + 2)}.2f}{row['median'] / row['floor']:>9.2f}"

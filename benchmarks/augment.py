@@ -1,0 +1,103 @@
+"""How many views a second: the whole random pipeline of SimCLR for a batch of images?
+
+    python benchmarks/augment.py --threads 1
+    python benchmarks/augment.py --json out.json --plot out.png
+
+Each contestant makes two views of every image of the batch, from uint8 images in memory to float32 views. They live
+in processes of their own and take turns (arena.py). The floor is a single copy of the views; `mean`, that of all
+their pixels, shows that they do about the same (exactness per image is a matter of tests/test_augment.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
+
+import arena
+
+from minisimclr import backend
+from minisimclr.augment import two_views
+
+CASES: dict[str, arena.Case] = {
+    "256 images of 32": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": False},
+    "256 images of 32, blur": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": True},
+    "32 images, 224 of 256": {"images": 32, "side": 256, "size": 224, "strength": 1.0, "blur": True},
+}
+
+
+def images_of(case: arena.Case) -> Any:
+    """Blocks of random colour."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (case["images"], 8, 8, 3), np.uint8)
+    return blocks.repeat(case["side"] // 8, 1).repeat(case["side"] // 8, 2)
+
+
+def ours(case: arena.Case) -> Any:
+    images, rng = images_of(case), np.random.default_rng(1)
+
+    def run() -> Any:
+        with backend.blas_at_one_thread():
+            return two_views(images, rng, case["size"], case["strength"], case["blur"])
+
+    return run, lambda views: {"mean": np.mean([v.mean() for v in views])}
+
+
+kept: dict[str, Any] = {}  # a declared op lives as long as its library
+
+
+def torchvision_transforms(version: int) -> arena.Prepare:
+    """SimCLR's pipeline as its users compose it."""
+
+    def prepare(case: arena.Case) -> Any:
+        import torch
+
+        library = kept.setdefault("torchvision", torch.library.Library("torchvision", "FRAGMENT"))
+        with contextlib.suppress(RuntimeError):  # without torchvision's compiled part the transforms ask for its op
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from PIL import Image
+
+        if version == 1:
+            from torchvision import transforms as t
+
+            images = [Image.fromarray(image) for image in images_of(case)]
+            finish = [t.ToTensor()]
+        else:
+            from torchvision.transforms import v2 as t
+
+            images = list(torch.from_numpy(images_of(case).transpose(0, 3, 1, 2).copy()))
+            finish = [t.ToDtype(torch.float32, scale=True)]
+        s = case["strength"]
+        blur = [t.RandomApply([t.GaussianBlur(case["size"] // 10 | 1, (0.1, 2.0))], p=0.5)] if case["blur"] else []
+        pipeline = t.Compose([
+            t.RandomResizedCrop(case["size"]), t.RandomHorizontalFlip(),
+            t.RandomApply([t.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)], p=0.8), t.RandomGrayscale(0.2),
+            *blur, *finish,
+        ])  # fmt: skip
+
+        def run() -> Any:
+            return [torch.stack([pipeline(image) for image in images]) for _ in "ab"]
+
+        return run, lambda views: {"mean": np.mean([float(v.mean()) for v in views])}
+
+    return prepare
+
+
+def view_bytes(case: arena.Case) -> float:
+    return 2.0 * case["images"] * case["size"] ** 2 * 3 * 4
+
+
+if __name__ == "__main__":
+    arena.main(
+        "augment", __doc__ or "", {"minisimclr": ours},
+        {"torchvision, Pillow": ("torch", torchvision_transforms(1)),
+         "torchvision v2, tensors": ("torch", torchvision_transforms(2))},
+        CASES, default=list(CASES), defaults=["torchvision, Pillow", "torchvision v2, tensors"],
+        floor=lambda case, best: view_bytes(case) / best["copy"], unit="views/s",
+        per_run=lambda case: 2.0 * case["images"], seconds=10,
+    )  # fmt: skip

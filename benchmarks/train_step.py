@@ -1,0 +1,215 @@
+"""How fast and how lean is a whole SimCLR step: forward, NT-Xent, backward, SGD with momentum?
+
+    python benchmarks/train_step.py                      # ResNet-18 with the CIFAR stem, 128 views of 32×32
+    python benchmarks/train_step.py --peers --threads 1  # torch.compile too; on one core
+    python benchmarks/train_step.py --cases "small, 512 views" "ResNet-50, 8 views of 224"
+    python benchmarks/train_step.py --json out.json --plot out.png
+
+All start from the same weights and views; `loss`, that of the first step, shows that they compute the same. The
+contestants live in processes of their own and take turns (arena.py). The time is also given as a multiple of what
+the multiply–adds of all convolutions in their direct form would take at this machine's best rate of the matrix
+product, together with eight walks through all feature maps at its rate of copying.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
+
+import arena
+
+from minisimclr import backend
+from minisimclr.config import Config, build_model
+from minisimclr.optim import SGD
+
+CASES: dict[str, arena.Case] = {
+    "ResNet-18, 128 views": {"encoder": "resnet18", "views": 128, "size": 32},
+    "small, 512 views": {"encoder": "small", "views": 512, "size": 32},
+    "ResNet-50, 8 views of 224": {"encoder": "resnet50", "views": 8, "size": 224},
+    "ResNet-18, 32 views": {"encoder": "resnet18", "views": 32, "size": 32},
+    "ResNet-18, 64 views": {"encoder": "resnet18", "views": 64, "size": 32},
+    "ResNet-18, 256 views": {"encoder": "resnet18", "views": 256, "size": 32},
+}
+LR, MOMENTUM, DECAY, TEMPERATURE = 0.05, 0.9, 1e-4, 0.1
+
+
+def model_of(case: arena.Case, conv: str = "direct") -> Any:
+    return build_model(Config(encoder=case["encoder"], size=case["size"], conv=conv))
+
+
+def views(case: arena.Case) -> tuple[Any, Any]:
+    """Two blurry random images a pair, which differ by a little noise."""
+    rng = np.random.default_rng(0)
+    n, size = case["views"] // 2, case["size"]
+    a = rng.random((n, 8, 8, 3), np.float32).repeat(size // 8, 1).repeat(size // 8, 2)
+    return a, np.clip(a + 0.1 * rng.standard_normal(a.shape, np.float32), 0, 1)
+
+
+# ── The contestants ───────────────────────────────────────────────────────────────────────────────
+
+def ours(conv: str) -> arena.Prepare:
+    def prepare(case: arena.Case) -> Any:
+        model = model_of(case, conv)
+        optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
+        a, b = views(case)
+
+        def run() -> float:
+            with backend.blas_at_one_thread():
+                loss, _, _ = model.loss(a, b, TEMPERATURE)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                return loss.item()
+
+        return run, lambda loss: {"loss": loss}
+
+    return prepare
+
+
+def torch_step(channels_last: bool = False, compiled: bool = False) -> arena.Prepare:
+    def prepare(case: arena.Case) -> Any:
+        import torch
+
+        own = model_of(case)
+        net = torch_network(own)
+        if channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(net.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
+        images = torch.from_numpy(np.concatenate(views(case)).transpose(0, 3, 1, 2).copy())
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+
+        def loss_of(images: Any) -> Any:
+            u = torch.nn.functional.normalize(net(images), dim=1)
+            logits = (u @ u.T / TEMPERATURE).masked_fill(torch.eye(len(u), dtype=torch.bool), float("-inf"))
+            partner = (torch.arange(len(u)) + len(u) // 2) % len(u)
+            return torch.nn.functional.cross_entropy(logits, partner)
+
+        step = torch.compile(loss_of) if compiled else loss_of
+
+        def run() -> float:
+            loss = step(images)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return float(loss.item())
+
+        return run, lambda loss: {"loss": loss}
+
+    return prepare
+
+
+def torch_network(own: Any) -> Any:
+    """The same network in PyTorch, as torchvision writes a ResNet, with the same weights."""
+    from torch import nn
+
+    def conv(layer: Any) -> Any:
+        kernel, _, in_dim, out_dim = layer.weight.shape
+        return nn.Conv2d(in_dim, out_dim, kernel, layer.stride, layer.padding, bias=False)
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, block: Any) -> None:
+            super().__init__()
+            for k in (1, 2, 3):
+                if hasattr(block, f"conv{k}"):
+                    setattr(self, f"conv{k}", conv(getattr(block, f"conv{k}")))
+                    setattr(self, f"bn{k}", nn.BatchNorm2d(len(getattr(block, f"bn{k}").weight)))
+                    self.last = k
+            self.downsample = None
+            if hasattr(block, "downsample"):
+                first, second = vars(block.downsample).values()
+                self.downsample = nn.Sequential(conv(first), nn.BatchNorm2d(len(second.weight)))
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: Any) -> Any:
+            y = x
+            for k in range(1, self.last + 1):
+                y = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(y))
+                if k < self.last:
+                    y = self.relu(y)
+            return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    class Encoder(nn.Module):  # type: ignore[misc]
+        def __init__(self, encoder: Any) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = conv(encoder.conv1), nn.BatchNorm2d(len(encoder.bn1.weight))
+            self.relu, self.pool = nn.ReLU(inplace=True), encoder.stem == "imagenet"
+            self.stages = encoder.stages
+            for k in range(1, self.stages + 1):
+                stage = getattr(encoder, f"layer{k}")
+                setattr(self, f"layer{k}", nn.Sequential(*(Block(block) for block in vars(stage).values())))
+
+        def forward(self, x: Any) -> Any:
+            x = self.relu(self.bn1(self.conv1(x)))
+            if self.pool:
+                x = nn.functional.max_pool2d(x, 3, 2, 1)
+            for k in range(1, self.stages + 1):
+                x = getattr(self, f"layer{k}")(x)
+            return x.mean(dim=(2, 3))
+
+    class Network(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = Encoder(own.encoder), nn.Module()
+            for k in range(1, own.head.layers + 1):
+                in_dim, out_dim = getattr(own.head, f"linear{k}").weight.shape
+                setattr(self.head, f"linear{k}", nn.Linear(in_dim, out_dim, bias=False))
+                setattr(self.head, f"bn{k}", nn.BatchNorm1d(out_dim))
+            getattr(self.head, f"bn{own.head.layers}").bias.requires_grad_(False)  # no shift there
+
+        def forward(self, images: Any) -> Any:
+            x = self.encoder(images)
+            for k in range(1, own.head.layers + 1):
+                x = getattr(self.head, f"bn{k}")(getattr(self.head, f"linear{k}")(x))
+                x = nn.functional.relu(x) if k < own.head.layers else x
+            return x
+
+    import torch
+
+    net = Network().train()
+    state = {name: torch.from_numpy(array) for name, array in own.state_dict().items()}
+    left, unknown = net.load_state_dict(state, strict=False)
+    assert not unknown, unknown
+    assert all(name.endswith("num_batches_tracked") or name == f"head.bn{own.head.layers}.bias" for name in left), left
+    return net
+
+
+# ── The floor ─────────────────────────────────────────────────────────────────────────────────────
+
+def floor(case: arena.Case, best: dict[str, float]) -> float:
+    """Three products per convolution, and eight walks through its output: batch norm there and back."""
+    from minisimclr.nn import Conv2d
+
+    work = {"products": 0.0, "bytes": 0.0}
+    call = Conv2d.__call__
+
+    def counted(layer: Any, x: Any, train: bool = False) -> Any:
+        y = call(layer, x, train)
+        work["products"] += 3.0 * y.data.size * layer.weight.data.size / layer.weight.shape[-1] * case["views"] / 2
+        work["bytes"] += 8.0 * y.data.nbytes * case["views"] / 2
+        return y
+
+    Conv2d.__call__ = counted  # type: ignore[method-assign]
+    try:
+        model_of(case).encoder(views({**case, "views": 4})[0])
+    finally:
+        Conv2d.__call__ = call  # type: ignore[method-assign]
+    return work["products"] / best["gemm"] + work["bytes"] / best["copy"]
+
+
+if __name__ == "__main__":
+    arena.main(
+        "train_step", __doc__ or "", {"direct": ours("direct"), "winograd": ours("winograd"), "auto": ours("auto")},
+        {
+            "torch channels-last": ("torch", torch_step(channels_last=True)),
+            "torch contiguous": ("torch", torch_step()),
+            "torch.compile": ("torch", torch_step(channels_last=True, compiled=True)),
+        },
+        CASES, default=["ResNet-18, 128 views"], defaults=["torch channels-last", "torch contiguous"],
+        floor=floor, unit="views/s", per_run=lambda case: float(case["views"]), seconds=45,
+    )  # fmt: skip
