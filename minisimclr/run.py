@@ -40,6 +40,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class NonFiniteError(ArithmeticError):
+    """The loss, a gradient or what would be saved became NaN or infinite; the last checkpoint is as it was."""
+
+
 @dataclass
 class Run:
     """A model, how it was made, how it went and where it is kept (None: nowhere)."""
@@ -62,7 +66,7 @@ def load_run(folder: str | Path) -> Run:
         config = Config.from_dict(meta["config"])
         run = Run(config, build_model(config), steps=int(meta["steps"]), folder=folder)
         run.model.load_state_dict(checkpoint.part(arrays, "model"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"checkpoint {folder / 'checkpoint.npz'} does not fit: {error}") from None
     run.history = _read_metrics(folder / "metrics.jsonl", run.steps)
     return run
@@ -125,6 +129,10 @@ def keeper(run: Run, optimizer: Optimizer) -> Iterator[Callable[..., None]]:
             return
         arrays = {f"model/{name}": array for name, array in run.model.state_dict().items()}
         arrays |= {f"momentum/{k}": to_device(v, "cpu") for k, v in enumerate(optimizer.velocity)}
+        for name, array in arrays.items():  # a loss can be finite although weights or statistics overflowed
+            if not np.isfinite(array).all():
+                raise NonFiniteError(f"{name} became NaN or infinite by step {run.steps}, and was not saved; "
+                                     "try a lower lr or weight decay")
         checkpoint.save(run.folder / "checkpoint.npz", arrays, {
             "config": run.config.as_dict(), "steps": run.steps, "images": run.images,
             "environment": checkpoint.environment()})

@@ -16,11 +16,20 @@ from .config import ORDER, VIEWS, Config, build_model, build_optimizer
 from .data import DataError, epoch_order, load_dataset
 from .ntxent import contrastive_accuracy
 from .optim import Optimizer, warmup_cosine
-from .run import Interrupted, Metrics, Run, claim, fingerprint, keeper, metrics_file, restore, stop_signals
+from .run import (
+    Interrupted,
+    Metrics,
+    NonFiniteError,
+    Run,
+    claim,
+    fingerprint,
+    keeper,
+    metrics_file,
+    restore,
+    stop_signals,
+)
 
-
-class NonFiniteError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; the weights were not updated with it."""
+__all__ = ["NonFiniteError", "pretrain"]
 
 
 def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, folder: str | Path | None = None,
@@ -79,4 +88,5 @@ def _require_finite(value: float, what: str, step: int) -> None:
 
 
 def _gradient_norm(optimizer: Optimizer) -> float:
-    return math.sqrt(sum(float((p.grad * p.grad).sum()) for p in optimizer.params if p.grad is not None))
+    """Σ max|g|, finite exactly if every gradient is: the squares of the usual norm would overflow float32."""
+    return sum(float(abs(p.grad).max()) for p in optimizer.params if p.grad is not None)
