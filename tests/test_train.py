@@ -1,0 +1,414 @@
+"""Training runs: they learn, repeat and resume bit for bit, stop when asked, and never spoil what they have saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minisimclr import backend, checkpoint, run, train
+from minisimclr.autograd import Tensor
+from minisimclr.checkpoint import CheckpointError
+from minisimclr.config import Config, build_model, build_optimizer
+from minisimclr.data import DataError
+from minisimclr.data.doodles import draw_doodles
+from minisimclr.resnet import ENCODERS, resnet_small
+from minisimclr.run import Interrupted, Run, environment_changes, fingerprint, load_run
+from minisimclr.simclr import SimCLR
+from minisimclr.train import NonFiniteError, pretrain
+
+CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, lr=2.0, warmup=0.2)   # 3 epochs of 2 steps
+STEPS = 6
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)   # not square; the last 3 are left over
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder of 4 channels in place of 32."""
+    monkeypatch.setitem(ENCODERS, "small", lambda **options: resnet_small(**{"base": 4, **options}))
+
+
+def kept(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All arrays of the checkpoint as bytes, and the metrics but for the speed."""
+    arrays, _ = checkpoint.load(folder / "checkpoint.npz")
+    return {name: array.tobytes() for name, array in arrays.items()}, metrics(folder)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def stop_at(step: int, signum: int = signal.SIGINT) -> Callable[[run.Metrics], None]:
+    """A `progress` that sends this process a signal during that step."""
+    return lambda line: os.kill(os.getpid(), signum) if line["step"] == step else None
+
+
+def interrupted(folder: Path, step: int = 2, signum: int = signal.SIGINT, **options: Any) -> Interrupted:
+    """A run that is told to stop during that step."""
+    with pytest.raises(Interrupted) as stopped:
+        pretrain(CONFIG, IMAGES, folder=folder, progress=stop_at(step, signum), **options)
+    return stopped.value
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.__wrapped__(patch)
+        pretrain(CONFIG, IMAGES, folder=folder)
+    return folder
+
+
+# ── A run ─────────────────────────────────────────────────────────────────────────────────────────
+
+def test_a_run_keeps_its_settings_its_metrics_and_a_checkpoint(whole):
+    assert sorted(os.listdir(whole)) == ["checkpoint.npz", "config.json", "metrics.jsonl"]
+    assert Config.from_dict(json.loads((whole / "config.json").read_text())) == CONFIG
+    lines = metrics(whole)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert {line["steps"] for line in lines} == {STEPS}
+    assert {line["chance"] for line in lines} == {math.log(2 * CONFIG.batch - 1)}
+    assert all(math.isfinite(line["loss"]) and 0 <= line["top1"] <= 1 for line in lines)
+
+
+def test_the_rate_warms_up_to_lr_per_256_images_and_comes_down(whole):
+    peak = 2.0 * 4 / 256                                                  # W = round(0.2 · 6) = 1 step
+    expected = [0.0, *(peak * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5))]
+    assert [line["lr"] for line in metrics(whole)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_run_without_folder_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = pretrain(CONFIG, IMAGES)
+    assert os.listdir(tmp_path) == []
+    assert (result.folder, result.steps, len(result.history)) == (None, STEPS, STEPS)
+
+
+def test_progress_is_called_with_the_metrics_of_every_step():
+    seen: list[run.Metrics] = []
+    assert seen == [] != (result := pretrain(CONFIG, IMAGES, progress=seen.append)).history
+    assert seen == result.history
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole):
+    again = pretrain(CONFIG, IMAGES).model.state_dict()
+    other = pretrain(Config(**{**CONFIG.as_dict(), "seed": 1}), IMAGES).model.state_dict()
+    stored = load_run(whole).model.state_dict()
+    assert all(again[name].tobytes() == stored[name].tobytes() for name in stored)
+    assert all(not np.array_equal(other[name], stored[name]) for name in stored)
+
+
+def test_training_learns():
+    """On doodles the loss begins at chance or above, and falls well below it."""
+    images, _, _ = draw_doodles(64, seed=0, size=16)
+    config = Config(size=16, batch=32, epochs=15, head_dim=16, lr=2.0, temperature=0.5, strength=0.0)
+    losses = [line["loss"] for line in pretrain(config, images).history]
+    chance = math.log(63)
+    assert losses[0] > 0.95 * chance
+    assert np.mean(losses[-6:]) < 0.92 * chance
+
+
+def test_lars_trains_too():
+    result = pretrain(Config(**{**CONFIG.as_dict(), "optimizer": "lars"}), IMAGES)
+    assert all(math.isfinite(line["loss"]) for line in result.history)
+
+
+def test_images_come_from_the_data_set_unless_given(monkeypatch):
+    asked = []
+
+    def load(source: str, split: str, size: int) -> Any:
+        asked.append((source, split, size))
+        return type("Dataset", (), {"images": IMAGES})
+
+    monkeypatch.setattr(train, "load_dataset", load)
+    assert pretrain(CONFIG).images == fingerprint(IMAGES)
+    assert asked == [("doodles", "train", 8)]
+
+
+def test_fewer_images_than_a_batch_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"3 images are fewer than one batch of 4; use a smaller --batch"):
+        pretrain(CONFIG, IMAGES[:3], folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("images", [IMAGES.astype(np.float32), IMAGES[..., 0], IMAGES[..., :1]])
+def test_images_that_are_not_uint8_rgb_are_refused(images):
+    with pytest.raises((TypeError, ValueError), match=r"uint8|\(N,H,W,3\)"):
+        pretrain(CONFIG, images)
+
+
+# ── Loading ───────────────────────────────────────────────────────────────────────────────────────
+
+def test_a_loaded_run_is_the_one_that_was_saved(whole):
+    loaded = load_run(str(whole))
+    assert (loaded.config, loaded.steps, loaded.folder) == (CONFIG, STEPS, whole)
+    assert [line["step"] for line in loaded.history] == list(range(STEPS))
+
+
+def test_a_folder_without_run_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*checkpoint\.npz"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda arrays, meta: arrays.pop("model/head.linear1.weight"), "misses head.linear1.weight"),
+    (lambda arrays, meta: meta.pop("steps"), "steps"),
+    (lambda arrays, meta: meta.update(steps=None), "NoneType"),
+    (lambda arrays, meta: meta.update(config=[]), "does not fit"),
+    (lambda arrays, meta: meta["config"].update(width=99), "width must be"),
+    (lambda arrays, meta: meta["config"].update(tau=1), "unknown setting tau"),
+    (lambda arrays, meta: meta["config"].update(width=2), "has shape"),
+])
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(whole, tmp_path, spoil, says):
+    arrays, meta = checkpoint.load(whole / "checkpoint.npz")
+    spoil(arrays, meta)
+    checkpoint.save(tmp_path / "checkpoint.npz", arrays, meta)
+    with pytest.raises(CheckpointError, match=says) as error:
+        load_run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# ── Stopping ──────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_finish_saves_and_is_carried_out(tmp_path, signum):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    stopped = interrupted(tmp_path, 2, signum)
+    assert stopped.signum == signum
+    assert str(stopped) == "stopped after step 3 of 6"
+    assert load_run(tmp_path).steps == 3
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_handlers_are_restored_after_a_run_and_after_a_failure(monkeypatch):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    pretrain(CONFIG, IMAGES)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    monkeypatch.setattr(train, "two_views", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(CONFIG, IMAGES)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_acts_at_once():
+    """Whoever presses Ctrl-C twice does not want to wait for the step."""
+    seen = []
+
+    def twice(line: run.Metrics) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append(line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(CONFIG, IMAGES, progress=twice)
+    assert len(seen) == 1
+
+
+def test_training_works_in_a_thread_where_signals_cannot_be_caught():
+    results: list[Run] = []
+    thread = threading.Thread(target=lambda: results.append(pretrain(CONFIG, IMAGES)))
+    thread.start()
+    thread.join()
+    assert results[0].steps == STEPS
+
+
+# ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("step", [0, 1, 2, 4])           # at the beginning, in the midst and at the end of an epoch
+def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, step):
+    """Weights, running statistics, momentum and metrics are those of the run that nobody interrupted."""
+    interrupted(tmp_path, step, signal.SIGTERM if step % 2 else signal.SIGINT)
+    resumed = pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert kept(tmp_path) == kept(whole)
+    assert resumed.steps == STEPS == len(resumed.history)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_run_interrupted_at_every_step_resumes_bit_for_bit(tmp_path, optimizer):
+    config = Config(**{**CONFIG.as_dict(), "optimizer": optimizer})
+    for step in range(STEPS):
+        with pytest.raises(Interrupted):
+            pretrain(config, IMAGES, folder=tmp_path / "bits", resume=step > 0, progress=stop_at(step))
+    pretrain(config, IMAGES, folder=tmp_path / "once")
+    assert kept(tmp_path / "bits") == kept(tmp_path / "once")
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_done_again(whole, tmp_path, monkeypatch):
+    """Metrics are written each step, checkpoints now and then: lines beyond the checkpoint are dropped."""
+    clock = iter([0.0, 61.0, 61.0, 62.0, 62.5, 63.0])                     # one checkpoint, after the first step
+    with monkeypatch.context() as patch:
+        patch.setattr(run.time, "monotonic", lambda: next(clock))
+        patch.setattr(train, "warmup_cosine", lambda step, *args: WARMUP(step, *args) if step < 3 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert load_run(tmp_path).steps == 1
+    assert len(metrics(tmp_path)) == 3
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')                                     # and torn in the midst of the last
+    pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert kept(tmp_path) == kept(whole)
+
+
+WARMUP = train.warmup_cosine
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(whole):
+    before = {name: (whole / name).read_bytes() for name in os.listdir(whole)}
+    assert pretrain(CONFIG, IMAGES, folder=whole, resume=True).steps == STEPS
+    assert {name: (whole / name).read_bytes() for name in os.listdir(whole)} == before
+
+
+def test_lost_metrics_do_not_keep_a_run_from_going_on(tmp_path, whole):
+    interrupted(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert kept(tmp_path)[0] == kept(whole)[0]
+    assert [line["step"] for line in metrics(tmp_path)] == [3, 4, 5]
+
+
+def untouched(folder: Path, error: type[Exception], says: str, *args: Any, **options: Any) -> None:
+    """pretrain is refused in one line, and the folder is left as it was."""
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    with pytest.raises(error, match=says) as refusal:
+        pretrain(*args, folder=folder, **options)
+    assert "\n" not in str(refusal.value)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_a_folder_that_holds_a_run_is_only_touched_to_resume_it(whole):
+    untouched(whole, ValueError, "already holds a run; go on with --resume", CONFIG, IMAGES)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.1), ("epochs", 4), ("seed", 1), ("optimizer", "lars")])
+def test_a_run_is_not_resumed_with_another_setting(whole, name, value):
+    other = Config(**{**CONFIG.as_dict(), name: value})
+    untouched(whole, ValueError, f"cannot resume .* made with another {name}$", other, IMAGES, resume=True)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:-1], IMAGES[::-1], IMAGES ^ np.uint8(1)])
+def test_a_run_is_not_resumed_on_other_images(whole, images):
+    untouched(whole, ValueError, "images are not those", CONFIG, images, resume=True)
+
+
+def test_a_run_is_not_resumed_from_a_damaged_checkpoint(tmp_path):
+    interrupted(tmp_path)
+    (tmp_path / "checkpoint.npz").write_bytes((tmp_path / "checkpoint.npz").read_bytes()[:-100])
+    untouched(tmp_path, CheckpointError, "cannot be read", CONFIG, IMAGES, resume=True)
+
+
+def test_resuming_needs_a_folder_and_a_checkpoint_in_it(tmp_path):
+    with pytest.raises(ValueError, match="resume needs the folder"):
+        pretrain(CONFIG, IMAGES, resume=True)
+    untouched(tmp_path, CheckpointError, "there is no checkpoint", CONFIG, IMAGES, resume=True)
+
+
+def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
+    """Elsewhere, resuming is close but not bit for bit: the checkpoint knows where it was written."""
+    assert environment_changes(whole) == []
+    before = backend.threads()
+    monkeypatch.setattr(checkpoint, "threads", lambda: before + 1)
+    assert environment_changes(whole) == [f"threads was {before}, is {before + 1}"]
+
+
+# ── Not a number ──────────────────────────────────────────────────────────────────────────────────
+
+@pytest.fixture
+def saves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SAVE_EVERY", -1.0)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[SimCLR]:
+    """Every model that pretrain builds, so that a failed run's can be looked at."""
+    built: list[SimCLR] = []
+
+    def build(config: Config) -> SimCLR:
+        built.append(build_model(config))
+        return built[-1]
+
+    monkeypatch.setattr(train, "build_model", build)
+    return built
+
+
+def weights(model: SimCLR) -> list[bytes]:
+    return [p.data.tobytes() for p in model.parameters()]
+
+
+@pytest.mark.usefixtures("saves_every_step")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(tmp_path, monkeypatch, models, bad):
+    """The weights stay, and so does the checkpoint of the step before, byte for byte."""
+    seen: list[tuple[list[bytes], bytes]] = []
+
+    def loss(model: SimCLR, *args: Any) -> Any:
+        value, za, zb = original(model, *args)
+        if len(metrics(tmp_path)) < 2:
+            return value, za, zb
+        seen.append((weights(model), (tmp_path / "checkpoint.npz").read_bytes()))
+        return value * bad, za, zb
+
+    original = SimCLR.loss
+    monkeypatch.setattr(SimCLR, "loss", loss)
+    with pytest.raises(NonFiniteError, match=f"the loss became {bad} at step 2; the weights were left") as error:
+        pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert "\n" not in str(error.value)
+    assert seen == [(weights(models[0]), (tmp_path / "checkpoint.npz").read_bytes())]
+    assert load_run(tmp_path).steps == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp_path, monkeypatch, models, bad):
+    def backward(tensor: Tensor, grad: Any = None) -> None:
+        original(tensor, grad)
+        models[0].head.bn2.weight.grad[0] = bad
+
+    original = Tensor.backward
+    monkeypatch.setattr(Tensor, "backward", backward)
+    with pytest.raises(NonFiniteError, match=r"the gradient became (nan|inf) at step 0"):
+        pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert weights(models[0]) == weights(build_model(CONFIG))
+    assert not (tmp_path / "checkpoint.npz").exists()
+
+
+def test_a_large_gradient_is_no_false_alarm():
+    """The square of 1e30 would overflow in float32."""
+    model = build_model(CONFIG)
+    optimizer = build_optimizer(CONFIG, model)
+    for p in optimizer.params:
+        p.grad = np.full(p.shape, -1e30, np.float32)
+    assert math.isfinite(train._gradient_norm(optimizer))
+
+
+@pytest.mark.usefixtures("saves_every_step")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")    # NumPy notices the overflow on its way
+def test_a_run_that_diverges_never_leaves_a_checkpoint_that_is_not_finite(tmp_path):
+    """Batch norm keeps the loss finite while the weights grow until they overflow."""
+    config = Config(**{**CONFIG.as_dict(), "lr": 1e6, "weight_decay": 1e3, "warmup": 0.0, "epochs": 10})
+    with pytest.raises(NonFiniteError):
+        pretrain(config, IMAGES, folder=tmp_path)
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+    assert meta["steps"] > 0
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize("name", ["running_var", "weight"])
+def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
+    """At the end of a run no further loss would tell."""
+    model = build_model(CONFIG)
+    array = getattr(model.encoder.bn1, name)
+    (array.data if isinstance(array, Tensor) else array)[0] = np.inf
+    with run.keeper(Run(CONFIG, model, folder=tmp_path), build_optimizer(CONFIG, model)) as save, \
+            pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"):
+        save(now=True)
+    assert not (tmp_path / "checkpoint.npz").exists()
