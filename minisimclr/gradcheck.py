@@ -48,6 +48,11 @@ class Comparison:
         """Relative to the size of the gradient, beyond what rounding explains; NaN if either value is."""
         return float(np.maximum(abs(self.numeric - self.analytic) - self.noise, 0) / max(self.scale, 1e-300))
 
+    @property
+    def distance(self) -> float:
+        """Relative to the gradient, or to what rounding allows to see of it: for reports."""
+        return float(abs(self.numeric - self.analytic) / max(self.scale, 1e6 * self.noise, 1e-300))
+
     def judge(self, tolerance: float) -> bool:
         if not self.error <= tolerance:  # NaN is not
             raise GradcheckError(f"{self.where}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, "
@@ -112,11 +117,12 @@ def compare_direction(f: Function, *arrays: Any, step: float = STEP, seed: int =
     rng = np.random.default_rng([seed, 1])
     found = []
     for k, gradient in enumerate(project.gradients(project.points)):
-        # random, plus the gradient itself: so the slope along it never vanishes by chance
+        # random, but uphill, plus the gradient itself: so the slope along it never vanishes by chance
         direction = rng.standard_normal(gradient.shape)
         length = float(np.linalg.norm(gradient))
         if length > 0:
-            direction = direction / np.linalg.norm(direction) + gradient / length
+            direction *= np.copysign(1 / np.linalg.norm(direction), (gradient * direction).sum())
+            direction += gradient / length
         direction /= np.abs(direction).max(initial=1e-300)
         analytic = float((gradient * direction).sum())
         slope, noise = project.slope(k, direction, step, abs(analytic))

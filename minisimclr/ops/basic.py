@@ -75,6 +75,9 @@ def power(xp: Any, x: Array, *, exponent: float) -> tuple[Array, Vjp]:
     Shapes: x (…) -> (…)
     VJP:    dx = g·p·xᵖ⁻¹   (0 for p = 0, also at x = 0)
     """
+    if not isinstance(exponent, (int, float)):
+        raise TypeError(f"power takes a constant number as exponent, not {type(exponent).__name__}")
+
     def vjp(g: Array) -> Array:
         return g * (exponent * x ** (exponent - 1)) if exponent else xp.zeros_like(g)
     return x ** exponent, vjp
@@ -108,7 +111,7 @@ def matmul(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
     Shapes: x (…,N,K), y (…,K,M) -> (…,N,M)
     VJP:    dx = g yᵀ,  dy = xᵀ g
     """
-    if x.ndim == 0 or y.ndim == 0:
+    if not (is_array(x) and is_array(y) and x.ndim and y.ndim):
         raise ValueError("matmul takes vectors and matrices, not numbers; use * for those")
 
     def vjp(g: Array) -> tuple[Any, Any]:
@@ -204,7 +207,7 @@ def max(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
 def _kept_shape(x: Array, axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction over `axis` with the reduced axes kept as 1."""
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    reduced = {a % x.ndim for a in axes}
+    reduced = {a % (x.ndim or 1) for a in axes}
     return tuple(1 if a in reduced else size for a, size in enumerate(x.shape))
 
 

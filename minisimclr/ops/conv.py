@@ -129,7 +129,7 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
             for j, here, there in inside:
                 slab = source[p, there].reshape(-1, C)
                 product = xp.matmul(slab, matrices[i, j], out=buffer[:len(slab)])
-                target[here] += product.reshape(-1, N, D)
+                target[here] += product.reshape(target[here].shape)
 
     parallel(run, [(r, part, inside) for r in range(height) for part, inside in meetings])
 

@@ -1,0 +1,422 @@
+"""Every operation, from one table (minisimclr/op_table.py): value, gradient, dtypes, shapes, refusals.
+
+Below that, what the small samples of the table do not cover: every kernel, stride and padding of
+convolution and pooling, and the fused forms against their readable ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minisimclr as ms
+from minisimclr import Tensor, gradchecks, ops
+from minisimclr.gradchecks import a_thousandth_off, check_entry, comparisons, main_table
+from minisimclr.op_table import (
+    TABLE,
+    Entry,
+    batch_norm_by_loops,
+    conv2d_by_loops,
+    cross_entropy_by_loops,
+    l2_normalize_by_loops,
+    max_pool2d_by_loops,
+    normal,
+    positive,
+    spaced,
+    statistics,
+)
+from minisimclr.ops import conv as conv_module
+from minisimclr.ops import norm as norm_module
+
+Array = np.ndarray[Any, Any]
+
+SAMPLES = [pytest.param(entry, inputs, settings, id=f"{entry.name} {k}")
+           for entry in TABLE for k, (inputs, settings) in enumerate(entry.samples)]
+REFUSED = [pytest.param(entry, inputs, settings, error, id=f"{entry.name} {k}")
+           for entry in TABLE for k, ((inputs, settings), error) in enumerate(entry.refused)]
+
+
+def relative(a: Any, b: Any) -> float:
+    """The distance of two arrays beside the larger of them."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    assert a.shape == b.shape
+    return float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-300))
+
+
+def value_and_gradients(f: Any, inputs: Any, dtype: Any = np.float64) -> tuple[Array, list[Array]]:
+    leaves = [Tensor(np.asarray(x, dtype), requires_grad=True) for x in inputs]
+    value = f(*leaves)
+    value.backward(np.asarray(np.random.default_rng(0).uniform(0.5, 1.5, value.shape), dtype))
+    return value.data, [leaf.grad for leaf in leaves]  # type: ignore[misc]
+
+
+# ── The table ─────────────────────────────────────────────────────────────────────────────────────
+
+def test_every_primitive_of_the_package_has_an_entry() -> None:
+    known = {entry.op for entry in TABLE}
+    for module in pkgutil.walk_packages(ms.__path__, "minisimclr."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            things = vars(importlib.import_module(module.name))
+        except ImportError:  # an optional library is missing
+            continue
+        missing = [name for name, f in things.items() if getattr(f, "is_primitive", False) and f not in known]
+        assert not missing, f"{module.name}: {missing} have no entry in op_table.TABLE"
+
+
+def test_every_entry_has_samples_and_every_operation_refuses_something() -> None:
+    assert all(entry.samples for entry in TABLE)
+    assert {entry.name for entry in TABLE if entry.refused} == {entry.name for entry in TABLE}
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_value_is_the_reference(entry: Entry, inputs: Any, settings: Any) -> None:
+    value = entry.function(settings)(*inputs)
+    assert value.dtype == np.float64
+    assert relative(value.data, entry.expected(inputs, settings)) <= entry.tolerance
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: Any) -> None:
+    elements, direction, path = comparisons(entry, entry.function(settings), inputs)
+    assert elements.judge(1e-8)
+    assert direction.judge(1e-8)
+    assert path.judge(1e-9)
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any, settings: Any) -> None:
+    small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
+             for name, s in settings.items()}
+    inputs = [np.asarray(x, np.float32) for x in inputs]
+    value, gradients = value_and_gradients(entry.function(settings), inputs)
+    value32, gradients32 = value_and_gradients(entry.function(small), inputs, np.float32)
+    assert value32.dtype == np.float32
+    assert np.abs(value32 - value).max(initial=0) <= 2e-6 * max(1, np.abs(value).max(initial=0))
+    for gradient32, gradient in zip(gradients32, gradients):
+        assert gradient32.dtype == np.float32
+        # rounding enters with the terms, not with what is left after they cancel
+        assert np.abs(gradient32 - gradient).max(initial=0) <= 5e-6 * max(1e-3, np.abs(gradient).max(initial=0))
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_inputs_seed_and_settings_are_left_alone(entry: Entry, inputs: Any, settings: Any) -> None:
+    copies = [np.array(x) for x in inputs]
+    kept = {name: np.array(s) for name, s in settings.items() if isinstance(s, np.ndarray)}
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    value = entry.function(settings)(*leaves)
+    before = value.data.copy()
+    seed = np.ones(value.shape)
+    seed.flags.writeable = False
+    value.backward(seed)
+    for leaf, x, copy in zip(leaves, inputs, copies):
+        np.testing.assert_array_equal(x, copy)
+        np.testing.assert_array_equal(leaf.data, copy)
+    np.testing.assert_array_equal(value.data, before)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(settings[name], array)
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_any_memory_layout_gives_the_same(entry: Entry, inputs: Any, settings: Any) -> None:
+    """Through a view recorded in the graph: the op itself meets arrays that are not contiguous."""
+    def backwards(x: Any) -> Any:
+        flip = (slice(None, None, -1),) * np.ndim(x)
+        return Tensor(np.asarray(x)[flip].T, requires_grad=True), flip
+
+    right, gradients = value_and_gradients(entry.function(settings), inputs)
+    pairs = [backwards(x) for x in inputs]
+    value = entry.function(settings)(*(x.T[flip] for x, flip in pairs))
+    seed = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
+    value.backward(np.array(seed, order="F"))
+    assert relative(value.data, right) <= 1e-12
+    for (x, flip), gradient in zip(pairs, gradients):
+        assert np.abs(x.grad.T[flip] - gradient).max(initial=0) <= 1e-12 * max(1, np.abs(gradient).max(initial=0))
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings", "error"), REFUSED)
+def test_what_makes_no_sense_is_refused(entry: Entry, inputs: Any, settings: Any, error: Any) -> None:
+    derived = entry.derived(*inputs) if entry.derived(np.ones((2, 2))) else {}
+    if entry.name == "batch_norm" and not derived:
+        derived = {"mean": np.zeros(3), "variance": np.ones(3)}
+    with pytest.raises(error):
+        entry.op(*inputs, **{**derived, **settings})
+
+
+# ── Docstrings ────────────────────────────────────────────────────────────────────────────────────
+
+# What a Shapes line says in words, as a function of the inputs and settings.
+IN_WORDS = {
+    "without the axes, or with 1 in their place": lambda x, axis=None, keepdims=False: np.sum(
+        x, axis=axis, keepdims=keepdims).shape,
+    "shape": lambda x, shape: np.empty(x.shape).reshape(shape).shape,
+    "the sizes in the order of `axes`": lambda x, axes=None: tuple(
+        x.shape[a] for a in (axes if axes is not None else range(x.ndim - 1, -1, -1))),
+    "as NumPy's indexing gives": lambda x, index: x[index].shape,
+    "(N₁+N₂+…, …)": lambda *xs, axis=0: np.concatenate(xs, axis).shape,
+    "scalar": lambda *_, **__: (),
+}
+
+
+def promised_shape(docstring: str, inputs: list[Array], settings: dict[str, Any]) -> tuple[int, ...]:
+    """Read the Shapes line: bind its letters to the sizes of the inputs, and evaluate its right side."""
+    line = re.search(r"Shapes:\s*(.*)", docstring)
+    assert line, "no Shapes line"
+    left, right = line[1].split("->")
+    right, _, formula = (part.strip() for part in right.partition(" with H' = "))
+    sizes: dict[str, int] = {}
+    leading: list[tuple[int, ...]] = []
+    arguments = re.findall(r"(\w+)(?: integer)? \(([^)]*)\)", left)
+    for k, (name, pattern) in enumerate(arguments):
+        if name in settings:
+            shape: tuple[int, ...] = np.shape(settings[name])
+        elif k < len(inputs):
+            shape = np.shape(inputs[k])
+        else:
+            assert name == "around"  # the one input that may be left out
+            continue
+        letters = [letter for letter in pattern.split(",") if letter]
+        if letters[0] == "…":
+            letters = letters[1:]
+            cut = len(shape) - len(letters)
+            leading.append(shape[:cut])
+            shape = shape[cut:]
+        assert len(shape) == len(letters), f"{name}: {shape} is not ({pattern})"
+        for letter, size in zip(letters, shape):
+            assert sizes.setdefault(letter, size) == size, f"{name}: {letter} is {size}"
+    for words, shape_of in IN_WORDS.items():
+        if right.endswith(words):
+            return tuple(shape_of(*inputs, **settings))
+    if formula:
+        symbols = {"padding": 0, "stride": 1, **settings, **sizes}
+        python = formula.replace("⌊", "(").replace("⌋", ")").replace("·", "*").replace("−", "-").replace("/", "//")
+        for side in "HW":
+            sizes[side + "'"] = eval(python, {}, {**symbols, "H": sizes[side]})
+    answer = re.search(r"\(([^)]*)\)", right)
+    assert answer, f"cannot read {right!r}"
+    letters = answer[1].split(",")
+    lead = np.broadcast_shapes(*leading) if letters[0] == "…" else ()
+    return (*lead, *(sizes[letter] for letter in letters if letter != "…"))
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_the_shapes_line_of_the_docstring_is_true(entry: Entry, inputs: Any, settings: Any) -> None:
+    arrays = [np.asarray(x) for x in inputs]
+    if entry.name == "nt_xent" or (entry.name == "matmul" and min(x.ndim for x in arrays) < 2):
+        return  # the first is documented at its public name, the second says "as in NumPy" of vectors
+    assert entry.function(settings)(*inputs).shape == promised_shape(entry.op.__doc__ or "", arrays, settings)
+
+
+@pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
+def test_every_docstring_gives_shapes_and_derivative(entry: Entry) -> None:
+    if entry.name != "nt_xent":
+        assert re.search(r"^    Shapes: .*->.*\n    VJP:    \S", entry.op.__doc__ or "", re.MULTILINE)
+
+
+def test_a_shapes_line_that_lies_is_found_out() -> None:
+    x, w = normal(5, 6, 2, 2), normal(3, 3, 2, 4)
+    doc = ops.conv2d.__doc__ or ""
+    assert promised_shape(doc, [x, w], {"padding": 1}) == (5, 6, 2, 4)
+    assert promised_shape(doc.replace("(H',W',N,D)", "(W',H',N,D)"), [x, w], {"padding": 1}) == (6, 5, 2, 4)
+    with pytest.raises(AssertionError, match="w: C is 2"):
+        promised_shape(doc.replace("x (H,W,N,C)", "x (H,C,N,W)"), [x, w], {})
+    with pytest.raises(AssertionError, match="is not"):
+        promised_shape(doc.replace("x (H,W,N,C)", "x (H,W,C)"), [x, w], {})
+
+
+# ── Convolution and pooling: every kernel, stride and padding ─────────────────────────────────────
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("thin", [True, False])
+def test_conv2d_is_its_loops(kernel: int, stride: int, padding: int, thin: bool,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv_module, "THIN", 10**6 if thin else 0)
+    monkeypatch.setattr(conv_module, "SLAB_BYTES", 100)  # several slabs in a row
+    for height, width in [(7, 6), (4, 5)]:
+        x, w = normal(height, width, 2, 3), normal(kernel, kernel, 3, 2, seed=1)
+        if min(height, width) + 2 * padding < kernel:
+            with pytest.raises(ValueError, match="too small"):
+                ops.conv2d(x, w, stride=stride, padding=padding)
+            continue
+        expected = conv2d_by_loops(x, w, stride=stride, padding=padding)
+        value, (dx, dw) = value_and_gradients(lambda x, w: ops.conv2d(x, w, stride=stride, padding=padding), (x, w))
+        assert relative(value, expected) <= 1e-13
+        # conv is linear in each: ⟨g, conv(x, w)⟩ = ⟨dx, x⟩ = ⟨dw, w⟩, for every x and w
+        g = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
+        other_x, other_w = normal(*x.shape, seed=2), normal(*w.shape, seed=3)
+        for product, direct in [((dx * other_x).sum(), conv2d_by_loops(other_x, w, stride=stride, padding=padding)),
+                                ((dw * other_w).sum(), conv2d_by_loops(x, other_w, stride=stride, padding=padding))]:
+            assert product == pytest.approx((g * direct).sum(), rel=1e-11, abs=1e-11)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(8, 1), (8, 2), (7, 2)])
+def test_the_thin_and_the_thick_convolution_agree(side: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = normal(side, side, 3, 3), normal(3, 3, 3, 4)
+    both = []
+    for thin in (0, 10**6):
+        monkeypatch.setattr(conv_module, "THIN", thin)
+        both.append(value_and_gradients(lambda x, w: ops.conv2d(x, w, stride=stride, padding=1), (x, w)))
+    for a, b in zip([both[0][0], *both[0][1]], [both[1][0], *both[1][1]]):
+        assert relative(a, b) <= 1e-13
+
+
+def test_conv2d_of_no_images_is_no_maps() -> None:
+    value, (dx, dw) = value_and_gradients(lambda x, w: ops.conv2d(x, w, padding=1),
+                                          (np.ones((4, 4, 0, 2)), np.ones((3, 3, 2, 5))))
+    assert (value.shape, dx.shape) == ((4, 4, 0, 5), (4, 4, 0, 2))
+    assert not dw.any()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [
+    (k, s, p) for k in (1, 2, 3, 5) for s in (1, 2, 3) for p in (0, 1, 2) if 2 * p <= k])
+def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None:
+    for height, width in [(7, 6), (5, 8)]:
+        x = spaced(height, width, 2, 2)
+        value, (dx,) = value_and_gradients(
+            lambda x: ops.max_pool2d(x, kernel=kernel, stride=stride, padding=padding), (x,))
+        np.testing.assert_array_equal(value, max_pool2d_by_loops(x, kernel=kernel, stride=stride, padding=padding))
+        g = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
+        expected = np.zeros(x.shape)  # no two elements are equal, so each window's value names its pixel
+        for index in np.ndindex(value.shape):
+            expected[np.nonzero(x == value[index])] += g[index]
+        np.testing.assert_allclose(dx, expected, rtol=1e-14)
+
+
+def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient() -> None:
+    x = Tensor(np.ones((4, 4, 1, 1)), requires_grad=True)
+    ops.max_pool2d(x, kernel=3, stride=2, padding=1).sum().backward()
+    first = np.zeros((4, 4))
+    first[0, 0] = first[0, 1] = first[1, 0] = first[1, 1] = 1
+    np.testing.assert_array_equal(x.grad.reshape(4, 4), first)  # type: ignore[union-attr]
+
+
+# ── Batch norm, cross-entropy, unit rows ──────────────────────────────────────────────────────────
+
+def composed(x: Tensor, scale: Tensor, shift: Tensor, *around: Tensor, relu: bool, eps: float = 1e-5) -> Tensor:
+    """Batch norm in training, from elementary operations: what autograd makes of it is the oracle."""
+    axes = tuple(range(x.ndim - 1))
+    centred = x - x.mean(axis=axes)
+    y = centred / ops.power((centred * centred).mean(axis=axes) + eps, exponent=0.5) * scale + shift
+    for a in around:
+        y = y + a
+    return ops.relu(y) if relu else y
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 3), (40, 5), (2, 1)])
+def test_batch_norm_equals_its_composed_form(shape: tuple[int, ...], others: int, relu: bool,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_module, "CHUNK_BYTES", 200)  # several chunks
+    channels = shape[-1]
+    inputs = [5 + normal(*shape), positive(channels), normal(channels),
+              *(normal(*shape, seed=k + 1) for k in range(others))]
+
+    def fused(x: Tensor, *rest: Tensor) -> Tensor:
+        return ops.batch_norm(x, *rest, **statistics(x.data), batch=True, relu=relu)
+
+    value, gradients = value_and_gradients(fused, inputs)
+    value_c, gradients_c = value_and_gradients(lambda *xs: composed(*xs, relu=relu), inputs)
+    assert relative(value, value_c) <= 1e-12
+    for gradient, gradient_c in zip(gradients, gradients_c):
+        assert np.abs(gradient - gradient_c).max() <= 1e-11 * max(1, np.abs(gradient_c).max())
+
+
+def test_moments_are_numpys_mean_and_variance_also_far_from_zero() -> None:
+    for offset in (0.0, 1e4):
+        x = (offset + normal(50, 4, 3)).astype(np.float32)
+        mean, variance = ops.moments(np, x)
+        assert mean.dtype == variance.dtype == np.float32
+        np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
+
+
+@given(rows=st.integers(1, 8), channels=st.integers(1, 5), seed=st.integers(0, 99), relu=st.booleans())
+def test_batch_norm_is_its_loops(rows: int, channels: int, seed: int, relu: bool) -> None:
+    x = normal(rows, 2, channels, seed=seed)
+    scale, shift, around = normal(channels, seed=1), normal(channels, seed=2), normal(rows, 2, channels, seed=3)
+    value = ops.batch_norm(x, scale, shift, around, **statistics(x), batch=True, relu=relu)
+    np.testing.assert_allclose(value.data, batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu),
+                               rtol=1e-11, atol=1e-11)
+
+
+@given(n=st.integers(1, 9), k=st.integers(1, 7), seed=st.integers(0, 99), size=st.sampled_from([1e-3, 1.0, 300.0]))
+def test_cross_entropy_is_its_loops_and_its_gradient_softmax_minus_labels(n: int, k: int, seed: int,
+                                                                         size: float) -> None:
+    logits, labels = size * normal(n, k, seed=seed), np.random.default_rng(seed).integers(k, size=n)
+    x = Tensor(logits, requires_grad=True)
+    loss = ops.cross_entropy(x, labels=labels)
+    assert loss.item() == pytest.approx(cross_entropy_by_loops(logits, labels=labels), rel=1e-12, abs=1e-13)
+    loss.backward()
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(x.grad, (e / e.sum(axis=1, keepdims=True) - np.eye(k)[labels]) / n, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_l2_normalize_keeps_its_precision_at_any_length_of_row(size: float, dtype: Any) -> None:
+    x = normal(5, 7)
+    tensor = Tensor((x * size).astype(dtype), requires_grad=True)
+    u = ops.l2_normalize(tensor)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(u.data, l2_normalize_by_loops(x), atol=4 * eps)
+    u.backward(np.ones_like(u.data))
+    unit, norm = l2_normalize_by_loops(x), np.linalg.norm(x, axis=1, keepdims=True)
+    expected = (1 - unit * unit.sum(axis=1, keepdims=True)) / norm
+    np.testing.assert_allclose(tensor.grad * size, expected, atol=16 * eps)  # type: ignore[operator]
+
+
+def test_a_row_of_zeros_stays_zero_and_gets_no_gradient() -> None:
+    x = Tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    u = ops.l2_normalize(x)
+    u.backward(np.ones((2, 2)))
+    np.testing.assert_allclose(u.data, [[0, 0], [0.6, 0.8]])
+    np.testing.assert_array_equal(x.grad[0], [0, 0])  # type: ignore[index]
+
+
+# ── The command ───────────────────────────────────────────────────────────────────────────────────
+
+def assert_the_table_passes(names: set[str]) -> None:
+    text, passed = main_table(color=False)
+    assert passed
+    assert "\x1b" not in text
+    for name in names:
+        assert re.search(rf"^{name} .*refused$", text, re.MULTILINE), name
+
+
+def test_the_table_of_the_command_says_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [entry for entry in TABLE if entry.name in ("exp", "relu", "l2_normalize")]
+    monkeypatch.setattr(gradchecks, "TABLE", few)
+    assert_the_table_passes({entry.name for entry in few})
+    text, passed = main_table(color=True)
+    assert passed
+    assert "\x1b[32mall 3 operations pass\x1b[0m" in text
+
+    monkeypatch.setattr(gradchecks, "TABLE", [Entry(ops.exp, np.expm1, few[0].samples, [])])
+    text, passed = main_table(color=False)
+    assert not passed
+    assert text.endswith("failed: exp")
+
+
+@pytest.mark.slow
+def test_the_table_of_the_command_passes_for_every_operation() -> None:
+    assert_the_table_passes({entry.name for entry in TABLE})
+
+
+def test_the_command_reports_a_wrong_gradient_and_a_wrong_value() -> None:
+    entry = next(entry for entry in TABLE if entry.name == "exp")
+    wrong_gradient = Entry(a_thousandth_off(ops.exp), entry.reference, entry.samples, [])
+    wrong_value = Entry(entry.op, np.expm1, entry.samples, [])
+    assert check_entry(entry).passed
+    assert not check_entry(wrong_gradient).agree
+    assert not check_entry(wrong_value).agree
