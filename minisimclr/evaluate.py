@@ -111,6 +111,8 @@ def knn_accuracy(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matri
     _check(train_h, train_y, test_h, test_y)
     if not 1 <= k <= len(train_h):
         raise ValueError(f"k must lie in 1…{len(train_h)}, the number of training rows, not {k}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
     indices, similarities = nearest(train_h, test_h, k)
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
     votes = np.zeros((len(test_h), int(train_y.max()) + 1))
