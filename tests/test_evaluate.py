@@ -1,0 +1,237 @@
+"""Evaluation: nearest neighbours and the linear probe on made points, and what they may not depend on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from minisimclr import evaluate
+from minisimclr.augment import to_float
+from minisimclr.config import Config, build_model
+from minisimclr.data import Dataset
+from minisimclr.evaluate import (
+    colour_statistics,
+    compare,
+    embed,
+    fit_linear_probe,
+    knn_accuracy,
+    linear_probe,
+    nearest,
+)
+from minisimclr.resnet import ENCODERS, resnet_small
+from minisimclr.run import Run
+
+Array = np.ndarray
+
+
+def directions(*degrees: float) -> Array:
+    """Points on the unit circle: their cosine similarity is the cosine of the angle between them."""
+    return np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], np.float32)
+
+
+def clusters(n: int, classes: int = 3, spread: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
+    """Points around one corner per class, and their labels."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    return (np.eye(classes)[y] + spread * rng.standard_normal((n, classes))).astype(np.float32), y
+
+
+# ── Nearest neighbours ────────────────────────────────────────────────────────────────────────────
+
+def test_nearest_are_those_of_largest_cosine_nearest_first():
+    indices, similarities = nearest(directions(0, 90, 20, 45), directions(30, 80), 3)
+    assert indices.tolist() == [[2, 3, 0], [1, 3, 2]]
+    angles = np.array([[10, 15, 30], [10, 35, 60]])
+    np.testing.assert_allclose(similarities, np.cos(np.radians(angles)), rtol=1e-6)
+
+
+def test_one_near_neighbour_outvotes_two_far_ones_if_the_temperature_is_low():
+    """Votes weigh exp(s/τ): at 10°, against two at 60°."""
+    train_h, train_y = directions(10, 60, -60), np.array([0, 1, 1])
+    test_h, test_y = directions(0), np.array([0])
+    s_near, s_far = math.cos(math.radians(10)), math.cos(math.radians(60))
+    even = (s_near - s_far) / math.log(2)                # the temperature at which both sides weigh the same
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=3, temperature=0.98 * even) == 1
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=3, temperature=1.02 * even) == 0
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=1, temperature=1.02 * even) == 1
+
+
+def test_a_tie_goes_to_the_first_class():
+    train_h, train_y = directions(0, 0, 0, 0), np.array([2, 1, 2, 1])
+    assert knn_accuracy(train_h, train_y, directions(0), np.array([1]), k=4) == 1
+
+
+def test_k_may_be_all_rows():
+    h, y = clusters(12)
+    assert knn_accuracy(h, y, h, y, k=12) == 1
+
+
+@pytest.mark.parametrize("k", [0, -1, 13])
+def test_k_out_of_range_is_refused(k):
+    h, y = clusters(12)
+    with pytest.raises(ValueError, match=f"k must lie in 1…12, the number of training rows, not {k}"):
+        knn_accuracy(h, y, h, y, k=k)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    h, y = clusters(12)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        knn_accuracy(h, y, h, y, k=1, temperature=temperature)
+
+
+def test_the_length_of_a_row_does_not_matter():
+    rng = np.random.default_rng(0)
+    (train_h, train_y), (test_h, test_y) = clusters(60, spread=0.6), clusters(40, spread=0.6, seed=1)
+    scaled = [h * 2.0 ** rng.integers(-20, 20, (len(h), 1)) for h in (train_h, test_h)]
+    assert knn_accuracy(scaled[0], train_y, scaled[1], test_y) == knn_accuracy(train_h, train_y, test_h, test_y) < 1
+
+
+def test_a_row_of_zeros_is_harmless():
+    h, y = clusters(12)
+    h[3] = 0
+    assert 0 <= knn_accuracy(h, y, h, y, k=3) <= 1
+
+
+def test_a_class_that_training_never_showed_is_simply_missed():
+    h, y = clusters(12)
+    assert knn_accuracy(h, y, h, y + 1, k=1) == 0
+
+
+@pytest.mark.parametrize("score", [knn_accuracy, linear_probe])
+def test_accuracy_is_over_all_rows_at_once(score):
+    """1,001 rows of which the last is wrong: an average of the accuracies of 1,000 and of 1 would say one half."""
+    train_h, train_y = clusters(60)
+    test_h, test_y = clusters(1001, spread=0.0)
+    test_y = test_y.copy()
+    test_y[-1] = (test_y[-1] + 1) % 3
+    assert score(train_h, train_y, test_h, test_y) == 1000 / 1001
+
+
+# ── The linear probe ──────────────────────────────────────────────────────────────────────────────
+
+def test_the_probe_separates_what_can_be_separated():
+    (train_h, train_y), (test_h, test_y) = clusters(90, classes=5), clusters(50, classes=5, seed=1)
+    assert linear_probe(train_h, train_y, test_h, test_y) == 1
+
+
+def test_the_probe_finds_the_minimum_of_its_loss():
+    """The gradient of mean cross-entropy + ½·l2·|W|², written out in float64, is 0 where it ends; b is free."""
+    h, y = clusters(60, spread=0.7)
+    probe = fit_linear_probe(h, y, l2_values=(0.1,), iterations=200)
+    x = (h.astype(float) - h.mean(axis=0, dtype=float)) / h.std(axis=0, dtype=float)
+    logits = x @ probe.weights[:-1] + probe.weights[-1]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(3)[y]
+    np.testing.assert_allclose(x.T @ p / 60 + 0.1 * probe.weights[:-1], 0, atol=1e-4)
+    np.testing.assert_allclose(p.mean(axis=0), 0, atol=1e-4)
+
+
+def test_the_penalty_is_chosen_on_training_rows_alone():
+    """Nothing of the test set enters the fit, and the fit is the same every time."""
+    (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
+    probe = fit_linear_probe(train_h, train_y)
+    right = probe.accuracy(test_h, test_y)
+    assert linear_probe(train_h, train_y, test_h, test_y) == right
+    assert linear_probe(train_h, train_y, test_h, (test_y + 1) % 3) == probe.accuracy(test_h, (test_y + 1) % 3)
+    far = 1000 * test_h[:1]
+    assert linear_probe(train_h, train_y, far, test_y[:1]) == probe.accuracy(far, test_y[:1])
+    assert np.array_equal(fit_linear_probe(train_h, train_y).weights, probe.weights)
+
+
+def test_the_penalty_that_helps_held_out_rows_is_chosen():
+    """More columns of noise than rows: the strong penalty generalises, the weak one fits the noise."""
+    rng = np.random.default_rng(0)
+    h, y = clusters(200, classes=2, spread=0.5)
+    noisy = np.concatenate([h, rng.standard_normal((200, 300))], axis=1)
+    assert fit_linear_probe(noisy, y, l2_values=(1.0, 1e-6)).l2 == 1.0
+    tried: list[float] = []
+    original = evaluate._fit
+
+    def spy(x: Array, y: Array, start: Array, l2: float, iterations: int) -> Array:
+        tried.append(l2)
+        assert len(x) == (180 if len(tried) < 3 else 200)   # chosen on nine tenths, fitted on all
+        return original(x, y, start, l2, iterations)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "_fit", spy)
+        fit_linear_probe(noisy, y, l2_values=(1.0, 1e-6))
+    assert tried == [1.0, 1e-6, 1.0]
+
+
+def test_constant_columns_are_harmless_and_scales_do_not_matter():
+    (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.5), clusters(50, spread=0.5, seed=1)
+    plain = linear_probe(train_h, train_y, test_h, test_y)
+    train_c, test_c = (np.concatenate([h, np.full((len(h), 2), 7.0)], axis=1) for h in (train_h, test_h))
+    assert linear_probe(train_c, train_y, test_c, test_y) == pytest.approx(plain, abs=0.05)
+    scales = np.array([1e-2, 1.0, 1e4])
+    assert linear_probe(train_h * scales, train_y, test_h * scales, test_y) == pytest.approx(plain, abs=0.05)
+
+
+# ── Both ──────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("score", [knn_accuracy, linear_probe])
+@pytest.mark.parametrize(("cut", "says"), [
+    (lambda a, y, b, z: (a[:, :2], y, b, z), r"one D, not \(12, 2\) and \(9, 3\)"),
+    (lambda a, y, b, z: (a[0], y, b, z), r"must be \(N,D\)"),
+    (lambda a, y, b, z: (a, y[:-1], b, z), "12 rows and 11 labels for training"),
+    (lambda a, y, b, z: (a, y, b, z[:-1]), "9 and 8 for testing"),
+])
+def test_shapes_that_do_not_fit_are_refused(score, cut, says):
+    with pytest.raises(ValueError, match=says):
+        score(*cut(*clusters(12), *clusters(9)))
+
+
+# ── Embedding ─────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """An untrained run with an encoder of 4 channels, whose running statistics have moved."""
+    monkeypatch.setitem(ENCODERS, "small", lambda **options: resnet_small(**{"base": 4, **options}))
+    config = Config(size=8, head_dim=8)
+    model = build_model(config)
+    model(to_float(images(8, seed=1)), train=True)
+    return Run(config, model)
+
+
+def images(n: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)
+
+
+def test_embed_gives_h_and_z_of_every_image_and_does_not_touch_the_model(run):
+    before = run.model.state_dict()
+    h, z = embed(run.model, images(7))
+    assert (h.shape, z.shape) == ((7, 16), (7, 8))
+    assert {h.dtype, z.dtype} == {np.dtype(np.float32)}
+    expected = run.model(to_float(images(7)))
+    np.testing.assert_allclose(h, expected[0].data, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(z, expected[1].data, rtol=1e-4, atol=1e-6)
+    assert all(np.array_equal(array, before[name]) for name, array in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 100])
+def test_embed_does_not_depend_on_the_batch_size(run, batch):
+    for ours, theirs in zip(embed(run.model, images(7), batch=batch), embed(run.model, images(7))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_colour_statistics_are_means_and_deviations_of_the_channels():
+    plain = np.zeros((1, 2, 2, 3), np.uint8)
+    plain[0, :, 0, 1], plain[..., 2] = 255, 51
+    np.testing.assert_allclose(colour_statistics(plain), [[0, 0.5, 0.2, 0, 0.5, 0]], atol=1e-7)
+
+
+def test_compare_scores_every_way_of_seeing_on_every_split(run):
+    """Two classes that differ in colour alone: whoever sees colours tells them apart."""
+    def dataset(n: int, seed: int) -> Dataset:
+        labels = np.arange(n) % 2
+        return Dataset(images(n, seed) // 4 + (labels * 150).astype(np.uint8)[:, None, None, None], labels, ("a", "b"))
+
+    told: list[str] = []
+    scores = compare(run, dataset(30, 0), {"test": dataset(12, 1), "unseen": dataset(8, 2)}, k=3, progress=told.append)
+    assert [score.name for score in scores] == told == [
+        "raw pixels", "colour statistics", "untrained encoder, h", "SimCLR, h", "SimCLR, z"]
+    for score in scores:
+        assert score.knn.keys() == score.probe.keys() == {"test", "unseen"}
+    assert scores[1].probe == {"test": 1, "unseen": 1}
