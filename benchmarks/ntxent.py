@@ -5,12 +5,13 @@
     python benchmarks/ntxent.py --json out.json --plot out.png
 
 Each contestant lives in a process of its own, so that neither its memory nor its threads touch another's.
-They take turns, one call each per round, so that a slow minute of the machine is everybody's. Shown are:
+They take turns of a thirtieth of a second (or one call), so that a slow minute of the machine is everybody's.
+Shown are:
 
     median      of the time over the rounds; quartiles, the first and the third; fastest, of all rounds
     of peer     the median as a fraction of the first peer's
     x floor     the time as a multiple of what the products and exponentials alone would take: with symmetry
-                3n²d multiply–adds and n²/2 exponentials (n = 2N), at the rates of this machine's BLAS and NumPy,
+                3n²d/2 multiply–adds and n²/2 exponentials (n = 2N), at the rates of this machine's BLAS and NumPy,
                 measured in the same rounds
     memory      the most that a call holds beyond its inputs (the gradients are included)
     error       the larger of the relative errors of loss and gradient, against float64 on the same float32
@@ -20,6 +21,7 @@ They take turns, one call each per round, so that a slow minute of the machine i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -47,6 +49,7 @@ import peers
 from minisimclr import backend
 from minisimclr.ntxent import tiled
 
+MEMORY_LIMIT = 10 * 2**30  # a contestant that wants more is left out
 FLOOR = "floor"  # the contestant that measures the machine
 
 
@@ -56,6 +59,10 @@ def serve(name: str, threads: int) -> None:
     """Answer the questions that come in on stdin, one JSON object a line."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))  # fail alone, not with the machine
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     if "torch" in sys.modules or peers.PACKAGE.get(name) in ("torch", "lightly", "pytorch_metric_learning"):
@@ -80,12 +87,21 @@ def serve(name: str, threads: int) -> None:
             elif name == FLOOR:
                 answer["rates"] = run(threads)
             else:
-                start = time.perf_counter()
-                run()
-                answer["time"] = time.perf_counter() - start
+                answer["times"] = turn(run)
         except Exception as exception:
             answer["failed"] = f"{type(exception).__name__}: {exception}".splitlines()[0][:120]
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def turn(run: Any) -> list[float]:
+    """Seconds of each call for a thirtieth of a second, at least one, after one to warm up if calls are short."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    while not times or time.perf_counter() - begin < 1 / 30:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[1:] or times
 
 
 def extra_memory(run: Any) -> int | None:
@@ -203,17 +219,18 @@ def measure(
     deadline = time.monotonic() + options.seconds
     while True:
         for c in contestants:
-            progress.set_postfix_str(f"N = {n}: round {len(times[contestants[0].name]) + 1}, {c.name}")
-            time.sleep(0.002)  # let the threads of the one before fall asleep
+            progress.set_postfix_str(f"N = {n}: round {len(times[FLOOR]) + 1}, {c.name}")
+            # OpenBLAS and OpenMP keep their threads spinning for some 50 ms after a call: wait till they sleep.
+            time.sleep(0.08)
             if answer := c.ask(options.patience, run=True):
-                times[c.name].append(answer.get("time", answer.get("rates")))
-        rounds = len(times[contestants[0].name])
-        if (time.monotonic() > deadline and rounds >= 3) or rounds >= options.rounds:
+                times[c.name] += answer.get("times") or [answer["rates"]]
+        rounds = len(times[FLOOR])
+        if time.monotonic() > deadline and rounds >= 3:
             break
     progress.update(1)
 
     pairs = (2 * n) ** 2 / 2
-    floor = min(pairs * (6 * options.dim / products + 1 / exponentials) for products, exponentials in times.pop(FLOOR))
+    floor = min(pairs * (3 * options.dim / products + 1 / exponentials) for products, exponentials in times.pop(FLOOR))
     for c in contestants:
         row = rows[c.name]
         if c.failed is not None:
@@ -332,7 +349,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
     parser.add_argument("--threads", type=int, default=backend.threads())
     parser.add_argument("--seconds", type=float, default=12, help="how long to measure each size (at least 3 rounds)")
-    parser.add_argument("--rounds", type=int, default=200, help="at most this many rounds for each size")
     parser.add_argument("--patience", type=float, default=120, help="seconds after which a contestant is left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="PATH")

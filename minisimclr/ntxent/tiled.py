@@ -31,6 +31,7 @@ from ..backend import Array, blas_at_one_thread, blocks, parallel
 from .loss import unit_rows
 
 TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
+ALONE = 128  # up to this N one thread is faster: to wake another takes as long as a small tile
 STRIP = 1024  # rows of a strip, where each row is on its own
 KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
 
@@ -103,7 +104,11 @@ class _Problem:
 
     def each_pair(self, task: Callable[[tuple[int, int]], None]) -> None:
         for pairs in self.rounds:
-            parallel(task, pairs)
+            if self.images > ALONE:
+                parallel(task, pairs)
+            else:
+                for pair in pairs:
+                    task(pair)
 
     # ── A strip of rows of one view ───────────────────────────────────────────────────────────────
 
@@ -237,7 +242,7 @@ def _column_sums(e: Array) -> Array:
 
 def _blocks(images: int) -> list[slice]:
     """Blocks of at most TILE rows, of like size, of one view; then the same of the other view."""
-    count = max(-(-images // TILE), min(2, images // 128))
+    count = -(-images // TILE)
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     return one + [slice(images + rows.start, images + rows.stop) for rows in one]
