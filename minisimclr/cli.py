@@ -1,7 +1,7 @@
-"""The command line: `minisimclr demo`, `pretrain`, `evaluate`, `embed`, `report`.
+"""The command line: `minisimclr demo`, `pretrain`, `evaluate`, `embed`, `report`, `gradcheck`.
 
-Exit codes: 0 done; 2 usage, configuration or data refused; 3 training turned non-finite; 4 input/output;
-130 SIGINT; 143 SIGTERM. An error is one line; --debug shows where it came from.
+Exit codes: 0 done; 1 a check failed; 2 usage, configuration or data refused; 3 training turned non-finite;
+4 input/output; 130 SIGINT; 143 SIGTERM. An error is one line; --debug shows where it came from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from . import backend, report
+from . import backend, gradchecks, report
 from .config import Config
 from .data import DataError, Dataset, load_dataset
 from .evaluate import compare, embed
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         backend.set_threads(options.threads)
-        options.command(options)
-        return 0
+        code: int | None = options.command(options)
+        return code or 0
     except Exception as error:
         if options.debug:
             raise
@@ -130,6 +130,13 @@ def _embed(options: argparse.Namespace) -> None:
     with open(options.to, "wb") as file:
         np.savez(file, h=h, z=z, labels=data.labels, class_names=np.array(data.class_names))
     print(f"{options.to}: h {h.shape}, z {z.shape}, labels, class_names")
+
+
+def _gradcheck(options: argparse.Namespace) -> int:
+    with _saying("checking every operation"):
+        text, passed = gradchecks.main_table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    print(text)
+    return 0 if passed else 1
 
 
 def _splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
@@ -233,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="minisimclr", description="SimCLR from scratch in NumPy and CuPy.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".",
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(command=run)
@@ -264,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     embedding = command("embed", _embed, "write h and z of every image to an .npz file")
     embedding.add_argument("--split", default="test", help="which images (default: test)")
     embedding.add_argument("--to", type=Path, required=True, metavar="FILE.npz", help="where to write")
+    command("gradcheck", _gradcheck, "hold every operation's value and gradient against independent ones")
     for sub in (evaluate, pictures, embedding):
         sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
         sub.add_argument("--data", default=None, help="folder or zip (default: what the run was trained on)")

@@ -90,6 +90,18 @@ def test_embed_writes_h_z_and_labels_without_pickle(trained, tmp_path):
         assert list(archive["class_names"]) == ["blue", "red"]
 
 
+def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypatch):
+    from minisimclr import gradchecks
+
+    rows = [gradchecks.Row("exp", 1, 0, 0, 0, 0, 1e-12, True, True)]
+    monkeypatch.setattr(gradchecks, "run", lambda: iter(rows))
+    assert main(["gradcheck"]) == 0
+    assert "exp" in capsys.readouterr().out
+    rows.append(gradchecks.Row("log", 1, 0, 1, 0, 0, 1e-12, False, True))
+    assert main(["gradcheck"]) == 1
+    assert "failed: log" in capsys.readouterr().out
+
+
 def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     small = {"train": (96, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
     monkeypatch.setattr(data, "DOODLES", small)
@@ -117,7 +129,7 @@ def test_resume_takes_the_configuration_of_the_run(trained, photos, capsys):
     assert "trained 8 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed"])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed", "gradcheck"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
