@@ -136,6 +136,7 @@ def resnet18(**options: Any) -> ResNet:
 
 
 def resnet34(**options: Any) -> ResNet:
+    """Basic blocks, 3 + 4 + 6 + 3 of them; h has 512·width features."""
     return ResNet(BasicBlock, (3, 4, 6, 3), **options)
 
 
@@ -145,10 +146,12 @@ def resnet50(**options: Any) -> ResNet:
 
 
 def resnet101(**options: Any) -> ResNet:
+    """Bottlenecks, 3 + 4 + 23 + 3 of them; h has 2048·width features."""
     return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
 def resnet152(**options: Any) -> ResNet:
+    """Bottlenecks, 3 + 8 + 36 + 3 of them; h has 2048·width features."""
     return ResNet(Bottleneck, (3, 8, 36, 3), **options)
 
 
