@@ -3,10 +3,13 @@
 The files, in the order in which they are best read; each uses only what came before it.
 
     backend      NumPy or CuPy, and the threads
+    kept         what a recorded graph keeps: found, guarded, counted
     autograd     Tensor, the recorded graph, and the way back through it
     gradcheck    three ways to see that a gradient is right
     ops/         one function at a time: the value, and below it the derivative
     ntxent/      the loss of SimCLR and its gradient by hand (loss), in little memory (tiled)
+    op_table     every operation beside an independent reference
+    gradchecks   `minisimclr gradcheck`: all of that table, checked
     nn           layers: parameters with names
     resnet       the encoder f: images to representation h
     simclr       the projection head g: h to embedding z; and one step of Algorithm 1
