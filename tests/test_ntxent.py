@@ -306,10 +306,12 @@ def test_integers_and_lists_are_refused(f: Any) -> None:
         f([[1.0]], [[1.0]])
 
 
-def test_methods_that_cannot_be(f: Any) -> None:
+def test_methods_that_cannot_be() -> None:
     z = np.ones((2, 2))
     with pytest.raises(ValueError, match="method must be one of auto, reference"):
         nt_xent_value_and_grad(z, z, method="fused")
+    with pytest.raises(RuntimeError, match='method "cuda"'):
+        nt_xent_value_and_grad(z, z, method="cuda")
 
 
 @pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float32, np.float32), (np.float64, np.float64),

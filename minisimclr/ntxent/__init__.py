@@ -1,6 +1,6 @@
-"""NT-Xent in three versions of one function, and the choice between them.
+"""NT-Xent in two versions of one function, and the choice between them.
 
-`loss.py` is the one to read; `tiled.py` is the fast one on a CPU; `cuda.py` the fast one on a GPU.
+`loss.py` is the one to read, and runs on both devices; `tiled.py` is the fast one on a CPU.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def nt_xent_value_and_grad(
     Each gradient has the dtype of its input; float16 computes in float32.
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
 
-    method: "reference" (loss.py), "tiled" (tiled.py), "cuda" (cuda.py), or "auto": the fastest that applies.
+    method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), or "auto": tiled for NumPy, reference for
+    CuPy arrays. ("cuda", fused kernels, is reserved: it raises RuntimeError until it is written.)
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
     and finite, and for an unknown method; TypeError for a dtype that is not floating.
     """
@@ -93,6 +94,10 @@ def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Arra
     """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
     if method == "auto":
         method = "tiled" if array_module(za, zb) is np else "reference"
+    if method == "cuda":
+        raise RuntimeError('method "cuda" is not there yet; "auto" runs on CuPy arrays too')
+    if method == "tiled" and array_module(za, zb) is not np:
+        raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     dtype = _computing_dtype(za, zb)
