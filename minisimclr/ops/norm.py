@@ -122,7 +122,7 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
     """Scale each row to unit length; a row of zeros stays zero.
 
     Shapes: x (N,D) -> u (N,D)
-    VJP:    dx = (g − u⟨u,g⟩)/|x|, and 0 for a row of zeros                                        (5.2)
+    VJP:    dx = (g − u⟨u,g⟩)/|x|, and 0 for a row of zeros                                        (5.11)
     """
     largest = xp.abs(x).max(axis=1, keepdims=True)  # divided out first: squares neither overflow nor vanish
     empty = largest == 0
