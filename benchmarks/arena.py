@@ -1,6 +1,8 @@
 """Where contestants meet: each in a process of its own, taking turns, one run each per round.
 
 So neither the memory nor the threads of one touch another's, and a slow minute of the machine is everybody's.
+CPU time is the work done, summed over threads: on a busy machine, with one thread, it is the better measure (threads
+that wait for others by spinning, as OpenMP's do, are counted as working).
 A benchmark gives `main` its contestants: functions `prepare(case) -> (run, answer)`. `run()` does the work and
 returns its result, finished; `answer(result)` makes a dictionary of plain arrays or numbers of it, to be compared.
 """
@@ -86,9 +88,9 @@ def serve(prepare: Prepare | None, torch: bool, threads: int) -> None:
                 del first
                 reply["memory"] = ntxent.extra_memory(run)
             else:
-                start = time.perf_counter()
+                start, work = time.perf_counter(), time.process_time()
                 run()
-                reply["time"] = time.perf_counter() - start
+                reply["time"], reply["cpu"] = time.perf_counter() - start, time.process_time() - work
         except Exception as exception:
             reply["failed"] = (str(exception).splitlines() or [""])[0][:120] or type(exception).__name__
         print(json.dumps(reply), file=answers, flush=True)
@@ -124,12 +126,14 @@ def measure(
                 with np.load(path) as got:
                     rows[c.name].update(errors({k: got[k] for k in got.files}, truth))
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
+    work: dict[str, list[float]] = {c.name: [] for c in contestants}
     deadline = time.monotonic() + options.seconds
     while not ((time.monotonic() > deadline and len(times[FLOOR]) >= 3) or len(times[FLOOR]) >= options.rounds):
         for c in contestants:
             time.sleep(0.002)  # let the threads of the one before fall asleep
             if reply := c.ask(options.patience, run=True):
                 times[c.name].append(reply.get("time", reply.get("rates")))
+                work[c.name].append(reply.get("cpu", 0.0))
     best = {key: max(rate[key] for rate in times[FLOOR]) for key in times[FLOOR][0]}
     for c in contestants:
         row = rows[c.name]
@@ -138,6 +142,7 @@ def measure(
         elif c.name != FLOOR:
             low, high = np.quantile(times[c.name], [0.25, 0.75]).tolist()
             row |= {"times": times[c.name], "median": statistics.median(times[c.name]), "quartiles": [low, high],
+                    "cpu": statistics.median(work[c.name]),
                     "floor": floor(case, best)}
     for row in rows.values():
         if "median" in row and "median" in rows.get(peer, {}):
@@ -156,11 +161,11 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
     """A case, one line a contestant."""
-    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "floor", "speed")
+    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "cpu", "floor", "speed")
     extra = next((key for row in rows for key in row if key not in known), "")
     title = f"speed of {peer}"
     lines = [f"{rows[0]['case']}", f"  {'':26}{'median':>11}{'quartiles':>18}{title:>{max(12, len(title) + 2)}}"
-             f"{'x floor':>9}{'memory':>13}{unit:>11}{extra:>10}"]
+             f"{'x floor':>9}{'CPU time':>12}{'memory':>13}{unit:>11}{extra:>10}"]
     for row in rows:
         if "failed" in row:
             lines.append(f"  {row['name']:26}  left out: {row['failed']}")
@@ -171,7 +176,7 @@ def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> s
         lines.append(
             f"  {row['name']:26}{1e3 * row['median']:>8,.1f} ms{f'{low:,.1f} – {high:,.1f}':>18}"
             f"{row.get('speed', math.nan):>{max(12, len(title) + 2)}.2f}{row['median'] / row['floor']:>9.2f}"
-            f"{memory:>13}{per_run / row['median']:>11,.1f}{last:>10}"
+            f"{1e3 * row['cpu']:>9,.1f} ms{memory:>13}{per_run / row['median']:>11,.1f}{last:>10}"
         )
     return "\n".join(lines)
 

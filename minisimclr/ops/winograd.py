@@ -34,9 +34,9 @@ from ..backend import Array, blocks, parallel, threads
 TILE, WINDOW = 4, 6
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # and ∞
 
-BLOCK_BYTES = 3 << 20   # of V and M while a thread takes a block through all of (3.6) by itself …
-PHASE_BYTES = 64 << 20  # … and when all threads share one block, because U is too large for a core's cache:
-SHARED_U = 4 << 20      # … from this size of U on
+BLOCK_BYTES = 6 << 20   # of V and M while a thread takes a block through all of (3.6) by itself …
+PHASE_BYTES = 32 << 20  # … and when all threads share one block, because U is too large for a core's cache:
+SHARED_U = 1 << 20      # … from this size of U on
 PIECE = 2048            # columns of a transform at a time
 METHODS = ("auto", "direct", "winograd")
 
@@ -56,10 +56,10 @@ def applies(xp: Any, x: Array, w: Array, stride: int, padding: int, method: str)
 
 
 def worthwhile(shape: tuple[int, ...], D: int) -> bool:
-    """Where this is faster than nine products, as measured (benchmarks/notes.md)."""
+    """Where this is faster than nine products, as measured (benchmarks/notes.md): from 16 channels on, if the nine
+    products, which leave out what lies beyond the edge, are at least 64 for every 36 of ours (3.6)."""
     H, W, _, C = shape
-    covered = -(-H // TILE) * -(-W // TILE) * TILE * TILE  # the outputs computed, kept or not
-    return min(C, D) >= 32 and covered <= 2 * H * W
+    return min(C, D) >= 16 and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
 
 
 # ── The transforms ────────────────────────────────────────────────────────────────────────────────
