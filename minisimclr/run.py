@@ -139,6 +139,8 @@ def keeper(run: Run, optimizer: Optimizer) -> Iterator[Callable[..., None]]:
         last = time.monotonic()
 
     if run.folder is not None:
+        for left_over in run.folder.glob(".checkpoint.npz.*.part"):  # of a process that was killed while it saved
+            left_over.unlink(missing_ok=True)
         (run.folder / "config.json").write_text(json.dumps(run.config.as_dict(), indent=2) + "\n")
     yield save
 
