@@ -161,7 +161,8 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     side, left, top = 400, 110, 44
     sheet = Image.new("RGB", (left + 2 * side + 40 + 90, top + side + 20), "white")
     draw = ImageDraw.Draw(sheet)
-    for panel, (title, model) in enumerate((("before training", build_model(run.config)), ("after training", run.model))):
+    models = {"before training": build_model(run.config), "after training": run.model}
+    for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
         h = h - h.mean(axis=0)  # what all images have in common tells nothing apart
         u = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-30)
