@@ -1,0 +1,269 @@
+"""Planted faults: one-line bugs that the tests must notice, each by tests of two kinds.
+
+Most of them were made, by others or by us; where an issue elsewhere reports one, it is named. A fault replaces a part
+of one line, `old`, which must occur exactly once in the file, by `new`. `plant_faults.py` applies and judges them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One bug: what it is called, what it is about, where it goes, and which test files should notice."""
+
+    name: str
+    about: str
+    file: str  # in minisimclr/
+    old: str
+    new: str
+    tests: str  # names of test files, without "test_" and ".py"
+
+
+FAULTS = [
+    # ── The loss, readable ────────────────────────────────────────────────────────────────────────
+    Fault("neighbours-as-positives", "loss", "ntxent/loss.py",  # Spijkervet/SimCLR#30, #37, #46
+          "partner = (anchor + len(za)) % n ", "partner = anchor ^ 1 ", "ntxent"),
+    Fault("self-similarity-zero", "loss", "ntxent/loss.py",  # google-research/simclr#20: 0 instead of left out
+          "margin[anchor, anchor] += -xp.inf", "margin[anchor, anchor] = -positive[:, 0] / temperature", "ntxent"),
+    Fault("positive-among-negatives", "loss", "ntxent/loss.py",
+          "margin[anchor, partner] += -xp.inf", "margin[anchor, partner] += 0", "ntxent"),
+    Fault("columns-forgotten", "loss", "ntxent/loss.py",  # half the norm, almost the right direction
+          "(p + p.T) @ u - (q + q[partner])", "p @ u - q", "ntxent"),
+    Fault("columns-doubled-rows", "loss", "ntxent/loss.py", "(p + p.T) @ u", "(p + p) @ u", "ntxent"),
+    Fault("gradient-of-the-sum-of-views", "loss", "ntxent/loss.py",
+          "du / (n * temperature)", "du / (len(za) * temperature)", "ntxent"),
+    Fault("gradient-without-temperature", "loss", "ntxent/loss.py", "du / (n * temperature)", "du / n", "ntxent"),
+    Fault("loss-twice", "loss", "ntxent/loss.py",  # the mean over N in place of 2N anchors
+          "xp.expm1(-shift))).mean()", "xp.expm1(-shift))).mean() * 2", "ntxent"),
+    Fault("norm-not-differentiated", "loss", "ntxent/loss.py",
+          "tangent = du - u * (u * du).sum(axis=1, keepdims=True)", "tangent = du", "ntxent"),
+    Fault("log-of-one-plus", "loss", "ntxent/loss.py",
+          "xp.log1p(negatives + xp.expm1(-shift))", "xp.log(negatives + xp.exp(-shift))", "ntxent"),
+    Fault("no-shift", "loss", "ntxent/loss.py",  # Lightning-Universe/lightning-bolts#811: NaN at a low temperature
+          "shift = xp.maximum(margin.max(axis=1, keepdims=True), 0)", "shift = 0 * positive", "ntxent"),
+    Fault("zero-row-exploding", "loss", "ntxent/loss.py",
+          "tangent / norm / xp.where(scale == 0, xp.inf, scale)", "tangent / norm / (scale + 1e-12)", "ntxent"),
+    # ── The loss, tiled, and its doors ────────────────────────────────────────────────────────────
+    Fault("tile-serves-rows-only", "loss", "ntxent/tiled.py",
+          "self.negatives[J] += _column_sums(e)", "self.negatives[J] += _column_sums(0 * e)", "ntxent"),
+    Fault("tile-gradient-to-rows-only", "loss", "ntxent/tiled.py",
+          "_add(self.du[J], np.matmul(m.T,", "_add(self.du[J], np.matmul(0 * m.T,", "ntxent"),
+    Fault("tile-weighs-rows-twice", "loss", "ntxent/tiled.py",
+          "np.add(self.weight[I][:, None], self.weight[J],", "np.add(self.weight[I][:, None], self.weight[I][:, None],",
+          "ntxent"),
+    Fault("tile-keeps-the-positive", "loss", "ntxent/tiled.py",
+          "if j in (i, i + self.half):", "if j == i:", "ntxent"),
+    Fault("tile-shift-of-rows-only", "loss", "ntxent/tiled.py",
+          "np.maximum(self.top[J], cosine.max(axis=0)", "np.maximum(self.top[J], -1", "ntxent"),
+    Fault("another-temperature", "loss", "ntxent/__init__.py",  # value and gradient alike: no differences see it
+          "copy=False), float(temperature)", "copy=False), 2 * float(temperature)", "ntxent"),
+    Fault("seed-ignored", "loss", "ntxent/__init__.py", "return g * dza, g * dzb", "return dza, dzb", "ntxent ops"),
+
+    # ── The engine ────────────────────────────────────────────────────────────────────────────────
+    Fault("last-contribution-wins", "engine", "autograd.py",
+          "gradients[parent] = _solid(gradients[parent] + answer)", "gradients[parent] = answer", "autograd"),
+    Fault("contributions-added-in-place", "engine", "autograd.py",
+          "gradients[parent] = _solid(gradients[parent] + answer)", "gradients[parent] += answer", "autograd simclr"),
+    Fault("mean-over-stretched-axes", "engine", "autograd.py",
+          "gradient.sum(axis=(*range(lead), *stretched))", "gradient.mean(axis=(*range(lead), *stretched))",
+          "autograd ops"),
+    Fault("no-order-of-age", "engine", "autograd.py", "heapq.heappop(waiting)", "waiting.pop()", "autograd simclr"),
+    Fault("graph-never-freed", "engine", "autograd.py", "        node.release()", "        pass", "autograd"),
+    Fault("gradient-overwritten", "engine", "autograd.py",
+          "gradient.copy() if leaf.grad is None else _solid(leaf.grad + gradient)", "gradient.copy()",
+          "autograd gradcheck"),
+    Fault("gradient-is-the-seed", "engine", "autograd.py",
+          "leaf.grad = gradient.copy() if", "leaf.grad = gradient if", "autograd ops"),
+    Fault("gradients-promoted", "engine", "autograd.py",
+          "return gradient.astype(parent.dtype, copy=False)", "return gradient.astype('f8')", "autograd ops"),
+    Fault("saved-arrays-unguarded", "engine", "autograd.py",
+          "lock(vjp) if vjp is not None else ()", "()", "autograd optim"),
+
+    # ── Operations ────────────────────────────────────────────────────────────────────────────────
+    Fault("minus-with-plus", "operations", "ops/basic.py", "(g, lambda: -g)", "(g, lambda: g)", "ops autograd"),
+    Fault("quotient", "operations", "ops/basic.py", "-g * (x / y) / y", "-g * (x / y)", "ops autograd"),
+    Fault("exponent-not-lowered", "operations", "ops/basic.py",
+          "(exponent * x ** (exponent - 1))", "(exponent * x ** exponent)", "ops autograd"),
+    Fault("relu-open-at-zero", "operations", "ops/basic.py", "g * (y > 0)", "g * (x >= 0)", "ops autograd"),
+    Fault("mean-by-all", "operations", "ops/basic.py",
+          "count = x.size // (math.prod(kept) or 1)", "count = x.size or 1", "ops autograd"),
+    Fault("transposed-forth-not-back", "operations", "ops/basic.py", "g.transpose(back)", "g.transpose(axes)",
+          "ops autograd"),
+    Fault("repeated-index-once", "operations", "ops/basic.py", "        if repeats:", "        if False:",
+          "ops autograd"),
+    Fault("ties-each-get-all", "operations", "ops/basic.py",
+          "largest.sum(axis=axis, keepdims=True).astype(x.dtype)", "xp.ones((), x.dtype)", "ops autograd"),
+    Fault("cross-entropy-not-meant", "operations", "ops/loss.py", "dlogits * (g / len(rows))", "dlogits * g", "ops"),
+    Fault("cross-entropy-overflows", "operations", "ops/loss.py",
+          "shifted = logits - logits.max(axis=1, keepdims=True)", "shifted = logits - 0", "ops"),
+    Fault("kernel-turned-round", "operations", "ops/conv.py",  # forward and back alike: no differences see it
+          "meetings.append((k, range", "meetings.append((kernel - 1 - k, range", "ops winograd"),
+    Fault("thin-kernel-gradient", "operations", "ops/conv.py",
+          "parts.sum(axis=0).reshape(w.shape)", "parts[:1].sum(axis=0).reshape(w.shape)", "ops simclr"),
+    Fault("kernel-gradient-last-row", "operations", "ops/conv.py",
+          "parts[worker, i, j] += product", "parts[worker, i, j] = product", "ops simclr"),
+    Fault("tied-pixels-each-get-all", "operations", "ops/conv.py",
+          "open_windows[to] &= ~here", "open_windows[to] &= True", "ops"),
+    Fault("padding-counts-in-max-pool", "operations", "ops/conv.py",
+          "*x.shape[2:]), -xp.inf, x.dtype)", "*x.shape[2:]), 0, x.dtype)", "ops"),
+    Fault("length-not-differentiated", "operations", "ops/norm.py",
+          "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
+
+    # ── Layers ────────────────────────────────────────────────────────────────────────────────────
+    Fault("batch-mean-is-a-constant", "layers", "ops/norm.py",
+          "part += dshift / len(table)", "part += 0", "ops simclr"),
+    Fault("variance-by-squares", "layers", "ops/norm.py",
+          "((table[rows] - mean) ** 2,))[0] / len(table)", "(table[rows] ** 2,))[0] / len(table) - mean ** 2",
+          "ops nn"),
+    Fault("eps-outside-the-root", "layers", "ops/norm.py",
+          "xp.sqrt(variance + xp.asarray(eps, x.dtype))", "(xp.sqrt(variance) + xp.asarray(eps, x.dtype))", "ops nn"),
+    Fault("relu-opened-by-its-input", "layers", "ops/norm.py",
+          "xp.multiply(g[rows], y[rows] > 0,", "xp.multiply(g[rows], table[rows] > 0,", "ops simclr"),
+    Fault("batch-statistics-are-constants", "layers", "nn.py", "batch=True, relu=relu", "batch=False, relu=relu",
+          "nn simclr"),
+    Fault("running-variance-biased", "layers", "nn.py", "variance * (count / (count - 1))", "variance", "nn"),
+    Fault("momentum-the-other-way", "layers", "nn.py",
+          "(1 - self.momentum) * running + self.momentum * new", "self.momentum * running + (1 - self.momentum) * new",
+          "nn"),
+    Fault("state-transposed", "layers", "nn.py",
+          "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
+    Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
+          "nn resnet simclr"),
+    Fault("way-around-detached", "layers", "resnet.py",
+          'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
+          "resnet simclr"),
+    Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",
+          "h = x.mean(axis=(0, 1))", "h = ops.max(x, axis=(0, 1))", "resnet simclr"),
+    Fault("views-forwarded-apart", "layers", "simclr.py",  # lightly-ai/lightly#2031
+          "_, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)",
+          "z = ops.concatenate(self(views_a, train=True)[1], self(views_b, train=True)[1])", "simclr"),
+    Fault("loss-of-h", "layers", "simclr.py", "_, z = self(", "z, _ = self(", "simclr"),
+    Fault("relu-after-the-head", "layers", "simclr.py", "if k < self.layers:", "if k <= self.layers:", "simclr"),
+    Fault("head-evaluates", "layers", "simclr.py", "return h, self.head(h, train)", "return h, self.head(h)", "simclr"),
+
+    # ── Optimisers ────────────────────────────────────────────────────────────────────────────────
+    Fault("lars-freezes-zeros", "optimiser", "optim.py",  # Spijkervet/SimCLR#27
+          "(weight_norm > 0) & (gradient_norm > 0)", "(weight_norm >= 0) & (gradient_norm >= 0)", "optim"),
+    Fault("lars-exclusions-ignored", "optimiser", "optim.py",  # Spijkervet/SimCLR#34
+          "if p.ndim > 1:", "if p.ndim > 0:", "optim"),
+    Fault("lars-off-without-decay", "optimiser", "optim.py",
+          "if p.ndim > 1:", "if p.ndim > 1 and self.weight_decay:", "optim"),
+    Fault("lars-rate-outside-momentum", "optimiser", "optim.py",
+          "v += lr * trust * g", "v += trust * g; p.data -= (lr - 1) * v", "optim"),
+    Fault("sgd-dampened", "optimiser", "optim.py", "        v += g", "        v += (1 - self.momentum) * g", "optim"),
+    Fault("nesterov-without-momentum", "optimiser", "optim.py",
+          "(g + self.momentum * v if self.nesterov", "(g + v if self.nesterov", "optim"),
+    Fault("gradients-kept", "optimiser", "optim.py", "            p.grad = None", "            pass", "optim train"),
+
+    # ── Schedule ──────────────────────────────────────────────────────────────────────────────────
+    Fault("cosine-of-another-length", "schedule", "optim.py",
+          "/ (total_steps - warmup_steps)))", "/ total_steps))", "optim train"),
+    Fault("warm-up-one-step-early", "schedule", "optim.py",
+          "peak * step / warmup_steps", "peak * (step + 1) / warmup_steps", "optim train"),
+    Fault("schedule-by-epoch", "schedule", "train.py",  # sthalles/SimCLR#43
+          "warmup_cosine(step, total_steps", "warmup_cosine(epoch, total_steps", "train"),
+    Fault("rate-not-scaled", "schedule", "train.py", "config.lr * config.batch / 256", "config.lr", "train"),
+
+    # ── Augmentation ──────────────────────────────────────────────────────────────────────────────
+    Fault("one-view-twice", "augmentation", "augment.py",
+          "return one_view(images, rng, *options), one_view(images, rng, *options)",
+          "return (one_view(images, rng, *options),) * 2", "augment train"),
+    Fault("blur-radius-is-its-size", "augmentation", "transforms.py",  # lightly-ai/lightly#1051
+          "radius = size // 10 // 2", "radius = size // 10", "augment"),
+    Fault("never-mirrored", "augmentation", "transforms.py", "(i + flip * (1 - 2 * i))", "i", "augment"),
+    Fault("shrinking-skips-pixels", "augmentation", "transforms.py",
+          "weights /= xp.maximum(length / size, 1)", "weights /= 1", "augment"),
+    Fault("reads-beyond-the-crop", "augmentation", "transforms.py",
+          "weights *= (start < j) & (j < start + length)", "weights *= 1", "augment"),
+    Fault("hue-turned-too-little", "augmentation", "transforms.py", "6 * shift[:, None]", "shift[:, None]", "augment"),
+    Fault("contrast-about-each-channel", "augmentation", "transforms.py",
+          "grey_of(x).mean(axis=2", "x.mean(axis=2", "augment"),
+    Fault("crops-miss-the-border", "augmentation", "augment.py",
+          "top = rng.integers(0, height - h + 1)", "top = rng.integers(0, np.maximum(height - h, 1))", "augment"),
+    Fault("aspect-not-logarithmic", "augmentation", "augment.py",
+          "np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))",
+          "rng.uniform(*CROP_ASPECT, tries)", "augment"),
+    Fault("one-colour-for-the-batch", "augmentation", "augment.py",  # as workers that draw the same: pytorch#3880
+          "rng.uniform(low, high, (count, 4))", "rng.uniform(low, high, (1, 4)).repeat(count, 0)", "augment"),
+    Fault("blur-left-on", "augmentation", "augment.py", "blur=blurred & blur,", "blur=blurred,", "augment"),
+    Fault("strength-ignored", "augmentation", "augment.py",
+          "spread = strength * np.array(JITTER_SPREAD)", "spread = np.array(JITTER_SPREAD)", "augment"),
+
+    # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────
+    Fault("written-in-place", "checkpoint", "checkpoint.py",
+          "os.replace(temporary, path)", "path.write_bytes(Path(temporary).read_bytes())", "checkpoint"),
+    Fault("not-on-the-disk", "checkpoint", "checkpoint.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
+    Fault("pickles-opened", "checkpoint", "checkpoint.py", "allow_pickle=False", "allow_pickle=True", "checkpoint"),
+    Fault("momentum-not-restored", "checkpoint", "run.py",
+          'velocity[...] = to_device(arrays[f"momentum/{k}"], run.config.device)', "velocity[...] = 0", "train"),
+    Fault("begins-again", "checkpoint", "run.py", 'run.steps = int(meta["steps"])', "run.steps = 0", "train"),
+    Fault("metrics-twice", "checkpoint", "run.py", 'and line["step"] < steps:', "and True:", "train"),
+    Fault("not-finite-but-saved", "checkpoint", "run.py", "if not np.isfinite(array).all():", "if False:", "train"),
+
+    # ── Training ──────────────────────────────────────────────────────────────────────────────────
+    Fault("gradients-pile-up", "training", "train.py", "            optimizer.zero_grad()", "            pass",
+          "train"),
+    Fault("same-views-at-every-step", "training", "train.py",
+          "config.rng(VIEWS, step)", "config.rng(VIEWS, 0)", "train"),
+    Fault("same-order-in-every-epoch", "training", "train.py",
+          "config.rng(ORDER, epoch)", "config.rng(ORDER, 0)", "train"),
+    Fault("same-batch-at-every-step", "training", "train.py",
+          "batches[step % steps_per_epoch]", "batches[0]", "train"),
+    Fault("temperature-ignored", "training", "train.py",
+          "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
+    Fault("images-never-shuffled", "training", "data/batches.py",
+          "rng.permutation(count)", "np.arange(count)", "data train"),
+
+    # ── Evaluation ────────────────────────────────────────────────────────────────────────────────
+    Fault("z-for-h", "evaluation", "evaluate.py",  # google-research/simclr#47
+          "hs.append(to_numpy(h.data))", "hs.append(to_numpy(z.data))", "evaluate"),
+    Fault("embedding-in-training-mode", "evaluation", "evaluate.py",
+          "images[part], device)), train=False)", "images[part], device)), train=True)", "evaluate"),
+    Fault("last-batch-dropped", "evaluation", "evaluate.py",
+          "in blocks(len(images), batch):", "in blocks(len(images) // batch * batch or len(images), batch):",
+          "evaluate"),
+    Fault("length-of-rows-counts", "evaluation", "evaluate.py",
+          "train_u, test_u = _unit_rows(train_h), _unit_rows(test_h)", "train_u, test_u = train_h, test_h", "evaluate"),
+    Fault("votes-unweighted", "evaluation", "evaluate.py",
+          "np.exp((similarities - similarities[:, :1]) / temperature)", "np.ones_like(similarities)", "evaluate"),
+    Fault("bias-penalised", "evaluation", "evaluate.py",
+          "gradient[:-1] += l2 * weights[:-1]", "gradient += l2 * weights", "evaluate"),
+    Fault("standardised-by-the-test-set", "evaluation", "evaluate.py",
+          "_standardised(h, self.mean, self.std)", "_standardised(h, h.mean(axis=0), h.std(axis=0) + 1e-6)",
+          "evaluate"),
+    Fault("last-penalty-taken", "evaluation", "evaluate.py", "if accuracy > best:", "if accuracy >= 0:", "evaluate"),
+]
+AREAS = ("loss", "engine", "operations", "layers", "optimiser", "schedule", "augmentation", "checkpoint", "training",
+         "evaluation")
+
+# ── What kind of test is it? By what it holds the code against ────────────────────────────────────
+
+# The first rule that is found in "file::Class::name" decides.
+KINDS = [
+    ("differences", r"three_checks|finite_differences|along_a_path|integrates|the_checks|passes_for_every|"
+                    r"test_gradcheck::"),
+    ("oracle", r"_loops|reference|formula|equation_1|forward_mode|numpys|pillow|composed|written_out|"
+               r"one_batch_of_both|minimum_of_its_loss|distributions|means_and_deviations"),
+    ("closed form", r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
+                    r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
+                    r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine"),
+    ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|killed_run|bit_equal|nine_products|"
+                 r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|loads_bit|float32|twice_the|"
+                 r"may_be_done_along|embed_gives"),
+    ("identity", r"Identities|matter|changes_nothing|mirrors|uncropped|equal_channels|layout|adjoint|alone|"
+                 r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays"),
+    ("statistics", r"how_often|cover|share_their|reach_every|smallest_area|epoch|same_views_and|learns"),
+    ("refusal", r"refuse|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite|"
+                r"never_leaves|damaged"),
+]
+
+
+def kind_of(test: str) -> str:
+    """The kind of a test named as pytest names it, "tests/test_x.py::Class::name[case]"."""
+    name = test.partition("[")[0].replace("tests/", "").replace(".py", "")
+    for kind, pattern in KINDS:
+        if re.search(pattern, name):
+            return kind
+    return "structure of " + name.partition("::")[0].removeprefix("test_")

@@ -1,0 +1,118 @@
+"""Test the tests: plant each fault of faults.py in a copy of the package, and see which tests notice.
+
+    python tests/plant_faults.py                     all of them (about 15 minutes on one core)
+    python tests/plant_faults.py columns-forgotten   some, by name
+    python tests/plant_faults.py loss engine         or all of an area
+    python tests/plant_faults.py --list              their names
+
+Prints a line for each: how many tests failed, of which kinds, and one of each kind. A test counts only if it passes
+without the fault. Exit code 1 if a fault survives or is noticed by tests of one kind only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from faults import FAULTS, Fault, kind_of
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("minisimclr", "tests", "docs", "README.md", "pyproject.toml")
+SECONDS = 300  # a fault may make a loop endless: that is noticed too
+WANTED = 2     # kinds of tests that must notice
+
+
+def patched(text: str, fault: Fault) -> str:
+    """The text of the file with the fault in it; ValueError unless its place is there exactly once."""
+    if "\n" in fault.old or "\n" in fault.new:
+        raise ValueError(f"{fault.name}: a fault changes one line")
+    if (times := text.count(fault.old)) != 1:
+        raise ValueError(f"{fault.name}: {fault.file} holds {fault.old!r} {times} times, expected once")
+    return text.replace(fault.old, fault.new)
+
+
+def copy_of_the_project(folder: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "*.png", "results")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, folder / name)
+
+
+def failures(folder: Path, files: Iterable[str]) -> set[str]:
+    """The tests of these files that fail in the copy."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider",
+               "--hypothesis-seed=0", *(f"tests/test_{name}.py" for name in files)]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"no end"}
+    if done.returncode not in (0, 1, 2):  # 2: a test file could not be imported
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return set(re.findall(r"^(?:FAILED|ERROR) (tests/[^\s\[]+(?:\[.*?\])?)(?= - |$)", done.stdout, re.MULTILINE))
+
+
+def judge(fault: Fault, failed: set[str]) -> bool:
+    """Print who noticed the fault; whether tests of enough kinds did."""
+    kinds: dict[str, list[str]] = {}
+    for test in sorted(failed):
+        kinds.setdefault(kind_of(test), []).append(test.partition("::")[2].partition("[")[0])
+    noticed = len(kinds) >= WANTED
+    verdict = "killed" if noticed else "ONE KIND" if kinds else "SURVIVES"
+    print(f"{fault.about:13} {fault.name:36} {verdict:9} by {len(failed):3} tests of {len(kinds)} kinds", flush=True)
+    for kind, tests in sorted(kinds.items()):
+        print(f"{'':14}{kind:20} {len(tests):3}  {tests[0]}", flush=True)
+    return noticed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults, or areas as `loss`; all by default")
+    parser.add_argument("--list", action="store_true", help="print the faults and leave")
+    options = parser.parse_args()
+    unknown = set(options.names) - {fault.name for fault in FAULTS} - {fault.about for fault in FAULTS}
+    if unknown:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    chosen = [fault for fault in FAULTS if not options.names or {fault.name, fault.about} & set(options.names)]
+    if options.list:
+        for fault in chosen:
+            print(f"{fault.about:13} {fault.name:36} {fault.file:19} {fault.old}  ->  {fault.new}")
+        return 0
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_of_the_project(folder)
+        before: dict[str, set[str]] = {}  # test file -> what fails in it without any fault
+        survivors = []
+        for fault in chosen:
+            files = fault.tests.split()
+            for file in files:
+                if file not in before:
+                    before[file] = failures(folder, [file])
+                    for test in sorted(before[file]):
+                        print(f"not counted, it fails without a fault: {test}", flush=True)
+            target = folder / "minisimclr" / fault.file
+            whole = target.read_text()
+            target.write_text(patched(whole, fault))
+            failed = failures(folder, files).difference(*(before[file] for file in files))
+            target.write_text(whole)
+            if not judge(fault, failed):
+                survivors.append(fault.name)
+    print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} faults noticed by tests of {WANTED} kinds or more")
+    if survivors:
+        print(f"not so: {', '.join(survivors)}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
