@@ -234,3 +234,15 @@ def test_a_hundred_random_cases_without_a_false_alarm() -> None:
 @pytest.mark.slow
 def test_a_thousand_random_cases_without_a_false_alarm() -> None:
     assert_many_random_cases_are_told_right_from_wrong(1000)
+
+
+def test_a_steep_function_is_no_false_alarm_of_the_path_but_its_wrong_gradient_is_caught():
+    def steep(x):  # a pole close to the segment: too much for one panel of nodes
+        return 1 / (x * x + 0.1)
+
+    def wrong(x):
+        return steep(x) * 1.001 - steep(x).detach() * 0.001
+
+    assert check_path(steep, np.array([-1.0]), np.array([1.5]))
+    with pytest.raises(GradcheckError, match="along the path"):
+        check_path(wrong, np.array([-1.0]), np.array([1.5]))
