@@ -263,7 +263,7 @@ def save(path: str, za: Any, zb: Any, temperature: float) -> None:
 
 def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -> str:
     lines = [f"N = {rows[0]['n']} images, d = {dim}, τ = {temperature:g}, float32, forward + backward"]
-    lines.append(f"  {'':24}{'median':>11}{'quartiles':>20}{'fastest':>9}{'of ' + peer:>16}"
+    lines.append(f"  {'':24}{'median':>11}{'quartiles':>22}{'fastest':>9}{'of ' + peer:>19}"
                  f"{'x floor':>9}{'memory':>12}{'error':>9}{'aligned':>9}")
     for row in rows:
         if "failed" in row:
@@ -272,8 +272,8 @@ def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -
         low, high = (1e3 * t for t in row["quartiles"])
         memory = f"{row['memory'] / 2**20:,.1f} MiB" if row.get("memory") is not None else "?"
         lines.append(
-            f"  {row['name']:24}{1e3 * row['median']:>8,.2f} ms{f'{low:,.2f} – {high:,.2f}':>20}"
-            f"{1e3 * min(row['times']):>9,.2f}{row.get('of_peer', math.nan):>16.2f}{row['median'] / row['floor']:>9.2f}"
+            f"  {row['name']:24}{1e3 * row['median']:>8,.2f} ms{f'{low:,.2f} – {high:,.2f}':>22}"
+            f"{1e3 * min(row['times']):>9,.2f}{row.get('of_peer', math.nan):>19.2f}{row['median'] / row['floor']:>9.2f}"
             f"{memory:>12}{row.get('error') or math.nan:>9.0e}{row.get('error_aligned') or math.nan:>9.0e}"
         )
     return "\n".join(lines)
