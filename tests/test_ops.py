@@ -7,8 +7,8 @@ convolution and pooling, and the fused forms against their readable ones.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import inspect
+import pkgutil
 import re
 from typing import Any
 
