@@ -135,7 +135,7 @@ FAULTS = [
           'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
           "resnet simclr"),
     Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",
-          "h = x.mean(axis=(0, 1))", "h = ops.max(x, axis=(0, 1))", "resnet simclr"),
+          "h = x.mean(axis=(0, 1))", "h = ops.max(x, axis=(0, 1))", "resnet"),
     Fault("views-forwarded-apart", "layers", "simclr.py",  # lightly-ai/lightly#2031
           "_, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)",
           "z = ops.concatenate(self(views_a, train=True)[1], self(views_b, train=True)[1])", "simclr"),
@@ -248,15 +248,18 @@ KINDS = [
                r"one_batch_of_both|minimum_of_its_loss|distributions|means_and_deviations"),
     ("closed form", r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
                     r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
-                    r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine"),
-    ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|killed_run|bit_equal|nine_products|"
-                 r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|loads_bit|float32|twice_the|"
+                    r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
+                    r"silent|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side"),
+    ("round trip", r"come_back|puts_back|loads_bit|survive_json|the_one_that_was_saved"),
+    ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run"),
+    ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
+                 r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|float32|"
                  r"may_be_done_along|embed_gives"),
     ("identity", r"Identities|matter|changes_nothing|mirrors|uncropped|equal_channels|layout|adjoint|alone|"
-                 r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays"),
-    ("statistics", r"how_often|cover|share_their|reach_every|smallest_area|epoch|same_views_and|learns"),
-    ("refusal", r"refuse|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite|"
-                r"never_leaves|damaged"),
+                 r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays|whoever_ties|"
+                 r"scale_with"),
+    ("statistics", r"how_often|cover|reach_every|smallest_area|epoch|same_views_and|learns"),
+    ("refusal", r"refuse|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite"),
 ]
 
 

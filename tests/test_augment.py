@@ -148,6 +148,21 @@ def test_hue_once_around_or_of_a_grey_changes_nothing_and_a_third_moves_red_to_g
     np.testing.assert_allclose(turn(1 / 3), np.roll(images, 1, axis=3) / 255, atol=1e-5)
 
 
+def test_without_contrast_all_is_the_mean_grey_and_without_brightness_black():
+    images = noise(1, 9, 9)
+    grey = (images / 255 @ np.array(transforms.GREY_WEIGHTS)).mean()
+    for factor, expected in (([1, 0, 1, 0], grey), ([0, 1, 1, 0], 0)):
+        view = apply_view(images, plain(1, 9, 9, jitter=[True], factor=np.float32([factor])), 9)
+        np.testing.assert_allclose(view, expected, atol=1e-5)
+
+
+def test_a_checkerboard_shrunk_to_a_third_is_grey():
+    """Every third pixel alone would be black and white again."""
+    squares = (np.indices((30, 30)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    images = np.repeat(squares[None, ..., None], 3, axis=3)
+    assert abs(apply_view(images, plain(1, 30, 30), 10) - 0.5).max() < 0.2
+
+
 def test_greyscale_views_have_equal_channels():
     images = noise(400, 8, 8)
     rng = np.random.default_rng(0)
@@ -229,6 +244,36 @@ def test_a_factor_is_never_negative():
     assert draw_parameters(np.random.default_rng(0), 5000, 8, 8, strength=2.5).factor[:, :3].min() >= 0
 
 
+def test_factors_scale_with_strength():
+    neutral = np.array([1, 1, 1, 0])
+    half, whole = (draw_parameters(np.random.default_rng(5), 40, 32, 32, s).factor - neutral for s in (0.5, 1.0))
+    np.testing.assert_allclose(2 * half, whole, atol=1e-6)
+
+
+class Biased:
+    """In place of a generator: the same share of the way through every range."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def uniform(self, low, high, shape):
+        return np.full(shape, low + self.share * (high - low))
+
+    def integers(self, low, high):
+        return np.floor(low + self.share * (high - low - 1e-9)).astype(np.int64)
+
+
+def test_a_crop_drawn_at_the_middle_is_square_and_one_at_the_end_touches_the_border():
+    """Middle: area 0.54, aspect √(3/4·4/3) = 1. End of the offsets: the last pixel is the image's last."""
+    _, _, h, w = augment._draw_crops(Biased(0.5), 3, 1000, 1000, 0.08)
+    assert h.tolist() == w.tolist() == [round(math.sqrt(0.54e6))] * 3
+    for share in (0.1, 0.3):
+        middle, ends = Biased(share), Biased(1.0)
+        middle.integers = ends.integers
+        top, left, h, w = augment._draw_crops(middle, 2, 100, 100, 0.08)
+        assert (top + h).tolist() == (left + w).tolist() == [100] * 2
+
+
 def test_no_two_images_share_their_parameters():
     p = draw_parameters(np.random.default_rng(0), 500, 32, 32)
     assert len(np.unique(p.factor, axis=0)) == 500
@@ -266,6 +311,19 @@ def test_same_seed_same_views_and_the_two_differ():
     np.testing.assert_array_equal(b, b2)
     assert abs(a - b).mean(axis=(1, 2, 3)).min() > 0.01
     assert abs(a - two_views(images, np.random.default_rng(4), 16)[0]).mean(axis=(1, 2, 3)).min() > 0.01
+
+
+def test_two_views_agree_with_one_view_after_another():
+    images, rng = noise(6, 16, 16), np.random.default_rng(3)
+    for view in two_views(images, np.random.default_rng(3), 16):
+        np.testing.assert_array_equal(view, one_view(images, rng, 16))
+
+
+def test_whole_crops_without_colour_or_blur_changes_nothing_but_left_and_right():
+    images = noise(40, 24, 24)
+    views, plainly = one_view(images, np.random.default_rng(0), 24, strength=0, min_area=1), images / 255
+    assert np.minimum(abs(views - plainly).max(axis=(1, 2, 3)),
+                      abs(views - plainly[:, :, ::-1]).max(axis=(1, 2, 3))).max() < 1e-5
 
 
 def test_strength_zero_leaves_colours_alone():

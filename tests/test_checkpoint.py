@@ -260,6 +260,13 @@ def test_pickled_objects_are_refused_unopened(path, monkeypatch):
     assert not Path("trace").exists()
 
 
+def test_nothing_in_the_package_opens_pickles():
+    for file in Path(checkpoint.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        assert "import pickle" not in text, file
+        assert "allow_pickle=True" not in text, file
+
+
 def test_an_archive_that_would_unpack_to_too_much_is_refused_unread(path, monkeypatch):
     """Measured by what the members declare; nothing of them is unpacked."""
     monkeypatch.setattr(checkpoint, "LARGEST", path.stat().st_size // 2)

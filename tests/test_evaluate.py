@@ -47,6 +47,11 @@ def test_nearest_are_those_of_largest_cosine_nearest_first():
     np.testing.assert_allclose(similarities, np.cos(np.radians(angles)), rtol=1e-6)
 
 
+def test_nearest_are_those_of_largest_cosine_however_long_they_are():
+    long = np.float32([[0.1], [100], [1], [10]])
+    assert nearest(long * directions(0, 90, 20, 45), directions(30, 80), 3)[0].tolist() == [[2, 3, 0], [1, 3, 2]]
+
+
 def test_one_near_neighbour_outvotes_two_far_ones_if_the_temperature_is_low():
     """Votes weigh exp(s/τ): at 10°, against two at 60°."""
     train_h, train_y = directions(10, 60, -60), np.array([0, 1, 1])
@@ -140,6 +145,36 @@ def test_the_penalty_is_chosen_on_training_rows_alone():
     assert np.array_equal(fit_linear_probe(train_h, train_y).weights, probe.weights)
 
 
+def test_without_features_the_probe_learns_the_class_frequencies():
+    """Only b is left, and nothing pulls it to 0: P = 3/4 and 1/4."""
+    probe = fit_linear_probe(np.zeros((80, 2)), np.arange(80) % 4 // 3, l2_values=(1.0,))
+    p = np.exp(probe.weights[-1]) / np.exp(probe.weights[-1]).sum()
+    np.testing.assert_allclose(p, [0.75, 0.25], atol=1e-3)
+
+
+def test_a_prediction_does_not_depend_on_the_other_test_rows():
+    (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
+    probe = fit_linear_probe(train_h, train_y)
+    each = [probe.accuracy(test_h[k:k + 1], test_y[k:k + 1]) for k in range(50)]
+    assert 0 < np.mean(each) < 1
+    assert probe.accuracy(test_h, test_y) == pytest.approx(np.mean(each))
+
+
+def test_test_rows_all_on_one_side_belong_to_the_class_of_that_side():
+    """Standardised by their own mean, half of them would change sides."""
+    h = np.array([[-1.0], [1.0]] * 30)
+    far = np.linspace(1, 3, 20)[:, None]
+    assert linear_probe(h, np.arange(60) % 2, far, np.ones(20, int)) == 1
+
+
+def test_a_penalty_that_helps_less_changes_nothing():
+    rng = np.random.default_rng(0)
+    h, y = clusters(200, classes=2, spread=0.5)
+    noisy = np.concatenate([h, rng.standard_normal((200, 300))], axis=1)
+    one, both = (fit_linear_probe(noisy, y, l2_values=values) for values in ((1.0,), (1.0, 1e-6)))
+    assert np.array_equal(one.weights, both.weights)
+
+
 def test_the_penalty_that_helps_held_out_rows_is_chosen():
     """More columns of noise than rows: the strong penalty generalises, the weak one fits the noise."""
     rng = np.random.default_rng(0)
@@ -214,6 +249,25 @@ def test_embed_gives_h_and_z_of_every_image_and_does_not_touch_the_model(run):
 def test_embed_does_not_depend_on_the_batch_size(run, batch):
     for ours, theirs in zip(embed(run.model, images(7), batch=batch), embed(run.model, images(7))):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_smaller_batch_is_embedded_too(run):
+    assert [len(part) for part in embed(run.model, images(7), batch=3)] == [7, 7]
+
+
+def test_embedding_leaves_the_model_alone(run):
+    before = run.model.state_dict()
+    embed(run.model, images(7), batch=2)
+    assert all(np.array_equal(array, before[name]) for name, array in run.model.state_dict().items())
+
+
+def test_another_head_changes_nothing_in_h(run):
+    before, (h, z) = run.model.state_dict(), embed(run.model, images(7))
+    run.model.load_state_dict({name: array + 0.1 * name.startswith("head") for name, array in before.items()})
+    other_h, other_z = embed(run.model, images(7))
+    run.model.load_state_dict(before)
+    assert np.array_equal(h, other_h)
+    assert not np.allclose(z, other_z)
 
 
 def test_colour_statistics_are_means_and_deviations_of_the_channels():

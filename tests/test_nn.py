@@ -259,6 +259,35 @@ def test_training_on_one_value_per_channel_is_refused_and_moves_nothing():
     assert layer(Tensor(np.ones((1, 2), np.float32))).shape == (1, 2)     # evaluation may
 
 
+def test_gradient_of_training_is_tangent_to_a_common_shift_of_the_batch():
+    """The batch's mean is taken out, so moving all of a channel changes nothing: its gradients sum to 0."""
+    x = Tensor(maps(channels=2, dtype=np.float64).data, requires_grad=True)
+    y = BatchNorm2d(2).astype(np.float64)(x, train=True)
+    (y * y * y).sum().backward()
+    np.testing.assert_allclose(x.grad.sum(axis=(0, 1, 2)), 0, atol=1e-10)
+    assert np.abs(x.grad).max() > 0.01
+
+
+def test_far_from_zero_float32_agrees_with_float64():
+    x = (maps(channels=2, dtype=np.float64).data + 3000).astype(np.float32)
+    y = BatchNorm2d(2)(Tensor(x), train=True).data
+    z = BatchNorm2d(2).astype(np.float64)(Tensor(x.astype(np.float64)), train=True).data
+    np.testing.assert_allclose(y, z, atol=3e-3)
+
+
+def test_after_a_hundred_steps_on_one_batch_evaluation_agrees_with_training():
+    """Up to 0.9¹⁰⁰ of the initial statistics, and to the variance being the unbiased one."""
+    layer, x = BatchNorm2d(2).astype(np.float64), maps(channels=2, dtype=np.float64)
+    for _ in range(100):
+        trained = layer(x, train=True).data
+    count, left = x.data[..., 0].size, 0.9**100
+    mean, variance = x.data.mean(axis=(0, 1, 2)), x.data.var(axis=(0, 1, 2))
+    biased = (layer.running_var - left) / (1 - left) * (count - 1) / count
+    np.testing.assert_allclose(layer.running_mean, mean * (1 - left), rtol=1e-9)
+    np.testing.assert_allclose(biased, variance, rtol=1e-9)
+    np.testing.assert_allclose(layer(x).data, trained, atol=0.1)
+
+
 def test_without_shift_there_is_no_bias_and_nothing_is_added():
     layer = BatchNorm2d(2, shift=False).astype(np.float64)
     assert list(layer.state_dict()) == ["weight", "running_mean", "running_var"]

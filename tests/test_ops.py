@@ -294,6 +294,23 @@ def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None
         np.testing.assert_allclose(dx, expected, rtol=1e-14)
 
 
+def test_a_maximum_hands_on_its_whole_gradient_and_no_more_whoever_ties() -> None:
+    tied = np.random.default_rng(0).integers(0, 2, (4, 4, 2, 3)).astype(float)
+    for f in (lambda x: ops.max(x, axis=1), lambda x: ops.max_pool2d(x, kernel=3, stride=1, padding=1)):
+        x = Tensor(tied, requires_grad=True)
+        value = f(x)
+        value.sum().backward()
+        assert x.grad is not None
+        assert x.grad.sum() == pytest.approx(value.data.size, rel=1e-12)
+
+
+def test_a_constant_moves_every_maximum_alike_and_changes_nothing_else() -> None:
+    x = Tensor(spaced(5, 4, 2, 3))
+    for settings in ({"kernel": 3, "stride": 2, "padding": 1}, {"kernel": 2, "stride": 2}):
+        np.testing.assert_allclose(ops.max_pool2d(x - 100.0, **settings).data,
+                                   ops.max_pool2d(x, **settings).data - 100, rtol=1e-12)
+
+
 def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient() -> None:
     x = Tensor(np.ones((4, 4, 1, 1)), requires_grad=True)
     ops.max_pool2d(x, kernel=3, stride=2, padding=1).sum().backward()
@@ -350,6 +367,18 @@ def test_batch_norm_is_its_loops(rows: int, channels: int, seed: int, relu: bool
     value = ops.batch_norm(x, scale, shift, around, **statistics(x), batch=True, relu=relu)
     np.testing.assert_allclose(value.data, batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu),
                                rtol=1e-11, atol=1e-11)
+
+
+def test_a_logit_that_towers_has_the_closed_values_0_and_its_height() -> None:
+    for label, loss in ((0, 0.0), (1, 1e4)):
+        assert ops.cross_entropy(Tensor([[1e4, 0.0]]), labels=np.array([label])).item() == loss
+
+
+def test_a_constant_added_to_a_row_of_logits_changes_nothing() -> None:
+    logits, labels = normal(4, 3), np.array([0, 2, 2, 1])
+    moved = logits + np.array([[0.0], [1e4], [-1e4], [1.0]])
+    assert ops.cross_entropy(Tensor(moved), labels=labels).item() == pytest.approx(
+        ops.cross_entropy(Tensor(logits), labels=labels).item(), rel=1e-9)
 
 
 @given(n=st.integers(1, 9), k=st.integers(1, 7), seed=st.integers(0, 99), size=st.sampled_from([1e-3, 1.0, 300.0]))

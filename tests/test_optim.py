@@ -107,6 +107,22 @@ def test_lars_gives_biases_and_batch_norm_neither_decay_nor_trust():
     assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=10.0), w - 0.5 * g)
 
 
+def test_from_zero_weights_lars_agrees_with_sgd():
+    """Where there is no norm to trust, a step is a plain one."""
+    w, g = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
+    assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=0.0), one_step(SGD, w, g, lr=0.5))
+
+
+def test_nesterov_has_its_closed_values_under_a_constant_gradient():
+    """v = 1, 1.9;  w = −(1 + 0.9·1) − (1 + 0.9·1.9)."""
+    p = Tensor(np.zeros(1), requires_grad=True)
+    optimizer = SGD([p], 1.0, momentum=0.9, nesterov=True)
+    for expected in (-1.9, -4.61):
+        p.grad = np.ones(1)
+        optimizer.step()
+        assert p.data[0] == pytest.approx(expected, rel=1e-12)
+
+
 def test_lars_keeps_the_rate_inside_the_momentum():
     """After the rate falls to 0 the weights go on moving, by what earlier steps gathered; SGD's stand still."""
     for make, moves in ((lambda p: LARS(p, 1, weight_decay=0), True), (lambda p: SGD(p, 1), False)):

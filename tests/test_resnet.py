@@ -166,6 +166,36 @@ def test_a_basic_block_is_the_papers_formula():
     np.testing.assert_allclose(block(Tensor(x)).data, expected, rtol=1e-12)
 
 
+def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
+    """relu(x + 0): the way around carries the gradient wherever x > 0."""
+    block = module.BasicBlock(2, 2, 1, np.random.default_rng(0)).astype(np.float64)
+    block.bn2.weight.data = np.zeros(2)
+    x = Tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
+    block(x).sum().backward()
+    assert np.array_equal(x.grad, x.data > 0)
+
+
+def last_map(net, images):
+    x = net.bn1(net.conv1(Tensor(images.transpose(1, 2, 0, 3))), relu=True)
+    return net.layer3(net.layer2(net.layer1(x))).data
+
+
+def test_h_is_the_mean_over_the_pixels_of_the_last_map_written_out():
+    images = np.random.default_rng(0).random((2, 32, 24, 3), np.float32)
+    net = resnet_small(base=4)
+    maps = last_map(net, images)
+    assert maps.shape == (4, 3, 2, 16)
+    np.testing.assert_allclose(net(images).data, maps.sum(axis=(0, 1)) / 12, rtol=1e-5)
+
+
+def test_logits_agree_with_the_mean_of_every_pixels_own_logits():
+    images = np.random.default_rng(0).random((2, 32, 24, 3), np.float32)
+    net = resnet_small(base=4, num_classes=7)
+    state = net.state_dict()
+    each = last_map(net, images) @ state["fc.weight"].T + state["fc.bias"]
+    np.testing.assert_allclose(net(images).data, each.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
+
+
 def test_the_same_generator_draws_the_same_network():
     a, b, c = (resnet_small(base=4, rng=np.random.default_rng(seed)).state_dict() for seed in (5, 5, 6))
     assert all(np.array_equal(a[name], b[name]) for name in a)

@@ -140,6 +140,15 @@ def test_loss_trains_with_the_batchs_statistics_and_moves_the_running_ones():
     assert moved == [name for name in before if "running" in name]
 
 
+def test_in_training_the_loss_does_not_depend_on_the_running_statistics():
+    """In no layer, neither of the encoder nor of the head."""
+    model, (a, b) = tiny(), two()
+    before = model.loss(a, b)[0].item()
+    state = model.state_dict()
+    model.load_state_dict({name: array + 0.5 * ("running" in name) for name, array in state.items()})
+    assert model.loss(a, b)[0].item() == before
+
+
 def test_loss_of_random_images_starts_near_chance():
     """log(2N−1): the embeddings of unrelated images know nothing of who belongs to whom."""
     rng = np.random.default_rng(0)

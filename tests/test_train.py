@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from minisimclr import backend, checkpoint, run, train
+from minisimclr.augment import two_views
 from minisimclr.autograd import Tensor
 from minisimclr.checkpoint import CheckpointError
-from minisimclr.config import Config, build_model, build_optimizer
+from minisimclr.config import ORDER, VIEWS, Config, build_model, build_optimizer
 from minisimclr.data import DataError
 from minisimclr.data.doodles import draw_doodles
+from minisimclr.ntxent import nt_xent
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.run import Interrupted, Run, environment_changes, fingerprint, load_run
 from minisimclr.simclr import SimCLR
@@ -109,6 +111,44 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole):
     assert all(not np.array_equal(other[name], stored[name]) for name in stored)
 
 
+def test_a_run_is_its_loop_written_out():
+    """Algorithm 1 once more, in the plainest way: which images, which views, which loss, which rate, which update."""
+    config = Config(**{**CONFIG.as_dict(), "temperature": 0.5, "weight_decay": 0.1, "strength": 1.0})
+    model = build_model(config)
+    velocity = [np.zeros_like(p.data) for p in model.parameters()]
+    for step in range(STEPS):
+        shuffled = config.rng(ORDER, step // 2).permutation(11)
+        images = IMAGES[shuffled[:4] if step % 2 == 0 else shuffled[4:8]]
+        a, b = two_views(images, config.rng(VIEWS, step), 8, strength=1.0)
+        _, z = model(np.concatenate([a, b]), train=True)
+        nt_xent(z[:4], z[4:], 0.5).backward()
+        lr = 0 if step == 0 else 2.0 * 4 / 256 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 5))
+        for p, v in zip(model.parameters(), velocity):
+            assert p.grad is not None
+            v[...] = 0.9 * v + p.grad + 0.1 * p.data
+            p.data = p.data - np.float32(lr) * v                           # a new array: it has no gradient yet
+    trained, before = pretrain(config, IMAGES).model.state_dict(), build_model(config).state_dict()
+    for name, array in model.state_dict().items():                         # within a hundredth of what was learnt
+        assert np.linalg.norm(trained[name] - array) < 0.01 * np.linalg.norm(array - before[name]), name
+
+
+def test_no_step_sees_the_views_of_another_and_none_the_same_images_in_a_row(monkeypatch):
+    seen: list[tuple[bytes, list[int]]] = []
+
+    def spy(batch: Any, rng: np.random.Generator, *options: Any) -> Any:
+        which = [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in batch]
+        seen.append((repr(rng.bit_generator.state).encode(), which))
+        return two_views(batch, rng, *options)
+
+    monkeypatch.setattr(train, "two_views", spy)
+    pretrain(CONFIG, IMAGES)
+    states, images = [state for state, _ in seen], [which for _, which in seen]
+    assert len(set(states)) == STEPS
+    assert all(len({*images[k], *images[k + 1]}) == 8 for k in range(0, STEPS, 2))
+    assert len({tuple(which) for which in images}) == STEPS
+    assert any(which != sorted(which) for which in images)
+
+
 def test_training_learns():
     """On doodles the loss begins at chance or above, and falls well below it."""
     images, _, _ = draw_doodles(64, seed=0, size=16)
@@ -154,6 +194,25 @@ def test_a_loaded_run_is_the_one_that_was_saved(whole):
     loaded = load_run(str(whole))
     assert (loaded.config, loaded.steps, loaded.folder) == (CONFIG, STEPS, whole)
     assert [line["step"] for line in loaded.history] == list(range(STEPS))
+
+
+def test_restoring_puts_back_weights_momentum_and_position(whole):
+    arrays, _ = checkpoint.load(whole / "checkpoint.npz")
+    restored = Run(CONFIG, build_model(CONFIG), folder=whole, images=fingerprint(IMAGES))
+    optimizer = build_optimizer(CONFIG, restored.model)
+    run.restore(restored, optimizer)
+    assert (restored.steps, len(restored.history)) == (STEPS, STEPS)
+    for name, array in restored.model.state_dict().items():
+        assert np.array_equal(array, arrays[f"model/{name}"])
+    for k, velocity in enumerate(optimizer.velocity):
+        assert np.array_equal(velocity, arrays[f"momentum/{k}"])
+        assert velocity.any()
+
+
+def test_metrics_are_read_up_to_the_step_of_the_checkpoint(tmp_path):
+    lines = [json.dumps({"step": step}) for step in (0, 1, 2, 3)]
+    (tmp_path / "m").write_text("\n".join(lines))
+    assert [line["step"] for line in run._read_metrics(tmp_path / "m", 2)] == [0, 1]
 
 
 def test_a_folder_without_run_is_no_run(tmp_path):
