@@ -1,6 +1,6 @@
-"""NT-Xent in two versions of one function, and the choice between them.
+"""NT-Xent in three versions of one function, and the choice between them.
 
-`loss.py` is the one to read, and runs on both devices; `tiled.py` is the fast one on a CPU.
+`loss.py` is the one to read, and runs on both devices; `tiled.py` is the fast one on a CPU, `cuda.py` on a GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from ..autograd import Tensor, Vjp, primitive
 from ..backend import Array, array_module, is_array
+from . import cuda, tiled
 from . import loss as reference
-from . import tiled
 
 __all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad"]
 
@@ -53,10 +53,11 @@ def nt_xent_value_and_grad(
     Each gradient has the dtype of its input; float16 computes in float32.
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
 
-    method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), or "auto": tiled for NumPy, reference for
-    CuPy arrays. ("cuda", fused kernels, is reserved: it raises RuntimeError until it is written.)
+    method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
+    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64.
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
-    and finite, and for an unknown method; TypeError for a dtype that is not floating.
+    and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda";
+    RuntimeError for NumPy arrays with "cuda".
     """
     check(za, zb, temperature)
     value, dza, dzb = compute(za, zb, temperature, method)
@@ -92,15 +93,13 @@ def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
 
 def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
     """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
+    dtype = _computing_dtype(za, zb)
     if method == "auto":
-        method = "tiled" if array_module(za, zb) is np else "reference"
-    if method == "cuda":
-        raise RuntimeError('method "cuda" is not there yet; "auto" runs on CuPy arrays too')
+        method = "tiled" if array_module(za, zb) is np else "cuda" if dtype == np.float32 else "reference"
     if method == "tiled" and array_module(za, zb) is not np:
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
-    dtype = _computing_dtype(za, zb)
     value, dza, dzb = METHODS[method](
         za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature)
     )
@@ -113,4 +112,8 @@ def _computing_dtype(za: Array, zb: Array) -> Array:
     return xp.result_type(za.dtype, zb.dtype, xp.float32)
 
 
-METHODS: dict[str, Method] = {"reference": reference.value_and_grad, "tiled": tiled.value_and_grad}
+METHODS: dict[str, Method] = {
+    "reference": reference.value_and_grad,
+    "tiled": tiled.value_and_grad,
+    "cuda": cuda.value_and_grad,
+}
