@@ -27,8 +27,8 @@ from .evaluate import compare, embed
 from .run import Interrupted, Metrics, Run, environment_changes, load_run
 from .train import NonFiniteError, pretrain
 
-# What the demo trains: 14 epochs of 5,000 doodles, about a minute and a half on two cores.
-DEMO = Config(data="doodles", batch=128, epochs=14, lr=0.2, temperature=0.2, min_area=0.3)
+# What the demo trains: 12 epochs of 5,000 doodles, about a minute and a half on two cores.
+DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min_area=0.3)
 
 
 def main(arguments: list[str] | None = None) -> int:
