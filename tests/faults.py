@@ -251,7 +251,7 @@ KINDS = [
                     r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
                     r"silent|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side"),
     ("round trip", r"come_back|puts_back|loads_bit|survive_json|the_one_that_was_saved"),
-    ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run"),
+    ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run|survived_by"),
     ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
                  r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|float32|"
                  r"may_be_done_along|embed_gives"),

@@ -100,6 +100,16 @@ class TestClosedForms:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.5])
+def test_closed_values_where_each_view_is_the_next_images_other_view(f: Any, temperature: float, dtype: Any) -> None:
+    """A negative of cosine 1, all else 0. At a low τ each anchor's largest negative lies in the other view."""
+    z = np.eye(6, dtype=dtype)
+    expected = 1 / temperature + math.log1p(10 * math.exp(-1 / temperature))
+    rounding = 1e-6 if dtype == np.float32 else 1e-12
+    assert f(z, np.roll(z, 1, axis=0), temperature)[0] == pytest.approx(expected, rel=rounding)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_image_has_no_negatives(f: Any, dtype: Any) -> None:
     loss, da, db = f(np.array([[1, 2]], dtype), np.array([[3, -1]], dtype))
     assert loss == 0

@@ -471,3 +471,15 @@ def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
             pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"):
         save(now=True)
     assert not (tmp_path / "checkpoint.npz").exists()
+
+
+def test_an_overflow_after_a_save_is_survived_by_the_saved_file(tmp_path):
+    model = build_model(CONFIG)
+    with run.keeper(Run(CONFIG, model, folder=tmp_path), build_optimizer(CONFIG, model)) as save:
+        save(now=True)
+        before = (tmp_path / "checkpoint.npz").read_bytes()
+        model.encoder.bn1.weight.data[0] = np.nan
+        with pytest.raises(NonFiniteError):
+            save(now=True)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.npz", "config.json"]
