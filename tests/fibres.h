@@ -3,6 +3,7 @@
 // `seed`. Whoever reads what another thread has yet to write, with no barrier between, reads garbage. One block at a
 // time; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each barrier.
 #include <math.h>
+#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <ucontext.h>
@@ -24,16 +25,22 @@ struct Index { int x; };
 static Index threadIdx, blockIdx;
 
 enum State { RUNS, AT_BARRIER, AT_SHUFFLE, DONE };
-struct Fibre { ucontext_t context; std::vector<char> stack; State state; double out; };
+struct Fibre { ucontext_t context; jmp_buf here; bool entered; std::vector<char> stack; State state; double out; };
 static std::vector<Fibre> fibres;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::function<void()> body;
 static bool stuck;  // some threads of a block, or lanes of a warp, wait for others that have ended or wait elsewhere
 
 static void pause(State state) {
     int me = threadIdx.x;
     fibres[me].state = state;
-    swapcontext(&fibres[me].context, &scheduler);
+    if (!_setjmp(fibres[me].here)) _longjmp(scheduler, 1);  // swapcontext would call the system each time
+}
+static void resume(Fibre& fibre) {
+    if (_setjmp(scheduler)) return;
+    if (fibre.entered) _longjmp(fibre.here, 1);
+    fibre.entered = true;
+    setcontext(&fibre.context);
 }
 static int left_out = -1;  // the barrier that a test takes away, counted from the top of the file
 static void barrier(int number) { if (number != left_out) pause(AT_BARRIER); }
@@ -47,7 +54,7 @@ template <class T> static T __shfl_xor_sync(unsigned, T value, int mask) {
     pause(AT_SHUFFLE);       // all lanes have taken theirs
     return other;
 }
-static void enter() { body(); fibres[threadIdx.x].state = DONE; swapcontext(&fibres[threadIdx.x].context, &scheduler); }
+static void enter() { body(); pause(DONE); }
 
 static bool launch(int blocks, int threads, unsigned seed, std::function<void()> kernel) {
     std::mt19937 random(seed);
@@ -56,7 +63,7 @@ static bool launch(int blocks, int threads, unsigned seed, std::function<void()>
     body = kernel, fibres.resize(threads), stuck = false;
     for (blockIdx.x = 0; blockIdx.x < blocks && !stuck; blockIdx.x++) {
         for (Fibre& fibre : fibres) {
-            fibre.stack.resize(1 << 16), fibre.state = RUNS;
+            fibre.stack.resize(1 << 16), fibre.state = RUNS, fibre.entered = false;
             getcontext(&fibre.context);
             fibre.context.uc_stack.ss_sp = fibre.stack.data(), fibre.context.uc_stack.ss_size = fibre.stack.size();
             makecontext(&fibre.context, enter, 0);
@@ -64,7 +71,7 @@ static bool launch(int blocks, int threads, unsigned seed, std::function<void()>
         for (;;) {
             std::shuffle(order.begin(), order.end(), random);
             for (int t : order)
-                if (fibres[t].state == RUNS) threadIdx.x = t, swapcontext(&scheduler, &fibres[t].context);
+                if (fibres[t].state == RUNS) threadIdx.x = t, resume(fibres[t]);
             auto all = [&](int from, int to, State state) {
                 return std::all_of(&fibres[from], &fibres[0] + to, [&](Fibre& f) { return f.state == state; });
             };

@@ -106,14 +106,15 @@ class OnFibres:
 
 
 def build(folder: Path, *options: str, code: str = CODE) -> Path:
-    """The kernels as a library for this CPU."""
+    """The kernels as a library for this CPU. (A hardened longjmp takes a change of fibres for an attack.)"""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     kernels = "\n".join(f"KERNEL({name})" for name in cuda.KERNELS)
     source, library = folder / "ntxent.cpp", folder / "ntxent.so"
     source.write_text(f'#include "fibres.h"\n{code}\n{kernels}\n', encoding="utf-8")
-    command = [compiler, "-std=c++17", "-shared", "-fPIC", "-w", f"-I{HERE}", *options, "-o", str(library), str(source)]
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}", *options,
+               "-o", str(library), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return library
