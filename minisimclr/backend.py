@@ -120,6 +120,13 @@ def set_threads(count: int | None) -> None:
 
 
 @functools.cache
+def blas_kernels() -> str:
+    """Which BLAS computes the products, and for which processor: other kernels round differently."""
+    found = {f"{library['internal_api']} {library.get('architecture', '')}".strip()
+             for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+    return ", ".join(sorted(found))
+
+
 def _usable_cores() -> int:
     """The cores this process may use: its affinity, and the quota of its control group if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import threads
+from .backend import blas_kernels, threads
 
 FORMAT = 1
 LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread
@@ -89,7 +89,7 @@ def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What must be the same for a resumed run to continue bit for bit."""
     return {"machine": platform.machine(), "processor": _processor(), "python": platform.python_version(),
-            "numpy": np.__version__, "threads": threads()}
+            "numpy": np.__version__, "blas": blas_kernels(), "threads": threads()}
 
 
 def _processor() -> str:

@@ -66,7 +66,7 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
             loss, za, zb = model.loss(a, b, config.temperature)
             _require_finite(loss.item(), "loss", step)
             loss.backward()
-            _require_finite(_gradient_norm(optimizer), "gradient", step)
+            _require_finite(_gradient_size(optimizer), "gradient", step)
             lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
             optimizer.step(lr)
             optimizer.zero_grad()
@@ -87,6 +87,6 @@ def _require_finite(value: float, what: str, step: int) -> None:
                              "try a lower lr or a higher temperature")
 
 
-def _gradient_norm(optimizer: Optimizer) -> float:
+def _gradient_size(optimizer: Optimizer) -> float:
     """Σ max|g|, finite exactly if every gradient is: the squares of the usual norm would overflow float32."""
     return sum(float(abs(p.grad).max()) for p in optimizer.params if p.grad is not None)
