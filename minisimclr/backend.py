@@ -141,6 +141,14 @@ def blocks(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def pieces(xp: ModuleType, total: int, size: int) -> list[slice]:
+    """How to walk through `total` rows: in blocks of `size`, which fit a core's cache; on a GPU all at once.
+
+    There every call launches a kernel, which costs microseconds whatever its size: a few large ones win.
+    """
+    return blocks(total, size if xp is np else max(1, total))
+
+
 def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
     """Run task(item) for every item on `threads()` threads, BLAS held at one thread each.
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Iterator
 
@@ -14,7 +15,16 @@ import pytest
 import threadpoolctl
 
 from minisimclr import backend
-from minisimclr.backend import array_module, blas_at_one_thread, blocks, parallel, set_threads, threads, to_device
+from minisimclr.backend import (
+    array_module,
+    blas_at_one_thread,
+    blocks,
+    parallel,
+    pieces,
+    set_threads,
+    threads,
+    to_device,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +144,13 @@ def test_what_a_task_kept_is_released() -> None:
     parallel(lambda i, thing=thing: None, range(4))
     del thing
     assert gone() is None
+
+
+def test_pieces_are_blocks_on_a_processor_and_one_on_a_gpu() -> None:
+    assert pieces(np, 10, 4) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    gpu = types.ModuleType("cupy")
+    assert pieces(gpu, 10, 4) == [slice(0, 10)]
+    assert pieces(gpu, 0, 4) == []
 
 
 # ── BLAS ──────────────────────────────────────────────────────────────────────────────────────────

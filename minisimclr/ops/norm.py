@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..autograd import Vjp, primitive
-from ..backend import Array, blocks, parallel
+from ..backend import Array, parallel, pieces
 
 CHUNK_BYTES = 1 << 20  # of the table at a time: smaller, and handing chunks to threads costs more than it saves
 
@@ -29,7 +29,7 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
 
 def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ...]], count: int = 1) -> Array:
     """Sums over the rows of each of `count` terms: (count, C). A row of ones times a matrix is the fastest sum."""
-    chunks = _chunks(table)
+    chunks = _chunks(xp, table)
     sums = xp.empty((len(chunks), count, table.shape[1]), table.dtype)
 
     def run(task: tuple[int, slice]) -> None:
@@ -42,8 +42,8 @@ def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ..
     return sums.sum(axis=0)
 
 
-def _chunks(table: Array) -> list[slice]:
-    return blocks(len(table), max(1, CHUNK_BYTES // max(1, table.shape[1] * table.itemsize)))
+def _chunks(xp: Any, table: Array) -> list[slice]:
+    return pieces(xp, len(table), max(1, CHUNK_BYTES // max(1, table.shape[1] * table.itemsize)))
 
 
 @primitive
@@ -82,7 +82,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
         if relu:
             xp.maximum(part, xp.zeros((), x.dtype), out=part)
 
-    parallel(forward, _chunks(table))
+    parallel(forward, _chunks(xp, table))
     others = len(around)  # the vjp keeps their number, not the arrays
 
     def vjp(g: Array) -> tuple[Array, ...]:
@@ -111,7 +111,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
             else:
                 xp.multiply(through[rows], slope, out=part)
 
-        parallel(back, _chunks(table))
+        parallel(back, _chunks(xp, table))
         return dx.reshape(shape), dscale, dshift, *[through.reshape(shape)] * others
 
     return value, vjp
