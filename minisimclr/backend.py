@@ -141,12 +141,17 @@ def blocks(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def few_large_calls(xp: ModuleType) -> bool:
+    """Whether few calls on large arrays beat many on parts that fit a cache: on a GPU."""
+    return xp is not np
+
+
 def pieces(xp: ModuleType, total: int, size: int) -> list[slice]:
     """How to walk through `total` rows: in blocks of `size`, which fit a core's cache; on a GPU all at once.
 
     There every call launches a kernel, which costs microseconds whatever its size: a few large ones win.
     """
-    return blocks(total, size if xp is np else max(1, total))
+    return blocks(total, max(1, total) if few_large_calls(xp) else size)
 
 
 def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:

@@ -18,8 +18,8 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from ..autograd import Vjp, primitive
-from ..backend import Array, blocks, parallel, threads
-from . import winograd
+from ..backend import Array, blocks, few_large_calls, parallel, threads
+from . import padded, winograd
 
 SLAB_BYTES = 1 << 20  # of output at a time: a slab, its input and the kernel then fit a core's cache
 THIN = 160            # a kernel over fewer numbers than this (K·K·C: the stems) is one product per row
@@ -89,6 +89,8 @@ def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0,
         raise ValueError(f"conv2d: a {H}×{W} map with padding {padding} is too small for a {K}×{K} kernel")
     if winograd.applies(xp, x, w, stride, padding, method):
         return winograd.convolution(xp, x, w)
+    if few_large_calls(xp):
+        return padded.convolution(xp, x, w, stride, padding)
     rows = _meetings(H, out_h, K, stride, padding)
     columns = _meetings(W, out_w, K, stride, padding)
     thin = K > 1 and K * K * C <= THIN
