@@ -20,6 +20,7 @@ The files, in the order in which they are best read; each uses only what came be
     config       the settings of a run, and what is built from them
     checkpoint   one file, replaced atomically
     run          a run's folder: kept, stopped, resumed
+    meter        a step's numbers, and when they are read
     train        the loop
     evaluate     nearest neighbours and a linear probe on the frozen h
     report       the table and the pictures

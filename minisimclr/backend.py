@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -74,6 +75,36 @@ def to_device(array: Array, device: str) -> Array:
 def to_numpy(array: Array) -> Any:
     """The array as a NumPy array on the host."""
     return to_device(array, "cpu")
+
+
+def device_of(array: Array) -> str:
+    """Where an array is: "cpu" or "cuda"."""
+    return "cpu" if array_module(array) is np else "cuda"
+
+
+def device_name(device: str) -> str:
+    """The processor that computes and what drives it: other ones round differently."""
+    if device == "cpu":
+        return "cpu"
+    cupy = _cupy()
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
+    return f"{name.decode()}, CuPy {cupy.__version__}"
+
+
+def require(device: str) -> None:
+    """Raises RuntimeError, in one line that says what is missing, if this device cannot be used here."""
+    if device == "cuda":
+        _cupy()
+
+
+def whose_memory(error: MemoryError) -> str:
+    """Which memory an error says is full: CuPy's own, a MemoryError too, means the GPU's."""
+    return " on the GPU" if type(error).__module__.partition(".")[0] == "cupy" else ""
+
+
+def free_bytes(device: str) -> float:
+    """Memory that arrays on this device may still take; of the host's we never run out before the system does."""
+    return math.inf if device == "cpu" else float(_cupy().cuda.runtime.memGetInfo()[0])
 
 
 def _cupy() -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import blas_kernels, threads
+from .backend import blas_kernels, device_name, threads
 
 FORMAT = 1
 LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread
@@ -86,10 +86,10 @@ def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix + "/"): array for name, array in arrays.items() if name.startswith(prefix + "/")}
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What must be the same for a resumed run to continue bit for bit."""
-    return {"machine": platform.machine(), "processor": _processor(), "python": platform.python_version(),
-            "numpy": np.__version__, "blas": blas_kernels(), "threads": threads()}
+    return {"device": device_name(device), "machine": platform.machine(), "processor": _processor(),
+            "python": platform.python_version(), "numpy": np.__version__, "blas": blas_kernels(), "threads": threads()}
 
 
 def _processor() -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import backend, gradchecks, report
 from .config import Config
-from .data import DataError, Dataset, load_dataset
+from .data import DataError, Dataset, load_dataset, resident
 from .evaluate import compare, embed
 from .run import Interrupted, Metrics, Run, environment_changes, load_run
 from .train import NonFiniteError, pretrain
@@ -61,9 +61,9 @@ def _explained(error: Exception) -> int:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
-    elif isinstance(error, MemoryError):
-        _complain("not enough memory; use a smaller --batch, --size or --width")
-    elif isinstance(error, RuntimeError):
+    elif isinstance(error, MemoryError):  # CuPy's OutOfMemoryError is one too
+        _complain(f"not enough memory{backend.whose_memory(error)}; use a smaller --batch, --size or --width")
+    elif isinstance(error, (RuntimeError, ImportError)):
         _complain(str(error))
     else:
         _complain(f"unexpected {type(error).__name__}: {error}; --debug shows where it came from")
@@ -78,7 +78,8 @@ def _complain(message: str) -> None:
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────
 
 def _demo(options: argparse.Namespace) -> None:
-    config = dataclasses.replace(DEMO, seed=options.seed, epochs=options.epochs or DEMO.epochs)
+    config = dataclasses.replace(DEMO, seed=options.seed, epochs=options.epochs or DEMO.epochs, device=options.device)
+    backend.require(config.device)
     folder = options.out or _free_folder(Path("runs/demo"))
     started = time.monotonic()
     with _saying("drawing 7,000 doodles"):
@@ -99,32 +100,38 @@ def _pretrain(options: argparse.Namespace) -> None:
             raise ValueError("--resume needs the folder of the run: --out FOLDER")
         stored = load_run(options.out)
         config, start = dataclasses.replace(stored.config, **given), stored.steps
-        for change in environment_changes(options.out):
+        backend.require(config.device)
+        for change in environment_changes(options.out, config.device):
             print(f"minisimclr: note: {change}; the run goes on, but not bit for bit", file=sys.stderr)
     else:
         config = Config(**given)
+        backend.require(config.device)
     folder = options.out or _free_folder(Path("runs") / Path(config.data).stem)
     with _saying(f"loading {config.data}"):
         images = load_dataset(config.data, "train", size=config.size).images
+    if config.device != "cpu":
+        sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
+        print(f"minisimclr: note: {backend.device_name(config.device)}; {images.nbytes / 2**20:,.0f} MiB of images "
+              f"are sent there {sent}", file=sys.stderr)
     with _training(config, start) as progress:
         run = pretrain(config, images, folder=folder, resume=options.resume, progress=progress)
     print(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    run = load_run(options.run)
+    run = load_run(options.run, options.device)
     _evaluated(run, *_splits(run, options.data), k=options.k, temperature=options.knn_temperature)
 
 
 def _report(options: argparse.Namespace) -> None:
-    run = load_run(options.run)
+    run = load_run(options.run, options.device)
     train, tests = _splits(run, options.data)
     for path in report.draw_all(run, train, next(iter(tests.values())), options.run):
         print(path)
 
 
 def _embed(options: argparse.Namespace) -> None:
-    run = load_run(options.run)
+    run = load_run(options.run, options.device)
     data = load_dataset(options.data or run.config.data, options.split, size=run.config.size)
     h, z = embed(run.model, data.images)
     with open(options.to, "wb") as file:
@@ -272,6 +279,10 @@ def _parser() -> argparse.ArgumentParser:
     embedding.add_argument("--split", default="test", help="which images (default: test)")
     embedding.add_argument("--to", type=Path, required=True, metavar="FILE.npz", help="where to write")
     command("gradcheck", _gradcheck, "hold every operation's value and gradient against independent ones")
+    for sub in (demo, evaluate, pictures, embedding):
+        sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                         help="where to compute, wherever it was trained (default: cpu)" if sub is not demo else
+                              "where to compute (default: cpu)")
     for sub in (evaluate, pictures, embedding):
         sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
         sub.add_argument("--data", default=None, help="folder or zip (default: what the run was trained on)")

@@ -16,7 +16,17 @@ from scipy.optimize import minimize
 
 from .augment import to_float
 from .autograd import no_grad
-from .backend import blas_at_one_thread, blocks, parallel, to_device, to_numpy
+from .backend import (
+    Array,
+    array_module,
+    blas_at_one_thread,
+    blocks,
+    device_of,
+    parallel,
+    pieces,
+    to_device,
+    to_numpy,
+)
 from .config import build_model
 from .data import Dataset
 from .run import Run
@@ -36,9 +46,14 @@ class Score:
 
 def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20, temperature: float = 0.1,
             progress: Callable[[str], None] = lambda what: None) -> list[Score]:
-    """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split."""
+    """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split.
+
+    All of it is computed where the model is.
+    """
+    device = device_of(run.model.parameters()[0].data)
+
     def untrained(images: Matrix) -> Matrix:
-        return embed(build_model(run.config), images)[0]
+        return embed(build_model(run.config).to(device), images)[0]
 
     def pixels(images: Matrix) -> Matrix:
         return images.reshape(len(images), -1).astype(np.float32) / 255
@@ -54,9 +69,9 @@ def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20,
     scores = []
     for name, features in sources.items():
         progress(name)
-        train_h = features("", train.images)
+        train_h = to_device(features("", train.images), device)
         probe = fit_linear_probe(train_h, train.labels)
-        test_h = {split: features(split, data.images) for split, data in tests.items()}
+        test_h = {split: to_device(features(split, data.images), device) for split, data in tests.items()}
         scores.append(Score(
             name,
             {split: knn_accuracy(train_h, train.labels, test_h[split], data.labels, k, temperature)
@@ -65,8 +80,12 @@ def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20,
     return scores
 
 
-def embed(model: SimCLR, images: Matrix, *, batch: int = 500, device: str = "cpu") -> tuple[Matrix, Matrix]:
-    """Representations h (N,features) and embeddings z (N,out_dim), float32, of uint8 images (N,H,W,3)."""
+def embed(model: SimCLR, images: Matrix, *, batch: int = 500) -> tuple[Matrix, Matrix]:
+    """Representations h (N,features) and embeddings z (N,out_dim), float32, of uint8 images (N,H,W,3).
+
+    Images come from the host and the answers return to it; in between they are where the model is.
+    """
+    device = device_of(model.parameters()[0].data)
     hs, zs = [], []
     with no_grad():
         for part in blocks(len(images), batch):
@@ -82,31 +101,33 @@ def colour_statistics(images: Matrix) -> Matrix:
     return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
 
 
-def nearest(train_h: Matrix, test_h: Matrix, k: int) -> tuple[Matrix, Matrix]:
+def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     """The k training rows of largest cosine similarity to each test row, nearest first.
 
-    Shapes: train_h (M,D), test_h (N,D) -> indices (N,k), similarities (N,k)
+    Shapes: train_h (M,D), test_h (N,D) -> indices (N,k), similarities (N,k), both on the host
     """
+    xp = array_module(train_h, test_h)
     train_u, test_u = _unit_rows(train_h), _unit_rows(test_h)
-    indices = np.empty((len(test_u), k), np.int64)
-    similarities = np.empty((len(test_u), k), np.float32)
+    indices = xp.empty((len(test_u), k), xp.int64)
+    similarities = xp.empty((len(test_u), k), xp.float32)
 
     def run(rows: slice) -> None:
         similarity = test_u[rows] @ train_u.T                                               # (100,M)
-        best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(similarity, best, axis=1), axis=1, kind="stable")
-        indices[rows] = np.take_along_axis(best, order, axis=1)
-        similarities[rows] = np.take_along_axis(similarity, indices[rows], axis=1)
+        best = xp.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        order = xp.argsort(-xp.take_along_axis(similarity, best, axis=1), axis=1, kind="stable")
+        indices[rows] = xp.take_along_axis(best, order, axis=1)
+        similarities[rows] = xp.take_along_axis(similarity, indices[rows], axis=1)
 
     parallel(run, blocks(len(test_u), 100))
-    return indices, similarities
+    return to_numpy(indices), to_numpy(similarities)
 
 
-def knn_accuracy(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix, k: int = 20,
+def knn_accuracy(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix, k: int = 20,
                  temperature: float = 0.1) -> float:
     """Share of test rows whose class wins the vote of their k nearest training rows.
 
     Neighbours are found by cosine similarity s and vote with weight exp(s/temperature), as in Wu et al. 2018.
+    The rows may be on a GPU, where they are then compared; labels are on the host.
     """
     _check(train_h, train_y, test_h, test_y)
     if not 1 <= k <= len(train_h):
@@ -123,70 +144,73 @@ def knn_accuracy(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matri
 class LinearProbe:
     """Multinomial logistic regression on standardised features: logits = (x − mean)/std · W + b."""
 
-    def __init__(self, mean: Matrix, std: Matrix, weights: Matrix, l2: float) -> None:
+    def __init__(self, mean: Array, std: Array, weights: Matrix, l2: float) -> None:
         self.mean, self.std, self.weights, self.l2 = mean, std, weights, l2   # weights (D+1,K), b last
 
-    def accuracy(self, h: Matrix, y: Matrix) -> float:
-        return float((_affine(_standardised(h, self.mean, self.std), self.weights).argmax(axis=1) == y).mean())
+    def accuracy(self, h: Array, y: Matrix) -> float:
+        """The share of rows that it puts into their class; h is where the rows were that it was fitted on."""
+        return _share_right(_affine(_standardised(h, self.mean, self.std), self.weights), y)
 
 
-def fit_linear_probe(h: Matrix, y: Matrix, *, l2_values: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3),
+def fit_linear_probe(h: Array, y: Matrix, *, l2_values: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3),
                      iterations: int = 50, seed: int = 0) -> LinearProbe:
     """Fit by L-BFGS, the l2 penalty chosen on a held-out tenth of the rows (paper, App. B.8.1: L-BFGS, l2 sweep).
 
-    h (N,D) float, y integer (N,) in 0…K−1. The loss is the mean cross-entropy + ½·l2·|W|².
+    h (N,D) float, y integer (N,) in 0…K−1, on the host. The loss is the mean cross-entropy + ½·l2·|W|². Its value
+    and gradient are computed where h is; L-BFGS itself, SciPy's, runs on the host.
     """
-    h = np.asarray(h, np.float32)
-    mean, std = h.mean(axis=0), h.std(axis=0) + np.float32(1e-6)
+    xp = array_module(h)
+    h = xp.asarray(h, dtype=xp.float32)
+    mean, std = h.mean(axis=0), h.std(axis=0) + 1e-6
     x, classes = _standardised(h, mean, std), int(y.max()) + 1
     shuffled = np.random.default_rng(seed).permutation(len(x))
     held_out, rest = np.split(shuffled, [max(1, len(x) // 10)])
-
-    def held_out_accuracy(weights: Matrix) -> float:
-        return float((_affine(x[held_out], weights).argmax(axis=1) == y[held_out]).mean())
+    x_held_out, x_rest = x[xp.asarray(held_out)], x[xp.asarray(rest)]
 
     best, l2 = -1.0, l2_values[0]
     weights = np.zeros((x.shape[1] + 1, classes))
     for candidate in l2_values:  # from strong to weak, each from where the last one ended
-        weights = _fit(x[rest], y[rest], weights, candidate, iterations)
-        accuracy = held_out_accuracy(weights)
+        weights = _fit(x_rest, y[rest], weights, candidate, iterations)
+        accuracy = _share_right(_affine(x_held_out, weights), y[held_out])
         if accuracy > best:
             best, l2, start = accuracy, candidate, weights
     return LinearProbe(mean, std, _fit(x, y, start, l2, iterations), l2)
 
 
-def linear_probe(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix, **options: Any) -> float:
+def linear_probe(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix, **options: Any) -> float:
     """Test accuracy of a linear classifier on frozen features; options as for `fit_linear_probe`."""
     _check(train_h, train_y, test_h, test_y)
     return fit_linear_probe(train_h, train_y, **options).accuracy(test_h, test_y)
 
 
-def _fit(x: Matrix, y: Matrix, start: Matrix, l2: float, iterations: int) -> Matrix:
+def _fit(x: Array, y: Matrix, start: Matrix, l2: float, iterations: int) -> Matrix:
     """Minimise mean cross-entropy + ½·l2·|W|² from `start`; the sums over rows are shared among the threads."""
-    parts = blocks(len(x), 1000)
-    losses = np.empty(len(parts))
-    gradients = np.empty((len(parts), *start.shape), np.float32)
+    xp = array_module(x)
+    parts = pieces(xp, len(x), 1000)
+    losses = xp.empty(len(parts))
+    gradients = xp.empty((len(parts), *start.shape), xp.float32)
+    y = xp.asarray(y)
 
     def loss_and_gradient(flat: Matrix) -> tuple[float, Matrix]:
         weights = flat.reshape(start.shape)
 
         def run(k: int) -> None:
             rows, labels = x[parts[k]], y[parts[k]]
-            each = np.arange(len(rows))
+            each = xp.arange(len(rows))
             logits = _affine(rows, weights)                                                 # (1000,K)
             logits -= logits.max(axis=1, keepdims=True)
-            p = np.exp(logits)
+            p = xp.exp(logits)
             sums = p.sum(axis=1, keepdims=True)
-            losses[k] = (np.log(sums[:, 0]) - logits[each, labels]).sum(dtype=float)
+            losses[k] = (xp.log(sums[:, 0]) - logits[each, labels]).sum(dtype=float)
             p /= sums
             p[each, labels] -= 1                                                            # P − Y
             gradients[k, :-1] = rows.T @ p
             gradients[k, -1] = p.sum(axis=0)
 
         parallel(run, range(len(parts)))
-        gradient = gradients.sum(axis=0, dtype=float) / len(x)
+        gradient = to_numpy(gradients.sum(axis=0, dtype=float)) / len(x)
         gradient[:-1] += l2 * weights[:-1]                                                  # b is not penalised
-        return losses.sum() / len(x) + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
+        return float(losses.sum()) / len(x) + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
 
     with blas_at_one_thread():
         result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B",
@@ -194,21 +218,26 @@ def _fit(x: Matrix, y: Matrix, start: Matrix, l2: float, iterations: int) -> Mat
     return np.asarray(result.x).reshape(start.shape)
 
 
-def _affine(x: Matrix, weights: Matrix) -> Any:
-    weights = weights.astype(x.dtype)
-    return x @ weights[:-1] + weights[-1]
+def _affine(x: Array, weights: Matrix) -> Array:
+    on_device = array_module(x).asarray(weights, dtype=x.dtype)
+    return x @ on_device[:-1] + on_device[-1]
 
 
-def _standardised(h: Matrix, mean: Matrix, std: Matrix) -> Any:
-    return (np.asarray(h, np.float32) - mean) / std
+def _share_right(logits: Array, y: Matrix) -> float:
+    return float((to_numpy(logits.argmax(axis=1)) == y).mean())
 
 
-def _unit_rows(h: Matrix) -> Any:
-    h = np.asarray(h, np.float32)
-    return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def _standardised(h: Array, mean: Array, std: Array) -> Array:
+    return (h.astype(mean.dtype, copy=False) - mean) / std
 
 
-def _check(train_h: Matrix, train_y: Matrix, test_h: Matrix, test_y: Matrix) -> None:
+def _unit_rows(h: Array) -> Array:
+    xp = array_module(h)
+    h = xp.asarray(h, dtype=xp.float32)
+    return h / xp.maximum(xp.linalg.norm(h, axis=1, keepdims=True), float(xp.finfo(xp.float32).tiny))
+
+
+def _check(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix) -> None:
     if train_h.ndim != 2 or test_h.ndim != 2 or train_h.shape[1] != test_h.shape[1]:
         raise ValueError(f"features must be (N,D) with one D, not {train_h.shape} and {test_h.shape}")
     if len(train_h) != len(train_y) or len(test_h) != len(test_y):

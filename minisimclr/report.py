@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .augment import two_views
+from .backend import device_of
 from .config import build_model
 from .data import Dataset
 from .evaluate import Score, embed, nearest
@@ -161,7 +162,8 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     side, left, top = 400, 110, 44
     sheet = Image.new("RGB", (left + 2 * side + 40 + 90, top + side + 20), "white")
     draw = ImageDraw.Draw(sheet)
-    models = {"before training": build_model(run.config), "after training": run.model}
+    device = device_of(run.model.parameters()[0].data)
+    models = {"before training": build_model(run.config).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
         h = h - h.mean(axis=0)  # what all images have in common tells nothing apart

@@ -28,6 +28,7 @@ from .optim import Optimizer
 from .simclr import SimCLR
 
 SAVE_EVERY = 60.0                # seconds between checkpoints, at most; and one at the end
+MAY_CHANGE = ("device",)         # settings that a resumed run may change: where it computes, not what
 
 Metrics = dict[str, Any]         # one line of metrics.jsonl
 
@@ -58,8 +59,11 @@ class Run:
 
 # ── The run's folder ──────────────────────────────────────────────────────────────────────────────
 
-def load_run(folder: str | Path) -> Run:
-    """A run as its folder holds it: configuration, trained model, steps done, metrics."""
+def load_run(folder: str | Path, device: str = "cpu") -> Run:
+    """A run as its folder holds it: configuration, trained model, steps done, metrics.
+
+    The model is put on `device`, wherever it was trained.
+    """
     folder = Path(folder)
     arrays, meta = checkpoint.load(folder / "checkpoint.npz")
     try:
@@ -68,6 +72,7 @@ def load_run(folder: str | Path) -> Run:
         run.model.load_state_dict(checkpoint.part(arrays, "model"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"checkpoint {folder / 'checkpoint.npz'} does not fit: {error}") from None
+    run.model.to(device)
     run.history = _read_metrics(folder / "metrics.jsonl", run.steps)
     return run
 
@@ -96,7 +101,8 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     path = run.folder / "checkpoint.npz"
     arrays, meta = checkpoint.load(path)
     before = Config().as_dict() | meta.get("config", {})  # a setting that did not exist then had its default
-    differing = [name for name, value in run.config.as_dict().items() if before.get(name) != value]
+    differing = [name for name, value in run.config.as_dict().items()
+                 if before.get(name) != value and name not in MAY_CHANGE]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
     if meta.get("images") != run.images:
@@ -111,10 +117,10 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     run.history = _read_metrics(run.folder / "metrics.jsonl", run.steps)
 
 
-def environment_changes(folder: str | Path) -> list[str]:
+def environment_changes(folder: str | Path, device: str = "cpu") -> list[str]:
     """In what the present environment differs from the checkpoint's: if in nothing, resuming is exact bit for bit."""
     _, meta = checkpoint.load(Path(folder) / "checkpoint.npz")
-    then, now = meta.get("environment", {}), checkpoint.environment()
+    then, now = {"device": "cpu"} | meta.get("environment", {}), checkpoint.environment(device)
     return [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
 
 
@@ -135,7 +141,7 @@ def keeper(run: Run, optimizer: Optimizer) -> Iterator[Callable[..., None]]:
                                      "try a lower lr or weight decay")
         checkpoint.save(run.folder / "checkpoint.npz", arrays, {
             "config": run.config.as_dict(), "steps": run.steps, "images": run.images,
-            "environment": checkpoint.environment()})
+            "environment": checkpoint.environment(run.config.device)})
         last = time.monotonic()
 
     if run.folder is not None:

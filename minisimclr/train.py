@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .augment import two_views
-from .backend import blas_at_one_thread, to_device
+from .backend import Array, array_module, blas_at_one_thread
 from .config import ORDER, VIEWS, Config, build_model, build_optimizer
-from .data import DataError, epoch_order, load_dataset
-from .ntxent import contrastive_accuracy
+from .data import DataError, batch_source, epoch_order, load_dataset
+from .meter import READ_EVERY, Meter
+from .ntxent.loss import contrastive_accuracy
 from .optim import Optimizer, warmup_cosine
 from .run import (
     Interrupted,
@@ -54,39 +54,38 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
     run = Run(config, model, folder=claim(folder, resume), images=fingerprint(images))
     if resume:
         restore(run, optimizer)
+    batch_of, meter = batch_source(images, config.device), Meter(READ_EVERY[config.device])
     epoch = -1
     with blas_at_one_thread(), stop_signals() as stop, metrics_file(run) as write, keeper(run, optimizer) as save:
         for step in range(run.steps, total_steps):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
                 batches = epoch_order(len(images), config.batch, config.rng(ORDER, epoch))
-            started = time.perf_counter()
-            batch = to_device(images[batches[step % steps_per_epoch]], config.device)                  # (N,H,W,3) uint8
+            lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
+            meter.begin(step=step, steps=total_steps, epoch=epoch, lr=lr, chance=math.log(2 * config.batch - 1))
+            batch = batch_of(batches[step % steps_per_epoch])                                          # (N,H,W,3) uint8
             a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur, config.min_area)
             loss, za, zb = model.loss(a, b, config.temperature)
-            _require_finite(loss.item(), "loss", step)
+            meter.note(loss=loss.data)
             loss.backward()
-            _require_finite(_gradient_size(optimizer), "gradient", step)
-            lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
+            meter.note(gradient=_gradient_size(optimizer), top1=contrastive_accuracy(za, zb))
+            reading = meter.full or bool(stop) or step + 1 == total_steps
+            lines = meter.read(config.batch) if reading else []          # refuses what is not finite: no update then
             optimizer.step(lr)
             optimizer.zero_grad()
             run.steps = step + 1
-            write({"step": step, "steps": total_steps, "epoch": epoch, "loss": loss.item(), "lr": lr,
-                   "chance": math.log(2 * config.batch - 1), "top1": contrastive_accuracy(za, zb),
-                   "images_per_second": config.batch / (time.perf_counter() - started)})
-            progress(run.history[-1])
-            save(now=bool(stop) or run.steps == total_steps)
-            if stop:
-                raise Interrupted(f"stopped after step {run.steps} of {total_steps}", stop[0])
+            for line in lines:
+                write(line)
+                progress(line)
+            if reading:                                                  # only what was read and found finite is saved
+                save(now=bool(stop) or run.steps == total_steps)
+                if stop:
+                    raise Interrupted(f"stopped after step {run.steps} of {total_steps}", stop[0])
     return run
 
 
-def _require_finite(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise NonFiniteError(f"the {what} became {value} at step {step}; the weights were left as they were; "
-                             "try a lower lr or a higher temperature")
-
-
-def _gradient_size(optimizer: Optimizer) -> float:
+def _gradient_size(optimizer: Optimizer) -> Array:
     """Σ max|g|, finite exactly if every gradient is: the squares of the usual norm would overflow float32."""
-    return sum(float(abs(p.grad).max()) for p in optimizer.params if p.grad is not None)
+    largest = [abs(p.grad).max() for p in optimizer.params if p.grad is not None]
+    xp = array_module(optimizer.params[0].data)
+    return xp.stack(largest).sum(dtype=xp.float64)

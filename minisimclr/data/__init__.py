@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .batches import DataError, Dataset, epoch_order
+from .batches import DataError, Dataset, batch_source, epoch_order, resident
 from .doodles import CLASS_NAMES, TRAINING_STYLES, UNSEEN_STYLE, draw_doodles
 from .files import load_files
 
-__all__ = ["DataError", "Dataset", "epoch_order", "load_dataset"]
+__all__ = ["DataError", "Dataset", "batch_source", "epoch_order", "load_dataset", "resident"]
 
 # split -> how many images, from which seed, in which styles
 DOODLES = {

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..backend import Array, free_bytes, to_device
+
+RESIDENT_SHARE = 0.5  # of a device's free memory is what images may take; the network needs the rest
 
 
 class DataError(ValueError):
@@ -37,3 +42,19 @@ def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.
         raise DataError(f"{count} images do not fill a batch of {batch}: choose a smaller batch or add images")
     full = count // batch
     return rng.permutation(count)[: full * batch].reshape(full, batch)
+
+
+def resident(images: NDArray[np.uint8], device: str) -> bool:
+    """Whether all images stay on the device (on a CPU they are there already), or are sent batch by batch."""
+    return images.nbytes <= RESIDENT_SHARE * free_bytes(device)
+
+
+def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np.int64]], Array]:
+    """A function from the numbers of some images (B,) to these images, uint8 (B,H,W,3), on the device.
+
+    All images are sent there once, if they take at most RESIDENT_SHARE of its free memory.
+    """
+    if not resident(images, device):
+        return lambda chosen: to_device(images[chosen], device)
+    at_home = to_device(images, device)
+    return lambda chosen: at_home[to_device(chosen, device)]

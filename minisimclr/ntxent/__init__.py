@@ -70,7 +70,7 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
     Shapes: za, zb (N, D) -> a Python float. A tie counts as a miss: collapsed embeddings score 0.
     """
     check(za, zb)
-    return reference.contrastive_accuracy(za, zb)
+    return float(reference.contrastive_accuracy(za, zb))
 
 
 def check(za: Array, zb: Array, temperature: float = 1.0) -> None:

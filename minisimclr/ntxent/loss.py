@@ -86,10 +86,10 @@ def through_norm(u: Array, norm: Array, scale: Array, du: Array) -> Array:
     return tangent / norm / xp.where(scale == 0, xp.inf, scale)
 
 
-def contrastive_accuracy(za: Array, zb: Array) -> float:
+def contrastive_accuracy(za: Array, zb: Array) -> Array:
     """The share of the 2N anchors whose nearest neighbour by cosine is their positive; chance 1/(2N−1).
 
-    Shapes: za, zb (N, D) -> a Python float. A tie counts as a miss: collapsed rows score 0.
+    Shapes: za, zb (N, D) -> (), still on its device. A tie counts as a miss: collapsed rows score 0.
     """
     xp = array_module(za, zb)
     u = unit_rows(xp.concatenate([za, zb]))[0]
@@ -99,4 +99,4 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
     positive = cosine[anchor, partner]
     cosine[anchor, anchor] = -xp.inf
     cosine[anchor, partner] = -xp.inf
-    return float((positive > cosine.max(axis=1)).mean())
+    return (positive > cosine.max(axis=1)).mean()
