@@ -1,9 +1,17 @@
-"""How many random cases hypothesis tries: few while editing, always the same hundred in CI, many at night."""
+"""Which device the tests run on, and how many random cases hypothesis tries: few while editing, always the same
+hundred in CI, many at night."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import devices
+import numpy as np
+import pytest
 from hypothesis import settings
 
 settings.register_profile("dev", max_examples=10, deadline=None)
@@ -11,3 +19,41 @@ settings.register_profile("ci", max_examples=100, deadline=None, derandomize=Tru
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 # `pytest --hypothesis-profile=nightly` chooses one by name and wins over this line
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "stand-in", "cuda"), default="cpu",
+                     help="where the tests keep their arrays: NumPy, the stand-in for CuPy in tests/stand_in, or the "
+                          "`cupy` that is installed (default: cpu)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device == "stand-in":
+        sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
+    devices.DEVICE = "cpu" if device == "cpu" else "cuda"
+    try:
+        devices.on_device(np.zeros(1))
+    except RuntimeError as error:
+        raise pytest.UsageError(f"--device {device}: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    if devices.DEVICE == "cpu":
+        return
+    once = pytest.mark.skip(reason="nothing of it runs on a device: once, on the CPU, is enough")
+    for item in items:
+        if item.get_closest_marker("host"):
+            item.add_marker(once)
+
+
+@pytest.fixture
+def xp() -> ModuleType:
+    """NumPy, or what --device put in its place."""
+    return devices.xp()
+
+
+@pytest.fixture
+def device() -> str:
+    """ "cpu" or "cuda", as the package calls it."""
+    return devices.DEVICE
