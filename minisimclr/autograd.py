@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .backend import Array, array_module, is_array
-from .kept import Ledger, lock, saved_bytes, unlock
+from .kept import Ledger, changed, lend, lock, saved_bytes, unlock
 
 __all__ = ["Ledger", "Node", "Tensor", "backward", "no_grad", "primitive", "saved_bytes"]
 
@@ -81,7 +81,8 @@ class Tensor:
     grad           the gradient so far (same shape and dtype), or None. Gradients add up until reset.
 
     While a graph that has not been walked back still needs a tensor's array, the array is read-only; one
-    that is a view of another tensor's (after reshape, transpose, indexing) always is.
+    that is a view of another tensor's (after reshape, transpose, indexing) always is. A view taken earlier can
+    still be written through: `backward` then raises.
     """
 
     __slots__ = ("__weakref__", "_data", "_node")
@@ -106,7 +107,7 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        return self._data
+        return lend(self._data)
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -266,6 +267,8 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
         _, node = heapq.heappop(waiting)
         gradient = gradients.pop(node)
         assert node.vjp is not None
+        if changed(node.locked):
+            raise RuntimeError(f"{node.name}: an array that its gradient needs was changed in place since it was used")
         answers = node.vjp(gradient)
         answers = answers if isinstance(answers, tuple) else (answers,)
         if len(answers) != len(node.parents):

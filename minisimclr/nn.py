@@ -52,7 +52,7 @@ class Module:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) or is_array(value):
-                    array = to_numpy(value.data if isinstance(value, Tensor) else value)
+                    array = to_numpy(value._data if isinstance(value, Tensor) else value)
                     axes = module.stored_axes.get(name, tuple(range(array.ndim)))
                     state[prefix + name] = array.transpose(axes).copy(order="C")
         return state
@@ -172,14 +172,14 @@ class BatchNorm2d(Module):
 
     def __call__(self, x: Tensor, train: bool = False, *, around: Tensor | None = None, relu: bool = False) -> Tensor:
         """With `around` that is added, and with relu=True max(·, 0) taken, in the same walk through memory."""
-        xp = array_module(x.data)
+        xp = array_module(x._data)  # not x.data: nothing is lent out here that the graph would have to watch
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
         inputs = (x, self.weight, shift) if around is None else (x, self.weight, shift, around)
         if not train:
             return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps,
                                   batch=False, relu=relu)
-        mean, variance = ops.moments(xp, x.data)
-        count = x.data.size // x.shape[-1]
+        mean, variance = ops.moments(xp, x._data)
+        count = x._data.size // x.shape[-1]
         if count < 2:
             raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
         self.running_mean = self._towards(self.running_mean, mean)

@@ -35,11 +35,11 @@ class Optimizer:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
+        self.velocity: list[Array] = [array_module(p._data).zeros_like(p._data) for p in self.params]
 
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step."""
-        if not all(getattr(p.data.flags, "writeable", True) for p in self.params):
+        if not all(getattr(p._data.flags, "writeable", True) for p in self.params):
             raise RuntimeError("a loss that was computed but never walked back still needs the parameters: "
                                "call its backward() first, let go of it, or compute it under no_grad()")
         for k, p in enumerate(self.params):
@@ -66,11 +66,12 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _update(self, p: Tensor, g: Array, v: Array, lr: float) -> None:
+        w = p._data
         if self.weight_decay:
-            g = g + self.weight_decay * p.data
+            g = g + self.weight_decay * w
         v *= self.momentum
         v += g
-        p.data -= lr * (g + self.momentum * v if self.nesterov else v)
+        w -= lr * (g + self.momentum * v if self.nesterov else v)
 
 
 class LARS(Optimizer):
@@ -89,14 +90,14 @@ class LARS(Optimizer):
         self.trust_coefficient = trust_coefficient
 
     def _update(self, p: Tensor, g: Array, v: Array, lr: float) -> None:
-        trust: float | Array = 1.0
+        w, trust = p._data, 1.0
         if p.ndim > 1:
-            xp = array_module(p.data)
-            g = g + self.weight_decay * p.data
-            weight_norm, gradient_norm = xp.linalg.norm(p.data.ravel()), xp.linalg.norm(g.ravel())
+            xp = array_module(w)
+            g = g + self.weight_decay * w
+            weight_norm, gradient_norm = xp.linalg.norm(w.ravel()), xp.linalg.norm(g.ravel())
             both = (weight_norm > 0) & (gradient_norm > 0)
             trust = xp.where(both, self.trust_coefficient * weight_norm / xp.where(both, gradient_norm, 1), 1)
             trust = trust.astype(p.dtype)
         v *= self.momentum
         v += lr * trust * g
-        p.data -= v
+        w -= v

@@ -507,6 +507,57 @@ def test_a_view_is_guarded_like_the_array_behind_it() -> None:
         c.data[:] = 0
 
 
+@pytest.mark.parametrize("view", [lambda a: a[:], lambda a: a[1:], lambda a: a.T, lambda a: a.reshape(9),
+                                  lambda a: a[1:][:1], lambda a: np.broadcast_to(a, (2, 3, 3))[0]])
+@pytest.mark.parametrize("of", ["leaf", "computed"])
+def test_a_view_taken_before_the_op_is_written_through_only_to_raise(view: Callable[[Array], Array], of: str) -> None:
+    """NumPy cannot make a view read-only after the fact; `backward` compares checksums of what was lent out."""
+    x = leaf(3, 3)
+    y = x if of == "leaf" else x * 2
+    before = view(y.data)
+    if not before.flags.writeable:
+        before.flags.writeable = True  # as after broadcast_to
+    loss = (y * y).sum()
+    for change in (lambda: np.negative(before, out=before), lambda: before[::-1].sort(), lambda: before.fill(0.5)):
+        saved = before.copy()
+        change()
+        with pytest.raises(RuntimeError, match="multiply: an array that its gradient needs was changed in place"):
+            loss.backward()
+        assert x.grad is None
+        before[...] = saved
+        loss = (y * y).sum()
+    loss.backward()
+    np.testing.assert_allclose(x.grad, 2 * x.data if of == "leaf" else 8 * x.data)  # type: ignore[arg-type]
+    before[...] = 3  # and nobody needs it any more
+
+
+def test_what_was_lent_is_forgotten_with_it_and_seals_with_the_graph(no_gc: None) -> None:
+    lent = len(kept._lent)
+    x = leaf(3)
+    y = x * x
+    assert (len(kept._lent), len(kept._sealed)) == (lent, 0)  # nobody has asked for the array
+    assert not x.data.flags.writeable  # nor does it matter now: this view is read-only, and stays so
+    y.backward(np.ones(3))
+    assert (len(kept._lent), x.data.flags.writeable) == (lent, True)
+    y = x * x
+    assert (len(kept._lent), len(kept._sealed)) == (lent + 1, 1)
+    y.backward(np.ones(3))
+    del x, y
+    assert (len(kept._lent), len(kept._sealed)) == (lent, 0)
+
+
+def test_a_training_step_lends_nothing_out_and_so_pays_for_no_checksum() -> None:
+    model = tiny_simclr()
+    optimizer = ms.LARS(model.parameters(), lr=0.1)
+    views = np.random.default_rng(0).random((2, 4, 8, 8, 3), np.float32)
+    for _ in range(2):
+        loss, _, _ = model.loss(*views)
+        assert not kept._sealed
+        loss.backward()
+        optimizer.step()
+        model.state_dict()
+
+
 def test_an_array_needed_by_two_graphs_stays_guarded_until_both_are_gone() -> None:
     w = leaf(3)
     one, two = (w * w).sum(), (w * 2.0 * w).sum()
