@@ -310,5 +310,5 @@ def _fit(gradient: Array, parent: Node, node: Node) -> Array:
         stretched = [lead + axis for axis, size in enumerate(shape) if size == 1 != gradient.shape[lead + axis]]
         if lead < 0 or any(size not in (1, now) for size, now in zip(shape, gradient.shape[lead:])):
             raise RuntimeError(f"{node.name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
-        gradient = gradient.sum(axis=(*range(lead), *stretched)).reshape(shape)
+        gradient = _solid(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
     return gradient.astype(parent.dtype, copy=False)

@@ -77,9 +77,9 @@ def to_numpy(array: Array) -> Any:
     return to_device(array, "cpu")
 
 
-def device_of(array: Array) -> str:
-    """Where an array is: "cpu" or "cuda"."""
-    return "cpu" if array_module(array) is np else "cuda"
+def device_of(*arrays: Any) -> str:
+    """Where they are: "cpu" or "cuda"."""
+    return "cpu" if array_module(*arrays) is np else "cuda"
 
 
 def device_name(device: str) -> str:
@@ -87,6 +87,8 @@ def device_name(device: str) -> str:
     if device == "cpu":
         return "cpu"
     cupy = _cupy()
+    if not hasattr(cupy.cuda, "runtime"):  # a stand-in, in tests
+        return f"no GPU, CuPy {cupy.__version__}"
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
     return f"{name.decode()}, CuPy {cupy.__version__}"
 
@@ -104,7 +106,9 @@ def whose_memory(error: MemoryError) -> str:
 
 def free_bytes(device: str) -> float:
     """Memory that arrays on this device may still take; of the host's we never run out before the system does."""
-    return math.inf if device == "cpu" else float(_cupy().cuda.runtime.memGetInfo()[0])
+    if device == "cpu" or not hasattr(_cupy().cuda, "runtime"):
+        return math.inf
+    return float(_cupy().cuda.runtime.memGetInfo()[0])
 
 
 def _cupy() -> Any:

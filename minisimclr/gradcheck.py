@@ -11,7 +11,8 @@
   1e-9 and better, sees a factor of 1.00001, and covers a whole segment instead of a point.
 
 Each returns True or raises GradcheckError. All compute in float64, and measure errors against the size
-of the gradient itself, so that a small gradient is held to the same standard as a large one.
+of the gradient itself, so that a small gradient is held to the same standard as a large one. Given CuPy
+arrays, f is computed on the GPU; what is drawn and compared is on the host, the same for both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Tensor, no_grad
+from .backend import device_of, is_array, to_device, to_numpy
 
 Function = Callable[..., Tensor]
 EPS = float(np.finfo(float).eps)
@@ -141,7 +143,7 @@ def compare_direction(f: Function, *arrays: Any, step: float = STEP, seed: int =
 def compare_path(f: Function, start: Any, end: Any, *, nodes: int = 20, panels: int = 1, seed: int = 0) -> Comparison:
     """The change of f along a segment (the numeric value) and the integral of the gradient (the analytic)."""
     project = _Projection(f, start if isinstance(start, tuple) else (start,), seed)
-    starts, ends = project.points, [np.array(a, float) for a in (end if isinstance(end, tuple) else (end,))]
+    starts, ends = project.points, _on_host(end if isinstance(end, tuple) else (end,))
     if [a.shape for a in starts] != [b.shape for b in ends]:
         raise ValueError("check_path: start and end must have the same shapes")
     places, weights = np.polynomial.legendre.leggauss(nodes)  # on [−1, 1]; now on each panel of [0, 1]
@@ -170,24 +172,28 @@ def _unit(shape: tuple[int, ...], place: tuple[int, ...]) -> Any:
     return direction
 
 
+def _on_host(arrays: Any) -> list[Any]:
+    return [np.array(to_numpy(a) if is_array(a) else a, dtype=float) for a in arrays]
+
+
 class _Projection:
-    """f made a scalar, Σ f·r with r random and fixed; its inputs in float64."""
+    """f made a scalar, Σ f·r with r random and fixed; its inputs in float64, on the device that they came from."""
 
     def __init__(self, f: Function, arrays: Any, seed: int) -> None:
-        self.f, self.points = f, [np.array(a, dtype=float) for a in arrays]
+        self.f, self.points, self.device = f, _on_host(arrays), device_of(*arrays)
         self.weights = np.random.default_rng(seed).uniform(0.5, 1.5, self.values(self.points).shape)
 
     def values(self, arrays: list[Any]) -> Any:
         with no_grad():
-            return self.f(*map(Tensor, arrays)).data
+            return to_numpy(self.f(*(Tensor(to_device(np.asarray(a), self.device)) for a in arrays)).data)
 
     def sum(self, values: Any) -> float:
         return float((values * self.weights).sum())
 
     def gradients(self, arrays: list[Any]) -> list[Any]:
-        leaves = [Tensor(a, requires_grad=True) for a in arrays]
-        self.f(*leaves).backward(self.weights)
-        return [np.zeros(leaf.shape) if leaf.grad is None else leaf.grad for leaf in leaves]
+        leaves = [Tensor(to_device(np.asarray(a), self.device), requires_grad=True) for a in arrays]
+        self.f(*leaves).backward(to_device(np.asarray(self.weights), self.device))
+        return [np.zeros(leaf.shape) if leaf.grad is None else to_numpy(leaf.grad) for leaf in leaves]
 
     def slope(self, k: int, direction: Any, step: float, expected: float) -> tuple[float, float]:
         """The slope when input k moves along `direction`, and how far rounding may have moved it.

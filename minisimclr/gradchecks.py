@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Tensor, no_grad
+from .backend import is_array, to_numpy
 from .gradcheck import Comparison, compare_direction, compare_elements, compare_path
 from .op_table import TABLE, Entry
 
@@ -44,7 +45,8 @@ class Row:
 def comparisons(entry: Entry, f: Function, inputs: tuple[Any, ...]) -> tuple[Comparison, Comparison, Comparison]:
     """The three checks of f at one sample."""
     rng = np.random.default_rng(1)
-    ends = tuple(x + entry.reach * _size(x) * rng.uniform(-1, 1, np.shape(x)) for x in inputs)
+    starts = [to_numpy(x) if is_array(x) else x for x in inputs]
+    ends = tuple(x + entry.reach * _size(x) * rng.uniform(-1, 1, np.shape(x)) for x in starts)
     return compare_elements(f, *inputs), compare_direction(f, *inputs), compare_path(f, inputs, ends)
 
 

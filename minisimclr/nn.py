@@ -16,7 +16,7 @@ import numpy as np
 
 from . import ops
 from .autograd import Tensor
-from .backend import Array, array_module, is_array, to_device, to_numpy
+from .backend import Array, array_module, device_of, is_array, to_device, to_numpy
 
 
 class Module:
@@ -78,8 +78,7 @@ class Module:
                     old = value.data if isinstance(value, Tensor) else value
                     axes = module.stored_axes.get(name, tuple(range(old.ndim)))
                     array = given[prefix + name].transpose(np.argsort(axes)).astype(old.dtype, order="C")
-                    device = "cpu" if isinstance(old, np.ndarray) else "cuda"
-                    module._put(name, to_device(array, device))
+                    module._put(name, to_device(array, device_of(old)))
 
     def astype(self, dtype: Any) -> Self:
         """Compute in this floating-point dtype from now on: parameters and buffers are converted."""

@@ -15,6 +15,7 @@ from scipy import special
 
 from . import ntxent, ops
 from .autograd import Tensor
+from .backend import array_module
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional inputs, settings
 
@@ -126,7 +127,7 @@ def nt_xent_by_loops(za: Any, zb: Any, *, temperature: float) -> float:
 
 def statistics(x: Any, *others: Any) -> dict[str, Any]:
     """What batch norm in training takes from its own input."""
-    mean, variance = ops.moments(np, x)
+    mean, variance = ops.moments(array_module(x), x)
     return {"mean": mean, "variance": variance}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minisimclr import backend
+from minisimclr import Tensor, backend
 
 DEVICE = "cpu"  # or "cuda"; conftest.py sets it
 
@@ -32,6 +32,11 @@ def xp() -> ModuleType:
 def on_device(value: Any) -> Any:
     """The array on the device; of a tuple, list or dict, each array in it; anything else as it is."""
     return _each(value, lambda array: backend.to_device(array, DEVICE))
+
+
+def tensor(data: Any, requires_grad: bool = False) -> Tensor:
+    """A Tensor on the device, of an array, a list or a number."""
+    return Tensor(on_device(np.asarray(data)), requires_grad)
 
 
 def host(value: Any) -> Any:

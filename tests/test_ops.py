@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import assert_close, assert_same, host, on_device, share_memory, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,10 +53,11 @@ def relative(a: Any, b: Any) -> float:
 
 
 def value_and_gradients(f: Any, inputs: Any, dtype: Any = np.float64) -> tuple[Array, list[Array]]:
-    leaves = [Tensor(np.asarray(x, dtype), requires_grad=True) for x in inputs]
+    """Computed on the device, and brought back."""
+    leaves = [tensor(np.asarray(x, dtype), requires_grad=True) for x in inputs]
     value = f(*leaves)
-    value.backward(np.asarray(np.random.default_rng(0).uniform(0.5, 1.5, value.shape), dtype))
-    return value.data, [leaf.grad for leaf in leaves]  # type: ignore[misc]
+    value.backward(on_device(np.asarray(np.random.default_rng(0).uniform(0.5, 1.5, value.shape), dtype)))
+    return host(value.data), [host(leaf.grad) for leaf in leaves]
 
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────
@@ -80,14 +82,14 @@ def test_every_entry_has_samples_and_every_operation_refuses_something() -> None
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_value_is_the_reference(entry: Entry, inputs: Any, settings: Any) -> None:
-    value = entry.function(settings)(*inputs)
+    value = entry.function(on_device(settings))(*map(on_device, inputs))
     assert value.dtype == np.float64
-    assert relative(value.data, entry.expected(inputs, settings)) <= entry.tolerance
+    assert relative(host(value.data), entry.expected(inputs, settings)) <= entry.tolerance
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: Any) -> None:
-    elements, direction, path = comparisons(entry, entry.function(settings), inputs)
+    elements, direction, path = comparisons(entry, entry.function(on_device(settings)), on_device(inputs))
     assert elements.judge(1e-8)
     assert direction.judge(1e-8)
     assert path.judge(1e-9)
@@ -98,8 +100,8 @@ def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any
     small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
              for name, s in settings.items()}
     inputs = [np.asarray(x, np.float32) for x in inputs]
-    value, gradients = value_and_gradients(entry.function(settings), inputs)
-    value32, gradients32 = value_and_gradients(entry.function(small), inputs, np.float32)
+    value, gradients = value_and_gradients(entry.function(on_device(settings)), inputs)
+    value32, gradients32 = value_and_gradients(entry.function(on_device(small)), inputs, np.float32)
     assert value32.dtype == np.float32
     assert np.abs(value32 - value).max(initial=0) <= 2e-6 * max(1, np.abs(value).max(initial=0))
     for gradient32, gradient in zip(gradients32, gradients):
@@ -110,21 +112,22 @@ def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_inputs_seed_and_settings_are_left_alone(entry: Entry, inputs: Any, settings: Any) -> None:
-    copies = [np.array(x) for x in inputs]
-    kept = {name: np.array(s) for name, s in settings.items() if isinstance(s, np.ndarray)}
-    leaves = [Tensor(x, requires_grad=True) for x in inputs]
-    value = entry.function(settings)(*leaves)
+    kept = on_device(settings)
+    leaves = [tensor(x, requires_grad=True) for x in inputs]
+    value = entry.function(kept)(*leaves)
     before = value.data.copy()
-    seed = np.ones(value.shape)
-    seed.flags.writeable = False
+    ones = np.ones(value.shape)
+    ones.flags.writeable = False
+    seed = on_device(ones)
     value.backward(seed)
-    for leaf, x, copy in zip(leaves, inputs, copies):
-        np.testing.assert_array_equal(x, copy)
-        np.testing.assert_array_equal(leaf.data, copy)
-        assert not np.shares_memory(leaf.grad, seed)
-    np.testing.assert_array_equal(value.data, before)
-    for name, array in kept.items():
-        np.testing.assert_array_equal(settings[name], array)
+    for leaf, x in zip(leaves, inputs):
+        assert_same(leaf.data, x)
+        assert not share_memory(leaf.grad, seed)
+    assert_same(value.data, before)
+    assert_same(seed, ones)
+    for name, setting in settings.items():
+        if isinstance(setting, np.ndarray):
+            assert_same(kept[name], setting)
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
@@ -132,16 +135,16 @@ def test_any_memory_layout_gives_the_same(entry: Entry, inputs: Any, settings: A
     """Through a view recorded in the graph: the op itself meets arrays that are not contiguous."""
     def backwards(x: Any) -> Any:
         flip = (slice(None, None, -1),) * np.ndim(x)
-        return Tensor(np.asarray(x)[flip].T, requires_grad=True), flip
+        return tensor(np.asarray(x)[flip].T, requires_grad=True), flip
 
-    right, gradients = value_and_gradients(entry.function(settings), inputs)
+    right, gradients = value_and_gradients(entry.function(on_device(settings)), inputs)
     pairs = [backwards(x) for x in inputs]
-    value = entry.function(settings)(*(x.T[flip] for x, flip in pairs))
+    value = entry.function(on_device(settings))(*(x.T[flip] for x, flip in pairs))
     seed = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
-    value.backward(np.array(seed, order="F"))
-    assert relative(value.data, right) <= 1e-12
+    value.backward(on_device(np.array(seed, order="F")))
+    assert relative(host(value.data), right) <= 1e-12
     for (x, flip), gradient in zip(pairs, gradients):
-        assert np.abs(x.grad.T[flip] - gradient).max(initial=0) <= 1e-12 * max(1, np.abs(gradient).max(initial=0))
+        assert np.abs(host(x.grad).T[flip] - gradient).max(initial=0) <= 1e-12 * max(1, np.abs(gradient).max(initial=0))
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings", "error"), REFUSED)
@@ -150,7 +153,7 @@ def test_what_makes_no_sense_is_refused(entry: Entry, inputs: Any, settings: Any
     if entry.name == "batch_norm" and not derived:
         derived = {"mean": np.zeros(3), "variance": np.ones(3)}
     with pytest.raises(error):
-        entry.op(*inputs, **{**derived, **settings})
+        entry.op(*map(on_device, inputs), **on_device({**derived, **settings}))
 
 
 # ── Docstrings ────────────────────────────────────────────────────────────────────────────────────
@@ -214,7 +217,8 @@ def test_the_shapes_line_of_the_docstring_is_true(entry: Entry, inputs: Any, set
     arrays = [np.asarray(x) for x in inputs]
     if entry.name == "nt_xent" or (entry.name == "matmul" and min(x.ndim for x in arrays) < 2):
         return  # the first is documented at its public name, the second says "as in NumPy" of vectors
-    assert entry.function(settings)(*inputs).shape == promised_shape(entry.op.__doc__ or "", arrays, settings)
+    value = entry.function(on_device(settings))(*map(on_device, inputs))
+    assert value.shape == promised_shape(entry.op.__doc__ or "", arrays, settings)
 
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
@@ -297,26 +301,25 @@ def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None
 def test_a_maximum_hands_on_its_whole_gradient_and_no_more_whoever_ties() -> None:
     tied = np.random.default_rng(0).integers(0, 2, (4, 4, 2, 3)).astype(float)
     for f in (lambda x: ops.max(x, axis=1), lambda x: ops.max_pool2d(x, kernel=3, stride=1, padding=1)):
-        x = Tensor(tied, requires_grad=True)
+        x = tensor(tied, requires_grad=True)
         value = f(x)
         value.sum().backward()
         assert x.grad is not None
-        assert x.grad.sum() == pytest.approx(value.data.size, rel=1e-12)
+        assert host(x.grad).sum() == pytest.approx(value.data.size, rel=1e-12)
 
 
 def test_a_constant_moves_every_maximum_alike_and_changes_nothing_else() -> None:
-    x = Tensor(spaced(5, 4, 2, 3))
+    x = tensor(spaced(5, 4, 2, 3))
     for settings in ({"kernel": 3, "stride": 2, "padding": 1}, {"kernel": 2, "stride": 2}):
-        np.testing.assert_allclose(ops.max_pool2d(x - 100.0, **settings).data,
-                                   ops.max_pool2d(x, **settings).data - 100, rtol=1e-12)
+        assert_close(ops.max_pool2d(x - 100.0, **settings).data, ops.max_pool2d(x, **settings).data - 100, rtol=1e-12)
 
 
 def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient() -> None:
-    x = Tensor(np.ones((4, 4, 1, 1)), requires_grad=True)
+    x = tensor(np.ones((4, 4, 1, 1)), requires_grad=True)
     ops.max_pool2d(x, kernel=3, stride=2, padding=1).sum().backward()
     first = np.zeros((4, 4))
     first[0, 0] = first[0, 1] = first[1, 0] = first[1, 1] = 1
-    np.testing.assert_array_equal(x.grad.reshape(4, 4), first)  # type: ignore[union-attr]
+    assert_same(x.grad.reshape(4, 4), first)
 
 
 # ── Batch norm, cross-entropy, unit rows ──────────────────────────────────────────────────────────
@@ -351,10 +354,10 @@ def test_batch_norm_equals_its_composed_form(shape: tuple[int, ...], others: int
         assert np.abs(gradient - gradient_c).max() <= 1e-11 * max(1, np.abs(gradient_c).max())
 
 
-def test_moments_are_numpys_mean_and_variance_also_far_from_zero() -> None:
+def test_moments_are_numpys_mean_and_variance_also_far_from_zero(xp: Any) -> None:
     for offset in (0.0, 1e4):
         x = (offset + normal(50, 4, 3)).astype(np.float32)
-        mean, variance = ops.moments(np, x)
+        mean, variance = host(ops.moments(xp, on_device(x)))
         assert mean.dtype == variance.dtype == np.float32
         np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
@@ -364,55 +367,56 @@ def test_moments_are_numpys_mean_and_variance_also_far_from_zero() -> None:
 def test_batch_norm_is_its_loops(rows: int, channels: int, seed: int, relu: bool) -> None:
     x = normal(rows, 2, channels, seed=seed)
     scale, shift, around = normal(channels, seed=1), normal(channels, seed=2), normal(rows, 2, channels, seed=3)
-    value = ops.batch_norm(x, scale, shift, around, **statistics(x), batch=True, relu=relu)
-    np.testing.assert_allclose(value.data, batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu),
+    inputs = on_device((x, scale, shift, around))
+    value = ops.batch_norm(*inputs, **statistics(inputs[0]), batch=True, relu=relu)
+    np.testing.assert_allclose(host(value.data), batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu),
                                rtol=1e-11, atol=1e-11)
 
 
 def test_a_logit_that_towers_has_the_closed_values_0_and_its_height() -> None:
     for label, loss in ((0, 0.0), (1, 1e4)):
-        assert ops.cross_entropy(Tensor([[1e4, 0.0]]), labels=np.array([label])).item() == loss
+        assert ops.cross_entropy(tensor([[1e4, 0.0]]), labels=on_device(np.array([label]))).item() == loss
 
 
 def test_a_constant_added_to_a_row_of_logits_changes_nothing() -> None:
     logits, labels = normal(4, 3), np.array([0, 2, 2, 1])
     moved = logits + np.array([[0.0], [1e4], [-1e4], [1.0]])
-    assert ops.cross_entropy(Tensor(moved), labels=labels).item() == pytest.approx(
-        ops.cross_entropy(Tensor(logits), labels=labels).item(), rel=1e-9)
+    assert ops.cross_entropy(tensor(moved), labels=on_device(labels)).item() == pytest.approx(
+        ops.cross_entropy(tensor(logits), labels=on_device(labels)).item(), rel=1e-9)
 
 
 @given(n=st.integers(1, 9), k=st.integers(1, 7), seed=st.integers(0, 99), size=st.sampled_from([1e-3, 1.0, 300.0]))
 def test_cross_entropy_is_its_loops_and_its_gradient_softmax_minus_labels(n: int, k: int, seed: int,
                                                                          size: float) -> None:
     logits, labels = size * normal(n, k, seed=seed), np.random.default_rng(seed).integers(k, size=n)
-    x = Tensor(logits, requires_grad=True)
-    loss = ops.cross_entropy(x, labels=labels)
+    x = tensor(logits, requires_grad=True)
+    loss = ops.cross_entropy(x, labels=on_device(labels))
     assert loss.item() == pytest.approx(cross_entropy_by_loops(logits, labels=labels), rel=1e-12, abs=1e-13)
     loss.backward()
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    np.testing.assert_allclose(x.grad, (e / e.sum(axis=1, keepdims=True) - np.eye(k)[labels]) / n, atol=1e-14)
+    np.testing.assert_allclose(host(x.grad), (e / e.sum(axis=1, keepdims=True) - np.eye(k)[labels]) / n, atol=1e-14)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_l2_normalize_keeps_its_precision_at_any_length_of_row(size: float, dtype: Any) -> None:
     x = normal(5, 7)
-    tensor = Tensor((x * size).astype(dtype), requires_grad=True)
-    u = ops.l2_normalize(tensor)
+    z = tensor((x * size).astype(dtype), requires_grad=True)
+    u = ops.l2_normalize(z)
     eps = np.finfo(dtype).eps
-    np.testing.assert_allclose(u.data, l2_normalize_by_loops(x), atol=4 * eps)
-    u.backward(np.ones_like(u.data))
+    np.testing.assert_allclose(host(u.data), l2_normalize_by_loops(x), atol=4 * eps)
+    u.backward(on_device(np.ones(u.shape)))
     unit, norm = l2_normalize_by_loops(x), np.linalg.norm(x, axis=1, keepdims=True)
     expected = (1 - unit * unit.sum(axis=1, keepdims=True)) / norm
-    np.testing.assert_allclose(tensor.grad * size, expected, atol=16 * eps)  # type: ignore[operator]
+    np.testing.assert_allclose(host(z.grad) * size, expected, atol=16 * eps)
 
 
 def test_a_row_of_zeros_stays_zero_and_gets_no_gradient() -> None:
-    x = Tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    x = tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
     u = ops.l2_normalize(x)
-    u.backward(np.ones((2, 2)))
-    np.testing.assert_allclose(u.data, [[0, 0], [0.6, 0.8]])
-    np.testing.assert_array_equal(x.grad[0], [0, 0])  # type: ignore[index]
+    u.backward(on_device(np.ones((2, 2))))
+    assert_close(u.data, [[0, 0], [0.6, 0.8]])
+    assert_same(x.grad[0], [0, 0])  # type: ignore[index]
 
 
 # ── The command ───────────────────────────────────────────────────────────────────────────────────

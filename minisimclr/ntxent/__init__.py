@@ -54,7 +54,8 @@ def nt_xent_value_and_grad(
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
 
     method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
-    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64.
+    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64
+    or CuPy cannot compile kernels here.
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
     and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda";
     RuntimeError for NumPy arrays with "cuda".
@@ -95,7 +96,8 @@ def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Arra
     """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
     dtype = _computing_dtype(za, zb)
     if method == "auto":
-        method = "tiled" if array_module(za, zb) is np else "cuda" if dtype == np.float32 else "reference"
+        xp = array_module(za, zb)
+        method = "tiled" if xp is np else "cuda" if dtype == np.float32 and cuda.usable(xp) else "reference"
     if method == "tiled" and array_module(za, zb) is not np:
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     if method not in METHODS:
