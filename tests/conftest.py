@@ -41,10 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
     if devices.DEVICE == "cpu":
         return
-    once = pytest.mark.skip(reason="nothing of it runs on a device: once, on the CPU, is enough")
     for item in items:
-        if item.get_closest_marker("host"):
-            item.add_marker(once)
+        marker = item.get_closest_marker("host")
+        if marker and not item.get_closest_marker("gpu"):
+            reason = marker.args[0] if marker.args else "nothing of it runs on a device: once, on the CPU, is enough"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import pytest
 
 import minisimclr
 
+pytestmark = pytest.mark.host
+
 ROOT = Path(minisimclr.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
 TOP = {"__init__.py", "__main__.py"}                     # the public names, and the command: above everything

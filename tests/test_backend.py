@@ -26,6 +26,8 @@ from minisimclr.backend import (
     to_device,
 )
 
+pytestmark = pytest.mark.host
+
 
 @pytest.fixture(autouse=True)
 def four_threads() -> Iterator[None]:

@@ -12,6 +12,8 @@ import pytest
 from minisimclr.config import ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
 from minisimclr.optim import LARS, SGD
 
+pytestmark = pytest.mark.host
+
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 NUMBERS = {name: item.metadata["range"] for name, item in FIELDS.items() if type(item.default) in (int, float)}
 CHOICES = {name: item.metadata["choices"] for name, item in FIELDS.items() if item.metadata["choices"]}

@@ -17,6 +17,8 @@ from PIL import Image
 from minisimclr import data
 from minisimclr.data import DataError, decode, epoch_order, files, load_dataset
 
+pytestmark = pytest.mark.host
+
 LIMITS = {"train": 40, "test": 16, "unseen": 16}
 
 

@@ -11,6 +11,8 @@ import pytest
 from minisimclr.data.doodles import CLASS_NAMES, STYLES, TRAINING_STYLES, UNSEEN_STYLE, draw_doodles
 from minisimclr.data.raster import Layer, arc, cover, paint, sides, sine, smooth, stroke
 
+pytestmark = pytest.mark.host
+
 SQUARE = np.array([(0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)])
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 

@@ -9,6 +9,8 @@ import pytest
 from faults import AREAS, FAULTS, Fault, kind_of
 from plant_faults import patched
 
+pytestmark = pytest.mark.host
+
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "minisimclr"
 

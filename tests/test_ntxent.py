@@ -13,25 +13,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
+from devices import assert_close, host, on_device, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import minisimclr.ntxent as ntxent
-from minisimclr.autograd import Tensor
-from minisimclr.ntxent import METHODS, contrastive_accuracy, nt_xent, nt_xent_value_and_grad
+from minisimclr.ntxent import METHODS, cuda, nt_xent
 from minisimclr.ntxent import loss as readable
 
-CPU_METHODS = [name for name in ("reference", "tiled") if name in METHODS]
+DEVICE_METHODS = {"cpu": ["reference", "tiled"], "cuda": ["reference", "auto"]}[devices.DEVICE]
+if not cuda.usable(devices.xp()):  # then "auto" is "reference"
+    DEVICE_METHODS = [name for name in DEVICE_METHODS if name != "auto"]
 TEMPERATURES = [1e-3, 0.01, 0.03, 0.05, 0.07, 0.1, 0.5, 1, 10, 1e3]
 
 Array = np.ndarray[Any, Any]
 ValueAndGrad = Callable[[Array, Array, float], tuple[Any, Array, Array]]
 
 
-@pytest.fixture(params=CPU_METHODS)
+def nt_xent_value_and_grad(
+    za: Any, zb: Any, temperature: float = 0.1, method: str = "auto"
+) -> tuple[float, Array, Array]:
+    """The package's function on the device; NumPy arrays in and out."""
+    return host(ntxent.nt_xent_value_and_grad(on_device(za), on_device(zb), temperature, method))
+
+
+@pytest.fixture(params=DEVICE_METHODS)
 def f(request: pytest.FixtureRequest) -> Callable[..., tuple[float, Array, Array]]:
     """nt_xent_value_and_grad by each method in turn."""
     return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, request.param)
@@ -183,7 +193,7 @@ def test_methods_agree_on_random_shapes() -> None:
         a, b = views(int(rng.integers(1, 80)), int(rng.integers(1, 40)), seed=int(rng.integers(99)))
         temperature = float(10 ** rng.uniform(-3, 3))
         expected = nt_xent_value_and_grad(a, b, temperature, "reference")
-        for method in CPU_METHODS:
+        for method in DEVICE_METHODS:
             for x, y in zip(nt_xent_value_and_grad(a, b, temperature, method), expected):
                 np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12 * np.abs(y).max())
 
@@ -236,7 +246,7 @@ def check_accuracy(method: str, kind: str, n: int, d: int, temperature: float, s
 KINDS = ["random", "aligned", "identical", "duplicate", "collapsed", "antipodal", "opposed"]
 
 
-@pytest.mark.parametrize("method", CPU_METHODS)
+@pytest.mark.parametrize("method", DEVICE_METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_accuracy(method: str, kind: str) -> None:
     for temperature in TEMPERATURES:
@@ -245,7 +255,7 @@ def test_float32_accuracy(method: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", CPU_METHODS)
+@pytest.mark.parametrize("method", DEVICE_METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_accuracy_of_large_batches(method: str, kind: str) -> None:
     for temperature in TEMPERATURES:
@@ -299,7 +309,7 @@ def test_temperature_must_make_sense(f: Any, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         f(z, z, temperature)
     with pytest.raises(ValueError, match="temperature"):
-        nt_xent(z, z, temperature)
+        nt_xent(on_device(z), on_device(z), temperature)
 
 
 @pytest.mark.parametrize(("a", "b"), [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((3,), (3,)), ((2, 2, 2), (2, 2, 2)),
@@ -320,8 +330,9 @@ def test_methods_that_cannot_be() -> None:
     z = np.ones((2, 2))
     with pytest.raises(ValueError, match="method must be one of auto, reference"):
         nt_xent_value_and_grad(z, z, method="fused")
-    with pytest.raises(RuntimeError, match='method "cuda"'):
-        nt_xent_value_and_grad(z, z, method="cuda")
+    other, error = ("cuda", RuntimeError) if devices.DEVICE == "cpu" else ("tiled", ValueError)
+    with pytest.raises(error, match=f'method "{other}" takes'):
+        nt_xent_value_and_grad(z, z, method=other)
 
 
 @pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float32, np.float32), (np.float64, np.float64),
@@ -354,26 +365,30 @@ def test_numpy_scalar_temperature_does_not_promote(f: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_nt_xent_of_tensors(dtype: Any) -> None:
     a, b = (z.astype(dtype) for z in views(9, seed=16))
-    x, y = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+    x, y = tensor(a, requires_grad=True), tensor(b, requires_grad=True)
     loss = nt_xent(x, y, 0.2)
     expected, da, db = nt_xent_value_and_grad(a, b, 0.2)
     assert loss.shape == ()
     assert loss.dtype == dtype
     assert loss.item() == pytest.approx(expected, rel=float(np.finfo(dtype).eps))
-    loss.backward(np.asarray(2, dtype))
-    np.testing.assert_allclose(x.grad, 2 * da)
-    np.testing.assert_allclose(y.grad, 2 * db)
+    loss.backward(on_device(np.asarray(2, dtype)))
+    assert_close(x.grad, 2 * da)
+    assert_close(y.grad, 2 * db)
 
 
 def test_one_tensor_as_both_views_gets_both_gradients() -> None:
     a, _ = views(5, seed=17)
-    x = Tensor(a, requires_grad=True)
+    x = tensor(a, requires_grad=True)
     nt_xent(x, x).backward()
     _, da, db = nt_xent_value_and_grad(a, a)
-    np.testing.assert_allclose(x.grad, da + db)
+    assert_close(x.grad, da + db)
 
 
 # ── Contrastive accuracy ──────────────────────────────────────────────────────────────────────────
+
+def contrastive_accuracy(za: Array, zb: Array) -> float:
+    return ntxent.contrastive_accuracy(on_device(za), on_device(zb))
+
 
 def test_contrastive_accuracy() -> None:
     eye = np.eye(4)
@@ -392,7 +407,7 @@ def test_contrastive_accuracy() -> None:
 floats = st.floats(-1e3, 1e3, width=32)
 
 
-@given(st.data(), st.sampled_from(CPU_METHODS), st.integers(1, 6), st.integers(1, 4), st.floats(0.05, 20))
+@given(st.data(), st.sampled_from(DEVICE_METHODS), st.integers(1, 6), st.integers(1, 4), st.floats(0.05, 20))
 def test_any_input(data: st.DataObject, method: str, n: int, d: int, temperature: float) -> None:
     """Between 0 and log(2N−1) + 2/τ; zero rows included; the gradient finite and tangent."""
     a, b = (data.draw(arrays(np.float32, (n, d), elements=floats)) for _ in range(2))
@@ -406,6 +421,7 @@ def test_any_input(data: st.DataObject, method: str, n: int, d: int, temperature
 
 # ── The equations ─────────────────────────────────────────────────────────────────────────────────
 
+@pytest.mark.host
 def test_every_equation_tag_is_in_the_book_and_back() -> None:
     chapter = Path(__file__).parent.parent / "docs" / "05_nt_xent.md"
     if not chapter.exists():
@@ -418,8 +434,11 @@ def test_every_equation_tag_is_in_the_book_and_back() -> None:
 
 # ── These checks refuse wrong versions ────────────────────────────────────────────────────────────
 
-def passes(value_and_grad: ValueAndGrad) -> bool:
+def passes(function: ValueAndGrad) -> bool:
     """A few of the checks above in one: Eq. 1, finite differences, the path integral, a closed form, N = 1."""
+    def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Any, Array, Array]:
+        return host(function(on_device(za), on_device(zb), temperature))
+
     a, b = views(5, d=4, seed=20)
     loss, da, db = value_and_grad(a, b, 0.3)
     ok = bool(np.isclose(loss, equation_1(a, b, 0.3), rtol=1e-10))

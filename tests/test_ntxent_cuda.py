@@ -26,6 +26,8 @@ from minisimclr import backend
 from minisimclr.ntxent import METHODS, cuda, nt_xent_value_and_grad
 from minisimclr.ntxent import loss as readable
 
+pytestmark = pytest.mark.host
+
 HERE = Path(__file__).parent
 CODE = cuda.SOURCE.read_text(encoding="utf-8")
 BARRIERS = len(re.findall(r"^ *__syncthreads\(\);", CODE, re.MULTILINE))

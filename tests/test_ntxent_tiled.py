@@ -18,6 +18,8 @@ from minisimclr import backend
 from minisimclr.ntxent import loss as readable
 from minisimclr.ntxent import nt_xent_value_and_grad, tiled
 
+pytestmark = pytest.mark.host
+
 Array = np.ndarray[Any, Any]
 
 

@@ -15,6 +15,8 @@ from minisimclr.nn import Conv2d
 from minisimclr.ops import conv, winograd
 from minisimclr.resnet import resnet_small
 
+pytestmark = pytest.mark.host
+
 direct = conv.conv2d.__wrapped__
 
 
