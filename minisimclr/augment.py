@@ -5,29 +5,29 @@ A view is made in the order of the paper (appendix A), each step with torchvisio
     crop, flip, resize  →  colour jitter  →  greyscale  →  blur
 
 What is random is drawn first, for the whole batch (`draw_parameters`); what follows is a plain
-function of the images and their parameters (`apply_view`), the same on NumPy and CuPy. So the views
-do not depend on how a batch is cut into pieces, nor on the device that computes them.
+function of the images and their parameters (`apply_view`), the same on NumPy and CuPy. So, but for
+rounding, the views do not depend on how a batch is cut into groups, nor on the device.
 
-One idea makes it short and fast. Cropping, flipping and resizing act on rows and on columns apart,
+Two ideas make it short and fast. Cropping, flipping and resizing act on rows and on columns apart,
 and each is linear; so together they are one small banded matrix a side, and the view of an image X is
 
     A_h · X · A_wᵀ
 
-two matrix products for a whole stack of images. A blur is one more such pair.
+two matrix products for a whole stack of images. A blur is one more such pair. And though each view
+has its own order of colour changes, there are only 24: views of the same order are changed together.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Array, array_module, blocks
-from .transforms import brightness, contrast, gaussian_blur, hue, resample, resize_matrices, saturation
+from .backend import Array, array_module, parallel, pieces
+from .transforms import brightness, contrast, gaussian_blur, grey_of, hue, resample, resize_matrices, saturation
 
 CROP_AREA = 0.08                       # smallest fraction of the image that a crop covers; uniform up to 1
 CROP_ASPECT = (3 / 4, 4 / 3)           # its width / height, uniform in the logarithm: 3:4 as often as 4:3
@@ -36,6 +36,7 @@ FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5       # probabilities
 JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)   # brightness, contrast, saturation, hue; at strength 1
 MAX_STRENGTH = 2.5                     # where the hue turns by up to ±1/2: the whole circle
 BLUR_SIGMA = (0.1, 2.0)                # pixels of the view
+GROUP_PIXELS = 2**15                   # of all images that are changed together on a CPU
 JITTER = (brightness, contrast, saturation, hue)
 
 
@@ -51,8 +52,10 @@ def two_views(
     fraction `min_area` of the image: small things in a corner want more than the paper's 0.08. Random numbers come from
     `rng` alone. Raises TypeError if the images are not uint8, ValueError for a wrong shape or option.
     """
-    options = size, strength, blur, min_area
-    return one_view(images, rng, *options), one_view(images, rng, *options)
+    count, height, width = _check(images, size)
+    a, b = (draw_parameters(rng, count, height, width, strength, blur, min_area) for _ in "ab")
+    views = _views(images, np.tile(np.arange(count), 2), a + b, size)
+    return views[:count], views[count:]
 
 
 def one_view(
@@ -85,9 +88,14 @@ class ViewParameters:
     def __len__(self) -> int:
         return len(self.top)
 
-    def __getitem__(self, rows: slice) -> ViewParameters:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> ViewParameters:
         """The parameters of some of the images."""
         return ViewParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def __add__(self, other: ViewParameters) -> ViewParameters:
+        """Those of `self`, and then those of `other`."""
+        return ViewParameters(*(np.concatenate([getattr(p, field.name) for p in (self, other)])
+                                for field in fields(self)))
 
 
 def draw_parameters(
@@ -148,45 +156,73 @@ def _draw_crops(
 
 def apply_view(images: Array, parameters: ViewParameters, size: int) -> Array:
     """The views that the parameters describe: uint8 (N,H,W,3) -> float32 (N,size,size,3) in [0,1]."""
-    count, height, width = _check(images, size)
+    count, _, _ = _check(images, size)
     if len(parameters) != count:
         raise ValueError(f"{count} images need {count} parameters, not {len(parameters)}")
+    return _views(images, np.arange(count), parameters, size)
+
+
+def _views(images: Array, of: NDArray[np.int64], parameters: ViewParameters, size: int) -> Array:
+    """As `apply_view`, for any number of views: view i is one of images[of[i]]."""
     xp = array_module(images)
-    views = xp.empty((count, size, size, 3), dtype=xp.float32)
-    for rows in _chunks(xp, count, size):
-        p = parameters[rows]
-        A_h = resize_matrices(xp, p.top, p.height, height, size)            # (B,size,H)
-        A_w = resize_matrices(xp, p.left, p.width, width, size, p.flip)     # (B,size,W)
-        x = resample(images[rows], A_h, A_w)             # (B,3,P): each colour a plane of P = size² pixels
-        for slot in range(4):                            # what each image has first, then second, …
-            for kind, change in enumerate(JITTER):
-                _apply(change, x, p.jitter & (p.order[:, slot] == kind), p.factor[:, kind])
-        _apply(saturation, x, p.grey, np.zeros_like(p.sigma))
-        _apply(gaussian_blur, x, p.blur, p.sigma)
-        _store(x, views[rows])
+    views = xp.empty((len(of), size, size, 3), dtype=xp.float32)
+
+    def make(group: NDArray[np.int64]) -> None:
+        p = parameters[group]
+        x = _crops(images, of[group], p, size)           # (3,B,P): each colour a plane of P = size² pixels
+        if p.jitter[0]:
+            for kind in p.order[0]:
+                x = JITTER[kind](x, xp.asarray(p.factor[:, kind]))
+        if p.grey.any():
+            i = xp.asarray(np.flatnonzero(p.grey))
+            x[:, i] = grey_of(x[:, i])
+        if p.blur.any():
+            i = xp.asarray(np.flatnonzero(p.blur))
+            x[:, i] = gaussian_blur(x[:, i], xp.asarray(p.sigma[p.blur]))
+        views[xp.asarray(group)] = _interleaved(x, size)
+
+    groups = _groups(xp, parameters, size)
+    if xp is np:
+        parallel(make, groups)
+    else:
+        for group in groups:
+            make(group)
     return views
 
 
-def _chunks(xp: Any, count: int, size: int) -> list[slice]:
-    """Cut a batch so that, on a CPU, a few copies of a chunk's views fit the cache."""
-    pixels = 2**17 if xp is np else 2**24
-    return blocks(count, max(1, pixels // size**2))
+def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
+    """The views whose colours change in the same order belong together: each change is one call for all of them.
+
+    A group is as small as is needed for a few copies of it to fit a processor's cache.
+    """
+    code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)           # a number for each order; 0: no change
+    by_code = np.argsort(code, kind="stable")
+    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)
+    return [group[part] for group in same for part in _pieces(xp, len(group), size)]
 
 
-def _store(x: Array, views: Array) -> None:
-    """Colour planes (B,3,P) into views (B,size,size,3)."""
-    B, size, _, _ = views.shape
-    planes = x.reshape(B, 3, size, size)
-    array_module(x).clip(planes.transpose(0, 2, 3, 1), 0, 1, out=views)     # weights may sum to 1 + 1e-7
+def _pieces(xp: Any, count: int, size: int) -> list[slice]:
+    return pieces(xp, count, max(1, GROUP_PIXELS // size**2))
 
 
-def _apply(change: Callable[[Array, Array], Array], x: Array, chosen: NDArray[np.bool_], value: NDArray[Any]) -> None:
-    """x[i] = change(x[i], value[i]) for the chosen images i, all at once."""
-    i = np.flatnonzero(chosen)
-    if len(i):
-        xp = array_module(x)
-        on_device = xp.asarray(i)
-        x[on_device] = change(x[on_device], xp.asarray(value[i]))
+def _crops(images: Array, of: NDArray[np.int64], p: ViewParameters, size: int) -> Array:
+    """Crop, flip and resize: images[of] -> float32 (3,B,size²)."""
+    xp = array_module(images)
+    y, x = p.top.min(), p.left.min()                                        # the part that some crop sees
+    part = images[xp.asarray(of), y : (p.top + p.height).max(), x : (p.left + p.width).max()]     # (B,H,W,3)
+    A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)                           # (B,size,H)
+    A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)                   # (B,size,W)
+    return resample(part, A_h, A_w)
+
+
+def _interleaved(x: Array, size: int) -> Array:
+    """Planes (3,B,P) as images (B,size,size,3), clipped to [0,1]: weights may sum to 1 + 1e-7."""
+    xp = array_module(x)
+    _, B, P = x.shape
+    images = xp.empty((B, P, 3), dtype=xp.float32)
+    for channel in range(3):                             # three times faster than a transposed copy
+        images[..., channel] = x[channel]
+    return xp.clip(images, 0, 1, out=images).reshape(B, size, size, 3)
 
 
 # ── Nothing random: images for evaluation ─────────────────────────────────────────────────────────
@@ -207,8 +243,8 @@ def centre_view(images: Array, size: int) -> Array:
     A_h = resize_matrices(xp, (height - side) // 2, side, height, size)
     A_w = resize_matrices(xp, (width - side) // 2, side, width, size)
     views = xp.empty((count, size, size, 3), dtype=xp.float32)
-    for rows in _chunks(xp, count, size):
-        _store(resample(images[rows], A_h, A_w), views[rows])
+    for rows in _pieces(xp, count, size):
+        views[rows] = _interleaved(resample(images[rows], A_h, A_w), size)
     return views
 
 

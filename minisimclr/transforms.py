@@ -2,8 +2,8 @@
 
 Each function is plain arithmetic on arrays, NumPy or CuPy, with the random part (where to crop, how
 much to change) passed in; `augment.py` draws it and says what comes first. Images are float32 in
-[0,1], (B,3,P): the three colours are planes of P = side² pixels, so that every operation runs along
-memory. Definitions are torchvision's throughout.
+[0,1], x (3,B,P): three planes, one a colour, each of B images of P = side² pixels. So red is one
+contiguous piece of memory, whatever B is. Definitions are torchvision's throughout.
 """
 
 from __future__ import annotations
@@ -13,22 +13,46 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Array, array_module
+from .backend import Array, array_module, pieces
 
 Host: TypeAlias = NDArray[Any]
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's; they sum to 0.9999
+BAND = 32                              # rows of a banded matrix that are multiplied at a time
 
 
 # ── Geometry: a matrix for the rows and one for the columns ───────────────────────────────────────
 
 def resample(images: Array, A_h: Array, A_w: Array) -> Array:
-    """A_h · X · A_wᵀ of each image: uint8 (B,H,W,3), (B,S,H), (B,S,W) -> float32 (B,3,S²) in [0,1]."""
+    """A_h · X · A_wᵀ of each image: uint8 (B,H,W,3), (B,S,H), (B,S,W) -> float32 (3,B,S²) in [0,1].
+
+    The colours of a pixel are neighbours in X, and in different planes afterwards. They part on the
+    way: Xᵀ · A_hᵀ is (W,3,S), of which each colour is a matrix (W,S) that BLAS can read.
+    """
+    xp = array_module(images)
     B, H, W, _ = images.shape
     S = A_w.shape[1]
-    x = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")              # (B,3,H,W)
-    x = x.reshape(B, 3 * H, W) @ (A_w / 255).transpose(0, 2, 1)                 # (B,3·H,S), and bytes to [0,1]
-    x = A_h[:, None] @ x.reshape(B, 3, H, S)                                    # (B,3,S,S)
-    return x.reshape(B, 3, S * S)
+    rows = images.astype(np.float32).reshape(B, H, 3 * W)
+    half = xp.empty((B, 3 * W, S), dtype=xp.float32)
+    banded_product(A_h / 255, rows, out=half.swapaxes(1, 2))                    # and bytes to [0,1]
+    x = xp.empty((3, B, S, S), dtype=xp.float32)
+    banded_product(A_w, half.reshape(B, W, 3, S).transpose(2, 0, 1, 3), out=x.swapaxes(2, 3))
+    return x.reshape(3, B, S * S)
+
+
+def banded_product(A: Array, X: Array, out: Array) -> None:
+    """out = A @ X for stacks of matrices whose rows are zero but for a band.
+
+    For every few rows of A, the columns in which they are all zero take no part.
+    """
+    xp = array_module(A)
+    bands = pieces(xp, A.shape[-2], BAND)
+    for rows in bands:
+        some = A[..., rows, :]
+        columns = slice(None)
+        if len(bands) > 1:
+            used = np.flatnonzero(some.any(axis=tuple(range(A.ndim - 1))))
+            columns = slice(int(used[0]), int(used[-1]) + 1)
+        xp.matmul(some[..., columns], X[..., columns, :], out=out[..., rows, :])
 
 
 def resize_matrices(xp: Any, start: Host, length: Host, side: int, size: int, flip: Host | None = None) -> Array:
@@ -40,61 +64,80 @@ def resize_matrices(xp: Any, start: Host, length: Host, side: int, size: int, fl
     It stops at the border of the crop, and the weights sum to 1: Pillow's and torch's bilinear resize.
     """
     flip = np.zeros(len(start)) if flip is None else flip
-    start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None, None] for v in (start, length, flip))
-    i = (xp.arange(size, dtype=xp.float32) + 0.5)[:, None] / size               # (size,1) in (0,1)
-    j = xp.arange(side, dtype=xp.float32) + 0.5                                 # (side,)
-    centre = start + length * (i + flip * (1 - 2 * i))                          # (B,size,1); flipped: 1 − i
-    weights = abs(j - centre)                                                   # (B,size,side)
-    weights /= xp.maximum(length / size, 1)
-    xp.clip(1 - weights, 0, 1, out=weights)
-    weights *= (start < j) & (j < start + length)
-    weights /= weights.sum(axis=2, keepdims=True)
-    return weights
+    shrinks = bool((length > size).any())
+    start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None] for v in (start, length, flip))     # (B,1)
+    i = (xp.arange(size, dtype=xp.float32) + 0.5) / size                        # (size,) in (0,1)
+    j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]                # first, so that all runs along memory
+    centre = start + length * (i + flip * (1 - 2 * i))                          # (B,size); flipped: 1 − i
+    reach = xp.maximum(length / size, 1)
+    if not shrinks:      # two neighbours share a weight of 1, and beyond the outermost pixel's centre it has it all
+        centre = xp.clip(centre, start + 0.5, start + length - 0.5)
+    weights = j - centre                                                        # (side,B,size)
+    xp.abs(weights, out=weights)
+    if shrinks:
+        weights /= reach
+    xp.subtract(1, weights, out=weights)
+    xp.clip(weights, 0, 1, out=weights)
+    if shrinks:
+        weights *= (start < j) & (j < start + length)
+        weights /= weights.sum(axis=0)
+    return weights.transpose(1, 2, 0)
 
 
 def gaussian_blur(x: Array, sigma: Array) -> Array:
-    """Blur each image with a Gaussian of its `sigma`: (B,3,P), (B,) -> (B,3,P).
+    """Blur each image with a Gaussian of its `sigma`: (3,B,P), (B,) -> (3,B,P).
 
     The kernel is a tenth of the side, made odd (one pixel, so nothing happens, below a side of 20);
     beyond the border it sees the image mirrored about its outermost pixel (torch's "reflect").
     """
     xp = array_module(x)
-    B, _, P = x.shape
+    _, B, P = x.shape
     size = round(P**0.5)
     radius = size // 10 // 2
-    t = np.arange(-radius, radius + 1)
-    kernel = xp.exp(-0.5 * (xp.asarray(t, dtype=xp.float32) / sigma[:, None]) ** 2)
+    t = xp.arange(-radius, radius + 1, dtype=xp.float32)
+    kernel = xp.exp(-0.5 * (t / sigma[:, None]) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)                                    # (B,2·radius+1)
-    pixel = abs(np.arange(size) + t[:, None])                                      # where tap t of pixel i reads …
-    pixel = np.minimum(pixel, 2 * (size - 1) - pixel)                              # … after the mirrors: (taps,size)
-    reads = xp.asarray(pixel[..., None] == np.arange(size), dtype=xp.float32)      # … as 0/1: (taps,size,size)
-    K = (kernel @ reads.reshape(len(t), P)).reshape(B, 1, size, size)
-    return (K @ x.reshape(B, 3, size, size) @ K.transpose(0, 1, 3, 2)).reshape(B, 3, P)
+    wide = xp.zeros((B, size, size + 2 * radius), dtype=xp.float32)                # pixel i reads from i−radius on:
+    diagonals = wide.reshape(B, -1)
+    for tap in range(2 * radius + 1):                                              # … each tap is a diagonal
+        diagonals[:, tap :: size + 2 * radius + 1][:, :size] = kernel[:, tap, None]
+    K = wide[:, :, radius : radius + size]
+    for beyond in range(1, radius + 1):                                            # the mirrors, at pixels 0 and size−1
+        K[:, :, beyond] += wide[:, :, radius - beyond]
+        K[:, :, size - 1 - beyond] += wide[:, :, radius + size - 1 + beyond]
+    x = x.reshape(3, B, size, size)
+    half, whole = xp.empty_like(x), xp.empty_like(x)
+    banded_product(K, x, out=half)
+    banded_product(K, half.swapaxes(2, 3), out=whole.swapaxes(2, 3))
+    return whole.reshape(3, B, P)
 
 
-# ── Colour: x (B,3,P) in [0,1] and a factor for each image; x is changed in place ─────────────────
+# ── Colour: x (3,B,P) in [0,1] and a factor for each image; x is changed in place ─────────────────
 
 def _blend(x: Array, other: Any, factor: Array) -> Array:
     """factor·x + (1−factor)·other, clipped to [0,1]."""
-    x *= factor[:, None, None]
-    x += (1 - factor)[:, None, None] * other
+    x *= factor[:, None]
+    x += (1 - factor)[:, None] * other
     return array_module(x).clip(x, 0, 1, out=x)
 
 
 def grey_of(x: Array) -> Array:
-    """The brightness that the eye sees: (B,3,P) -> (B,1,P)."""
-    r, g, b = GREY_WEIGHTS
-    return r * x[:, 0:1] + g * x[:, 1:2] + b * x[:, 2:3]
+    """The brightness that the eye sees: (3,…) -> (…)."""
+    xp = array_module(x)
+    return (xp.asarray(GREY_WEIGHTS, dtype=x.dtype) @ x.reshape(3, -1)).reshape(x.shape[1:])
 
 
 def brightness(x: Array, factor: Array) -> Array:
     """Away from black (or towards it, if factor < 1)."""
-    return _blend(x, 0, factor)
+    x *= factor[:, None]
+    return array_module(x).clip(x, 0, 1, out=x)
 
 
 def contrast(x: Array, factor: Array) -> Array:
     """Away from the mean grey of the whole image."""
-    return _blend(x, grey_of(x).mean(axis=2, keepdims=True), factor)
+    pixels = x.shape[2]
+    mean = x @ array_module(x).full(pixels, 1 / pixels, dtype=x.dtype)             # (3,B), a product: np.mean is slower
+    return _blend(x, grey_of(mean)[:, None], factor)
 
 
 def saturation(x: Array, factor: Array) -> Array:
@@ -105,22 +148,28 @@ def saturation(x: Array, factor: Array) -> Array:
 def hue(x: Array, shift: Array) -> Array:
     """Turn the colour circle by `shift` (1 is once around); value and saturation (HSV) stay.
 
-    As a function of the hue, each channel is a trapezoid between `low` and `high`: at `high` within
-    one sextant of its own hue (red 0, green 2, blue 4), at `low` from two sextants on. That needs no
-    case for each sextant, so all pixels go the same way.
+    Count hues in sextants from red: green at 2, blue at −2. With high and low the largest and the
+    smallest channel and chroma = high − low, the hue is
+
+        h = ±(g + b − r + high − 2·low) / chroma,  with the sign of g − b,
+
+    in each sextant. As a function of it, a channel is a trapezoid between low and high: high within
+    one sextant of its own hue, low from two on. For −7 ≤ z ≤ 7 that is low + chroma·clip(||z|−3|−1, 0, 1).
+    Below all of this is multiplied by chroma: no case for each sextant, and no division by zero.
     """
     xp = array_module(x)
-    r, g, b = x[:, 0], x[:, 1], x[:, 2]                                            # (B,P)
-    high, low = x.max(axis=1), x.min(axis=1)
+    r, g, b = x                                                                    # (B,P)
+    high, low = x.max(axis=0), x.min(axis=0)
     chroma = high - low
-    red = r == high
-    green = (g == high) & ~red
-    blue = ~(red | green)
-    h = red * (g - b) + green * (b - r) + blue * (r - g)
-    h /= xp.maximum(chroma, 1e-20)                                                 # a grey pixel: 0 / tiny
-    h += 2 * green + 4 * blue + 6 * shift[:, None]                                 # the new hue, in sextants
-    for channel in range(3):
-        away = h - 2 * channel
-        away -= 6 * xp.rint(away / 6)                                              # the shorter way around
-        x[:, channel] = low + chroma * xp.clip(2 - abs(away), 0, 1)
-    return x
+    h = (g - low) + (b - low) + (high - r)
+    xp.copysign(h, g - b, out=h)                                                   # −3·chroma … 3·chroma
+    turn = 6 * shift - 2 * xp.arange(3, dtype=x.dtype)[:, None]                    # (3,B), from each one's own hue
+    turn -= 6 * xp.rint(turn / 6)                                                  # the shorter way around
+    xp.multiply(turn[:, :, None], chroma, out=x)
+    x += h
+    xp.abs(x, out=x)
+    x -= 3 * chroma
+    xp.abs(x, out=x)
+    x += low - chroma
+    xp.maximum(x, low, out=x)
+    return xp.minimum(x, high, out=x)
