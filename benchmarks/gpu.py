@@ -80,9 +80,15 @@ def convolution(name: str, side: int, views: int, channels: int, out: int, kerne
             "stride": stride}
 
 
-def sections(smoke: bool) -> dict[str, Section]:
+def ntxent_ways(methods: list[str]) -> list[tuple[str, str]]:
+    """The methods of NT-Xent that run on a GPU, in the precision that the name says; the readable one in two."""
+    ways = [(name, "TF32" if "tf32" in name else "bfloat16" if "bf16" in name or "bfloat16" in name else "float32")
+            for name in methods if name.startswith("cuda")]
+    return [*ways, ("reference", "float32"), ("reference", "TF32")]
+
+
+def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
     """All of them; with `smoke` in sizes that take no time, to try out the program."""
-    methods = [("cuda", "float32"), ("reference", "float32"), ("reference", "TF32")]
     single, half = [("", "float32"), ("", "TF32")], [("", "float16"), ("", "bfloat16")]
     compiled = ("compile", "TF32")
     sizes = (8, 16) if smoke else (256, 1024, 4096, 16384, 65536)
@@ -95,7 +101,8 @@ def sections(smoke: bool) -> dict[str, Section]:
                                           ("product", "float16"), ("product", "bfloat16"), ("copy", "float32")),
                             [{"name": "this machine", "side": 64 if smoke else 8192,
                               "bytes": 2**12 if smoke else 2**30}], rounds=2),
-        "NT-Xent": Section(0.2, several("minisimclr", *methods) + several("torch", *single, ("", "bfloat16"), compiled),
+        "NT-Xent": Section(0.2, several("minisimclr", *ntxent_ways(methods))
+                           + several("torch", *single, ("", "bfloat16"), compiled),
                            [{"name": f"N = {n:,}", "N": n, "D": 128} for n in sizes]),
         "convolution": Section(0.22, several("minisimclr", *single, *half) + several("torch", *single, *half), [
             convolution("3×3, 64 ch, 32×32, 1,024 views", 32 if not smoke else 6, v, c, c),
@@ -118,9 +125,9 @@ def sections(smoke: bool) -> dict[str, Section]:
              "side": 256 if not smoke else 32, "size": 224 if not smoke else 24, "strength": 1.0, "blur": True}]),
         "step": Section(0.4, several("minisimclr", *ways) + several("torch", *theirs), [
             {"name": "ResNet-18, CIFAR stem, 512 images", "encoder": "resnet18" if not smoke else "small",
-             "views": 1024 if not smoke else 8, "size": 32},
+             "views": 1024 if not smoke else 4, "size": 32 if not smoke else 16},
             {"name": "ResNet-50, 224, 128 images", "encoder": "resnet50" if not smoke else "small",
-             "views": 256 if not smoke else 4, "size": 224 if not smoke else 32}], rounds=2, keep=False),
+             "views": 256 if not smoke else 4, "size": 224 if not smoke else 16}], rounds=2, keep=False),
     }
 
 
@@ -139,8 +146,8 @@ def least(section: str, case: Case, precision: str) -> tuple[float, float]:
         products = 3.0 * outside**2 * case["views"] * case["kernel"] ** 2 * case["channels"] * case["out"]
         maps = case["views"] * (inside**2 * case["channels"] + outside**2 * case["out"])
         return 2 * products, 2.0 * maps * size
-    if section == "batch norm":  # forward: x twice for its moments, x, y; backward: g and x twice, y, dx
-        return 0.0, 10.0 * case["rows"] * case["channels"] * size
+    if section == "batch norm":  # x for mean, variance and value, y; then g and x for the sums and for dx, dx
+        return 0.0, 9.0 * case["rows"] * case["channels"] * size
     if section == "views":
         return 0.0, case["images"] * (3.0 * case["side"] ** 2 + 2 * 3 * 4 * case["size"] ** 2)
     import train_step
@@ -222,7 +229,7 @@ def measure(name: str, section: Section, case: Case, workers: dict[str, Worker],
                         "times": []} for c in contestants]
     begin = time.monotonic()
     turn = seconds / len(rows) / section.rounds / 2  # the other half goes into preparing
-    for number in range(section.rounds):
+    for number in range(section.rounds if seconds else 1):
         for c, row in zip(contestants, rows):
             if "failed" in row or (number and seconds - (time.monotonic() - begin) < turn):
                 continue
@@ -249,7 +256,7 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
         if section == "ceilings":
             copying = ", copy" in row["name"]
             rates["copy" if copying else row["precision"]] = row["rate"] = work[copying] / row["median"]
-        if done[0]["check"]:
+        if done[0]["check"] and "with views" not in row["name"]:  # they see other images
             row["off by"] = abs(row["check"] / done[0]["check"] - 1)
     peers = {row["precision"]: row["median"] for row in reversed(done)
              if row["who"] == "torch" and "compile" not in row["name"]}
@@ -280,7 +287,7 @@ def table(rows: list[Row]) -> str:
             line += f"{digits(row['rate'] / (1e9 if copying else 1e12)):>10} {'GB/s' if copying else 'TFLOP/s':7}"
         else:
             ratio = row["median"] / row["floor"] if row["floor"] else None
-            off = f"{row['off by']:.0e}" if "off by" in row else "–"
+            off = f"{row['off by']:.0e}" if row.get("off by") else "–"
             line += (f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
                      f"{digits(scale * row['host']):>9}{off:>9}")
         lines.append((line + (f"   then: {row['failed']}" if "failed" in row else "")).rstrip())
@@ -316,9 +323,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="gpu.json", metavar="PATH", help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=8, help="stop after this long (default: %(default)g)")
-    parser.add_argument("--sections", nargs="+", choices=list(sections(True)), metavar="SECTION",
-                        help=f"of {', '.join(sections(True))}; the ceilings are always measured")
+    parser.add_argument("--sections", nargs="+", choices=list(sections(True, [])), metavar="SECTION",
+                        help=f"of {', '.join(sections(True, []))}; the ceilings are always measured")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--without-torch", action="store_true", help="measure ours alone")
     parser.add_argument("--errors", metavar="PATH", default=os.devnull, help="what the workers print goes here")
     parser.add_argument("--device", choices=["cuda", "stand-in"], default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -326,15 +334,13 @@ def main() -> int:
     if options.serve:
         serve(options.serve, options.device)
         return 0
-    begin, plan = time.monotonic(), sections(options.smoke)
-    chosen = {name: part for name, part in plan.items()
-              if name == "ceilings" or not options.sections or name in options.sections}
+    begin = time.monotonic()
     with open(options.errors, "w") as errors:
         workers = {name: Worker(name, options.device, errors) for name in ("cupy", "cupy TF32")}
-        if importlib.util.find_spec("torch"):
+        if importlib.util.find_spec("torch") and not options.without_torch:
             workers |= {name: Worker(name, options.device, errors) for name in ("torch", "torch.compile")}
         try:
-            return run(options, chosen, workers, begin)
+            return run(options, workers, begin)
         except KeyboardInterrupt:
             print(f"\nstopped; what was measured is in {options.json}")
             return 130
@@ -343,7 +349,7 @@ def main() -> int:
                 worker.leave()
 
 
-def run(options: argparse.Namespace, chosen: dict[str, Section], workers: dict[str, Worker], begin: float) -> int:
+def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -> int:
     about = workers["cupy"].ask(60, describe=True)
     if "failed" in about:
         print(f"benchmarks/gpu.py: {about['failed'].removeprefix('RuntimeError: ')}", file=sys.stderr)
@@ -357,7 +363,9 @@ def run(options: argparse.Namespace, chosen: dict[str, Section], workers: dict[s
         else:
             about |= peer
     about |= {"numpy": importlib.metadata.version("numpy"), "python": platform.python_version()}
-    print(heading(about) + ("" if "torch" in workers else "\nPyTorch is not installed: ours alone"))
+    print(heading(about) + ("" if "torch" in workers else "\nours alone, without PyTorch"))
+    chosen = {name: section for name, section in sections(options.smoke, about.pop("methods")).items()
+              if name == "ceilings" or not options.sections or name in options.sections}
     rates: dict[str, float] = {}
     rows: list[Row] = []
     report = {"benchmark": "gpu", "commit": commit(), "date": time.strftime("%Y-%m-%d"), "about": about,
