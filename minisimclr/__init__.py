@@ -17,6 +17,7 @@ The files, in the order in which they are best read; each uses only what came be
     augment      the two random views
     data/        the doodles; your own images
     optim        SGD, LARS, and the learning rate of each step
+    precision    float32, TF32, or half precision where it does no harm
     config       the settings of a run, and what is built from them
     checkpoint   one file, replaced atomically
     run          a run's folder: kept, stopped, resumed

@@ -104,6 +104,12 @@ def whose_memory(error: MemoryError) -> str:
     return " on the GPU" if type(error).__module__.partition(".")[0] == "cupy" else ""
 
 
+def compute_capability() -> tuple[int, int]:
+    """The generation of the GPU: (9, 0) is an H100; from (8, 0) on there are tensor cores for TF32 and bfloat16."""
+    digits = getattr(_cupy().cuda.Device(), "compute_capability", "80")
+    return int(digits[:-1]), int(digits[-1])
+
+
 def free_bytes(device: str) -> float:
     """Memory that arrays on this device may still take; of the host's we never run out before the system does."""
     if device == "cpu" or not hasattr(_cupy().cuda, "runtime"):

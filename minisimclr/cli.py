@@ -101,7 +101,7 @@ def _pretrain(options: argparse.Namespace) -> None:
         stored = load_run(options.out)
         config, start = dataclasses.replace(stored.config, **given), stored.steps
         backend.require(config.device)
-        for change in environment_changes(options.out, config.device):
+        for change in environment_changes(options.out, config.device, config.precision):
             print(f"minisimclr: note: {change}; the run goes on, but not bit for bit", file=sys.stderr)
     else:
         config = Config(**given)

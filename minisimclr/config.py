@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .nn import Conv2d
+from .nn import Conv2d, Linear
 from .ops.winograd import METHODS
 from .optim import LARS, SGD, Optimizer
+from .precision import PRECISIONS, half_dtype
 from .resnet import ENCODERS, STEMS
 from .simclr import ProjectionHead, SimCLR
 
@@ -59,6 +60,8 @@ class Config:
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
     seed: int = _setting(0, "of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
     device: str = _setting("cpu", "where to compute", choices=("cpu", "cuda"))
+    precision: str = _setting("float32", "of activations and products; weights, statistics and loss are float32 in "
+                                         "any; tf32 and bfloat16 need a GPU", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line that names the setting, for a value that makes no sense."""
@@ -87,6 +90,10 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def to_evaluate(self, device: str) -> Config:
+        """The same model, to be computed in float32 on a device, wherever and in whatever it was trained."""
+        return dataclasses.replace(self, device=device, precision="float32")
+
     def rng(self, purpose: int, index: int) -> np.random.Generator:
         """The generator for one purpose: of epoch `index` (ORDER), of step `index` (VIEWS).
 
@@ -97,17 +104,25 @@ class Config:
 
 
 def build_model(config: Config) -> SimCLR:
-    """The untrained network of a configuration: the same weights for the same seed."""
+    """The untrained network of a configuration, on the host: the same weights for the same seed.
+
+    Raises RuntimeError if the device does not have the precision.
+    """
+    half = config.precision in ("bfloat16", "float16")
+    product_dtype = half_dtype(config.precision, config.device) if half else None
     rng = config.rng(WEIGHTS, 0)
     stem = config.stem
     if stem == "auto":
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, rng=rng)
     head = ProjectionHead(encoder.features, encoder.features, config.head_dim, config.head_layers, rng=rng)
-    for _, module in encoder.modules():
+    model = SimCLR(encoder, head)
+    for _, module in model.modules():
         if isinstance(module, Conv2d):
             module.method = config.conv
-    return SimCLR(encoder, head)
+        if isinstance(module, (Conv2d, Linear)):
+            module.product_dtype = product_dtype
+    return model
 
 
 def build_optimizer(config: Config, model: SimCLR) -> Optimizer:

@@ -53,7 +53,7 @@ def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20,
     device = device_of(run.model.parameters()[0].data)
 
     def untrained(images: Matrix) -> Matrix:
-        return embed(build_model(run.config).to(device), images)[0]
+        return embed(build_model(run.config.to_evaluate(device)).to(device), images)[0]
 
     def pixels(images: Matrix) -> Matrix:
         return images.reshape(len(images), -1).astype(np.float32) / 255

@@ -119,9 +119,15 @@ def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> Ten
     return parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan)))
 
 
+def in_dtype(x: Tensor, dtype: Any) -> Tensor:
+    """x in this dtype; None: as it is."""
+    return x if dtype is None or x.dtype == dtype else ops.cast(x, dtype=dtype)
+
+
 class Linear(Module):
     """y = x W + b.  x (N,in) -> (N,out)."""
 
+    product_dtype: Any = None  # in which x W is computed; None: in that of x and W. Config.precision sets another
     stored_axes: ClassVar = {"weight": (1, 0)}
 
     def __init__(self, in_dim: int, out_dim: int, *, bias: bool = True, rng: np.random.Generator) -> None:
@@ -131,7 +137,7 @@ class Linear(Module):
             self.bias = parameter(rng.uniform(-bound, bound, out_dim))
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        y = x @ self.weight
+        y = in_dtype(x, self.product_dtype) @ in_dtype(self.weight, self.product_dtype)
         return y + self.bias if hasattr(self, "bias") else y
 
 
@@ -139,6 +145,7 @@ class Conv2d(Module):
     """A convolution without bias (batch norm follows and would remove it).  x (H,W,N,in) -> (H',W',N,out)."""
 
     method = "direct"  # how ops.conv2d computes it; Config.conv sets another
+    product_dtype: Any = None  # in which; as in Linear
     stored_axes: ClassVar = {"weight": (3, 2, 0, 1)}
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, *, stride: int = 1, padding: int = 0,
@@ -149,7 +156,8 @@ class Conv2d(Module):
         self.weight = parameter(drawn.data.transpose(2, 3, 1, 0))
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        return ops.conv2d(x, self.weight, stride=self.stride, padding=self.padding, method=self.method)
+        x, weight = in_dtype(x, self.product_dtype), in_dtype(self.weight, self.product_dtype)
+        return ops.conv2d(x, weight, stride=self.stride, padding=self.padding, method=self.method)
 
 
 class BatchNorm2d(Module):

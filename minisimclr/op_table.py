@@ -164,6 +164,8 @@ TABLE = [
            call(normal(3, 4), normal(2, 4, 2)), call(normal(5, 1, 2, 3), normal(2, 3, 4))],
           [(call(np.ones((2, 3)), np.ones((2, 3))), ValueError), (call(np.ones((2, 3)), 2.0), ValueError),
            (call(np.ones(2), np.array(1.0)), ValueError)]),
+    Entry(ops.cast, lambda x, dtype: x, [call(normal(3, 4), dtype="float64"), call(normal(), dtype="float64")],
+          [(call(_flat, dtype="int64"), TypeError), (call("text", dtype="float64"), TypeError)]),
     Entry(ops.relu, lambda x: np.where(x > 0, x, 0), [call(spaced(3, 4)), call(spaced(5))], _text,
           kinks="relu′(0) = 0", reach=0.02),
     Entry(ops.maximum, lambda x, y: np.where(x > y, x, y),

@@ -163,7 +163,7 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     sheet = Image.new("RGB", (left + 2 * side + 40 + 90, top + side + 20), "white")
     draw = ImageDraw.Draw(sheet)
     device = device_of(run.model.parameters()[0].data)
-    models = {"before training": build_model(run.config).to(device), "after training": run.model}
+    models = {"before training": build_model(run.config.to_evaluate(device)).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
         h = h - h.mean(axis=0)  # what all images have in common tells nothing apart

@@ -14,7 +14,7 @@ import numpy as np
 from . import ops
 from .autograd import Tensor
 from .backend import array_module
-from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
+from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential, in_dtype
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution
 
@@ -114,7 +114,7 @@ class ResNet(Module):
             x = ops.max_pool2d(x, kernel=3, stride=2, padding=1)     # (H/4,W/4,N,base)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x, train)         # half the side, twice the channels
-        h = x.mean(axis=(0, 1))                                      # (N,features)
+        h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))   # (N,features)
         return self.fc(h) if hasattr(self, "fc") else h
 
 

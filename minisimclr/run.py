@@ -25,10 +25,11 @@ from . import checkpoint
 from .backend import to_device
 from .config import Config, build_model
 from .optim import Optimizer
+from .precision import LossScale
 from .simclr import SimCLR
 
 SAVE_EVERY = 60.0                # seconds between checkpoints, at most; and one at the end
-MAY_CHANGE = ("device",)         # settings that a resumed run may change: where it computes, not what
+MAY_CHANGE = ("device", "precision")  # settings that a resumed run may change: where and how exactly, not what
 
 Metrics = dict[str, Any]         # one line of metrics.jsonl
 
@@ -62,13 +63,13 @@ class Run:
 def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """A run as its folder holds it: configuration, trained model, steps done, metrics.
 
-    The model is put on `device`, wherever it was trained.
+    The model is put on `device` and computes in float32, wherever and in whatever it was trained.
     """
     folder = Path(folder)
     arrays, meta = checkpoint.load(folder / "checkpoint.npz")
     try:
         config = Config.from_dict(meta["config"])
-        run = Run(config, build_model(config), steps=int(meta["steps"]), folder=folder)
+        run = Run(config, build_model(config.to_evaluate(device)), steps=int(meta["steps"]), folder=folder)
         run.model.load_state_dict(checkpoint.part(arrays, "model"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"checkpoint {folder / 'checkpoint.npz'} does not fit: {error}") from None
@@ -95,8 +96,8 @@ def claim(folder: str | Path | None, resume: bool) -> Path | None:
     return folder
 
 
-def restore(run: Run, optimizer: Optimizer) -> None:
-    """Take over weights, momentum, position and metrics of the folder's checkpoint."""
+def restore(run: Run, optimizer: Optimizer, scale: LossScale) -> None:
+    """Take over weights, momentum, loss scale, position and metrics of the folder's checkpoint."""
     assert run.folder is not None
     path = run.folder / "checkpoint.npz"
     arrays, meta = checkpoint.load(path)
@@ -111,21 +112,23 @@ def restore(run: Run, optimizer: Optimizer) -> None:
         run.model.load_state_dict(checkpoint.part(arrays, "model"))
         for k, velocity in enumerate(optimizer.velocity):
             velocity[...] = to_device(arrays[f"momentum/{k}"], run.config.device)
+        scale.load(checkpoint.part(arrays, "scale"))
         run.steps = int(meta["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"checkpoint {path} does not fit: {error}") from None
     run.history = _read_metrics(run.folder / "metrics.jsonl", run.steps)
 
 
-def environment_changes(folder: str | Path, device: str = "cpu") -> list[str]:
+def environment_changes(folder: str | Path, device: str = "cpu", precision: str = "float32") -> list[str]:
     """In what the present environment differs from the checkpoint's: if in nothing, resuming is exact bit for bit."""
     _, meta = checkpoint.load(Path(folder) / "checkpoint.npz")
-    then, now = {"device": "cpu"} | meta.get("environment", {}), checkpoint.environment(device)
+    then = {"device": "cpu", "precision": "float32"} | meta.get("environment", {})
+    now = checkpoint.environment(device, precision)
     return [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
 
 
 @contextmanager
-def keeper(run: Run, optimizer: Optimizer) -> Iterator[Callable[..., None]]:
+def keeper(run: Run, optimizer: Optimizer, scale: LossScale) -> Iterator[Callable[..., None]]:
     """save(now=…): write a checkpoint if it must be now or the last one is SAVE_EVERY seconds old."""
     last = time.monotonic()
 
@@ -135,13 +138,14 @@ def keeper(run: Run, optimizer: Optimizer) -> Iterator[Callable[..., None]]:
             return
         arrays = {f"model/{name}": array for name, array in run.model.state_dict().items()}
         arrays |= {f"momentum/{k}": to_device(v, "cpu") for k, v in enumerate(optimizer.velocity)}
+        arrays |= {f"scale/{name}": array for name, array in scale.state().items()}
         for name, array in arrays.items():  # a loss can be finite although weights or statistics overflowed
             if not np.isfinite(array).all():
                 raise NonFiniteError(f"{name} became NaN or infinite by step {run.steps}, and was not saved; "
                                      "try a lower lr or weight decay")
         checkpoint.save(run.folder / "checkpoint.npz", arrays, {
             "config": run.config.as_dict(), "steps": run.steps, "images": run.images,
-            "environment": checkpoint.environment(run.config.device)})
+            "environment": checkpoint.environment(run.config.device, run.config.precision)})
         last = time.monotonic()
 
     if run.folder is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from . import ops
 from .autograd import Tensor
 from .backend import Array, array_module
-from .nn import BatchNorm2d, Linear, Module
+from .nn import BatchNorm2d, Linear, Module, in_dtype
 from .ntxent import nt_xent
 from .resnet import ResNet
 
@@ -48,7 +48,7 @@ class ProjectionHead(Module):
                 x = getattr(self, f"bn{k}")(x, train)
             if k < self.layers:
                 x = ops.relu(x)
-        return x
+        return in_dtype(x, h.dtype)
 
 
 class SimCLR(Module):

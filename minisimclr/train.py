@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from .augment import two_views
-from .backend import Array, array_module, blas_at_one_thread
+from .backend import blas_at_one_thread
 from .config import ORDER, VIEWS, Config, build_model, build_optimizer
 from .data import DataError, batch_source, epoch_order, load_dataset
 from .meter import READ_EVERY, Meter
 from .ntxent.loss import contrastive_accuracy
-from .optim import Optimizer, warmup_cosine
+from .optim import warmup_cosine
+from .precision import LossScale, use_tf32
 from .run import (
     Interrupted,
     Metrics,
@@ -49,14 +50,17 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
     if not total_steps:
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
     peak = config.lr * config.batch / 256                                # the paper's linear scaling, §2.1
+    use_tf32(config.precision == "tf32", config.device)
     model = build_model(config).to(config.device)
     optimizer = build_optimizer(config, model)
+    scale = LossScale(optimizer, dynamic=config.precision == "float16")
     run = Run(config, model, folder=claim(folder, resume), images=fingerprint(images))
     if resume:
-        restore(run, optimizer)
+        restore(run, optimizer, scale)
     batch_of, meter = batch_source(images, config.device), Meter(READ_EVERY[config.device])
     epoch = -1
-    with blas_at_one_thread(), stop_signals() as stop, metrics_file(run) as write, keeper(run, optimizer) as save:
+    with (blas_at_one_thread(), stop_signals() as stop, metrics_file(run) as write,
+          keeper(run, optimizer, scale) as save):
         for step in range(run.steps, total_steps):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
@@ -67,11 +71,11 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
             a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur, config.min_area)
             loss, za, zb = model.loss(a, b, config.temperature)
             meter.note(loss=loss.data)
-            loss.backward()
-            meter.note(gradient=_gradient_size(optimizer), top1=contrastive_accuracy(za, zb))
+            loss.backward(scale.value)
+            meter.note(gradient=scale.unscale(), top1=contrastive_accuracy(za, zb))
             reading = meter.full or bool(stop) or step + 1 == total_steps
             lines = meter.read(config.batch) if reading else []          # refuses what is not finite: no update then
-            optimizer.step(lr)
+            scale.step(lr)
             optimizer.zero_grad()
             run.steps = step + 1
             for line in lines:
@@ -82,10 +86,3 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
                 if stop:
                     raise Interrupted(f"stopped after step {run.steps} of {total_steps}", stop[0])
     return run
-
-
-def _gradient_size(optimizer: Optimizer) -> Array:
-    """Σ max|g|, finite exactly if every gradient is: the squares of the usual norm would overflow float32."""
-    largest = [abs(p.grad).max() for p in optimizer.params if p.grad is not None]
-    xp = array_module(optimizer.params[0].data)
-    return xp.stack(largest).sum(dtype=xp.float64)

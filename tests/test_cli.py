@@ -196,7 +196,7 @@ def test_resuming_with_another_setting_is_refused_with_code_2(trained, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minisimclr.train._gradient_size", lambda optimizer: float("nan"))
+    monkeypatch.setattr("minisimclr.train.LossScale.unscale", lambda scale: np.array(np.nan))
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]) == 3
     assert "step 0" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()

@@ -22,6 +22,8 @@ from minisimclr.config import ORDER, VIEWS, Config, build_model, build_optimizer
 from minisimclr.data import DataError
 from minisimclr.data.doodles import draw_doodles
 from minisimclr.ntxent import nt_xent
+from minisimclr.optim import Optimizer
+from minisimclr.precision import LossScale
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.run import Interrupted, Run, environment_changes, fingerprint, load_run
 from minisimclr.simclr import SimCLR
@@ -47,6 +49,12 @@ def kept(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def kept_with(model: SimCLR, folder: Path) -> tuple[Run, Optimizer, LossScale]:
+    """What `keeper` looks at."""
+    optimizer = build_optimizer(CONFIG, model)
+    return Run(CONFIG, model, folder=folder), optimizer, LossScale(optimizer, dynamic=False)
 
 
 def stop_at(step: int, signum: int = signal.SIGINT) -> Callable[[run.Metrics], None]:
@@ -200,7 +208,7 @@ def test_restoring_puts_back_weights_momentum_and_position(whole):
     arrays, _ = checkpoint.load(whole / "checkpoint.npz")
     restored = Run(CONFIG, build_model(CONFIG), folder=whole, images=fingerprint(IMAGES))
     optimizer = build_optimizer(CONFIG, restored.model)
-    run.restore(restored, optimizer)
+    run.restore(restored, optimizer, LossScale(optimizer, dynamic=False))
     assert (restored.steps, len(restored.history)) == (STEPS, STEPS)
     for name, array in restored.model.state_dict().items():
         assert np.array_equal(array, arrays[f"model/{name}"])
@@ -450,7 +458,7 @@ def test_a_large_gradient_is_no_false_alarm():
     optimizer = build_optimizer(CONFIG, model)
     for p in optimizer.params:
         p.grad = np.full(p.shape, -1e30, np.float32)
-    assert math.isfinite(train._gradient_size(optimizer))
+    assert math.isfinite(LossScale(optimizer, dynamic=False).unscale())
 
 
 @pytest.mark.usefixtures("saves_every_step")
@@ -471,7 +479,7 @@ def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
     model = build_model(CONFIG)
     array = getattr(model.encoder.bn1, name)
     (array.data if isinstance(array, Tensor) else array)[0] = np.inf
-    with run.keeper(Run(CONFIG, model, folder=tmp_path), build_optimizer(CONFIG, model)) as save, \
+    with run.keeper(*kept_with(model, tmp_path)) as save, \
             pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"):
         save(now=True)
     assert not (tmp_path / "checkpoint.npz").exists()
@@ -479,7 +487,7 @@ def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
 
 def test_an_overflow_after_a_save_is_survived_by_the_saved_file(tmp_path):
     model = build_model(CONFIG)
-    with run.keeper(Run(CONFIG, model, folder=tmp_path), build_optimizer(CONFIG, model)) as save:
+    with run.keeper(*kept_with(model, tmp_path)) as save:
         save(now=True)
         before = (tmp_path / "checkpoint.npz").read_bytes()
         model.encoder.bn1.weight.data[0] = np.nan

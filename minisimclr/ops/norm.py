@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 20  # of the table at a time: smaller, and handing chunks to 
 def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     """Mean and (biased) variance of each channel, in two passes: E[x²] − E[x]² would cancel.
 
-    Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x
+    Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x, or in float32 if that is half precision
     """
     table = x.reshape(-1, x.shape[-1])
     mean = _column_sums(xp, table, lambda rows: (table[rows],))[0] / len(table)
@@ -30,16 +30,22 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
 def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ...]], count: int = 1) -> Array:
     """Sums over the rows of each of `count` terms: (count, C). A row of ones times a matrix is the fastest sum."""
     chunks = _chunks(xp, table)
-    sums = xp.empty((len(chunks), count, table.shape[1]), table.dtype)
+    wide = _wide(xp, table)
+    sums = xp.empty((len(chunks), count, table.shape[1]), wide)
 
     def run(task: tuple[int, slice]) -> None:
         chunk, rows = task
-        ones = xp.ones((1, rows.stop - rows.start), table.dtype)
+        ones = xp.ones((1, rows.stop - rows.start), wide)
         for k, term in enumerate(terms(rows)):
-            xp.matmul(ones, term, out=sums[chunk, k:k + 1])
+            xp.matmul(ones, term.astype(wide, copy=False), out=sums[chunk, k:k + 1])
 
     parallel(run, enumerate(chunks))
     return sums.sum(axis=0)
+
+
+def _wide(xp: Any, table: Array) -> Any:
+    """In what is computed: float32 for half precision, which is rounded once, where it is stored."""
+    return xp.result_type(table.dtype, xp.float32)
 
 
 def _chunks(xp: Any, table: Array) -> list[slice]:
@@ -55,6 +61,8 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
     too; batch=False that they are constants (running statistics, evaluation).
     `around`, at most one array of the shape of x, is added to y, and relu=True takes max(y, 0) of it all.
 
+    x and `around` may be of half precision, and then y is; what belongs to a channel is float32.
+
     Shapes: x (…,C), scale (C,), shift (C,), around (…,C) -> y (…,C)
     VJP:    g ← g where y > 0, if relu;   daround = g
             dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
@@ -67,20 +75,23 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
     shape = x.shape
     table = x.reshape(-1, shape[-1])
     added = [a.reshape(table.shape) for a in around]
-    inverse = 1 / xp.sqrt(variance + xp.asarray(eps, x.dtype))
+    inverse = 1 / xp.sqrt(variance + xp.asarray(eps, variance.dtype))
     slope = scale * inverse                # y = slope·x + level, two numbers a channel
     level = shift - mean * slope
     value = xp.empty(shape, x.dtype)
     y = value.reshape(table.shape)
+    wide = _wide(xp, table)
 
     def forward(rows: slice) -> None:
-        part = y[rows]
+        part = y[rows] if wide == y.dtype else xp.empty(y[rows].shape, wide)
         xp.multiply(table[rows], slope, out=part)
         part += level
         for a in added:
             part += a[rows]
         if relu:
-            xp.maximum(part, xp.zeros((), x.dtype), out=part)
+            xp.maximum(part, xp.zeros((), wide), out=part)
+        if wide != y.dtype:
+            y[rows] = part
 
     parallel(forward, _chunks(xp, table))
     others = len(around)  # the vjp keeps their number, not the arrays
@@ -101,7 +112,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
         dx = xp.empty(table.shape, g.dtype)
 
         def back(rows: slice) -> None:
-            part = dx[rows]
+            part = dx[rows] if wide == dx.dtype else xp.empty(dx[rows].shape, wide)
             if batch:
                 xp.subtract(table[rows], mean, out=part)
                 part *= dscale * inverse / len(table)
@@ -110,6 +121,8 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
                 part *= slope
             else:
                 xp.multiply(through[rows], slope, out=part)
+            if wide != dx.dtype:
+                dx[rows] = part
 
         parallel(back, _chunks(xp, table))
         return dx.reshape(shape), dscale, dshift, *[through.reshape(shape)] * others
