@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint
-from .backend import to_device
+from .backend import device_of, to_device
 from .config import Config, build_model
 from .optim import Optimizer
 from .precision import LossScale
@@ -111,7 +111,7 @@ def restore(run: Run, optimizer: Optimizer, scale: LossScale) -> None:
     try:
         run.model.load_state_dict(checkpoint.part(arrays, "model"))
         for k, velocity in enumerate(optimizer.velocity):
-            velocity[...] = to_device(arrays[f"momentum/{k}"], run.config.device)
+            velocity[...] = to_device(arrays[f"momentum/{k}"], device_of(velocity))
         scale.load(checkpoint.part(arrays, "scale"))
         run.steps = int(meta["steps"])
     except (KeyError, TypeError, ValueError) as error:

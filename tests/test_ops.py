@@ -99,6 +99,7 @@ def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: A
 def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any, settings: Any) -> None:
     small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
              for name, s in settings.items()}
+    small = {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
     inputs = [np.asarray(x, np.float32) for x in inputs]
     value, gradients = value_and_gradients(entry.function(on_device(settings)), inputs)
     value32, gradients32 = value_and_gradients(entry.function(on_device(small)), inputs, np.float32)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ from minisimclr.run import Interrupted, Run, environment_changes, fingerprint, l
 from minisimclr.simclr import SimCLR
 from minisimclr.train import NonFiniteError, pretrain
 
-CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, lr=2.0, warmup=0.2)   # 3 epochs of 2 steps
+CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, lr=2.0, warmup=0.2, device=devices.DEVICE)  # 3 epochs of 2 steps
 STEPS = 6
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)   # not square; the last 3 are left over
 
