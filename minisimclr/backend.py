@@ -27,6 +27,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
@@ -106,8 +107,7 @@ def whose_memory(error: MemoryError) -> str:
 
 def compute_capability() -> tuple[int, int]:
     """The generation of the GPU: (9, 0) is an H100; from (8, 0) on there are tensor cores for TF32 and bfloat16."""
-    digits = getattr(_cupy().cuda.Device(), "compute_capability", "80")
-    return int(digits[:-1]), int(digits[-1])
+    return divmod(int(_cupy().cuda.Device().compute_capability), 10)
 
 
 def free_bytes(device: str) -> float:
@@ -223,7 +223,8 @@ def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
             _inside.task = False
 
     with blas_at_one_thread():
-        others = [_Worker.start(work) for _ in range(workers - 1)]
+        # each in a copy of our context: what NumPy is told not to warn of here holds there too
+        others = [_Worker.start(functools.partial(copy_context().run, work)) for _ in range(workers - 1)]
         try:
             work()  # the calling thread works too
         finally:

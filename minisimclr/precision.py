@@ -16,6 +16,7 @@ that step is left out, and the number halved (Micikevicius et al. 2018, §3.2). 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ class LossScale:
         self.value: Array = self.xp.asarray(FIRST if dynamic else 1.0, dtype=np.float32)
         self.good: Array = self.xp.asarray(0, dtype=np.int32)        # steps in a row without overflow
         self.counts: Array = self.xp.asarray(True)                   # whether this step does
+
+    def quiet(self) -> Any:
+        """A context in which NumPy does not warn of the overflows that we look for ourselves."""
+        return np.errstate(over="ignore", invalid="ignore") if self.dynamic else nullcontext()
 
     def unscale(self) -> Array:
         """Divide the gradients by the scale. Returns Σ max|g|, finite exactly if every gradient is.
@@ -72,7 +77,8 @@ class LossScale:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep of it."""
-        return {"value": to_numpy(self.value), "good": to_numpy(self.good)} if self.dynamic else {}
+        names = ("value", "good") if self.dynamic else ()
+        return {name: to_numpy(self.xp.asarray(getattr(self, name))) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state; without one, as of a run in another precision, begin anew."""

@@ -59,7 +59,7 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
         restore(run, optimizer, scale)
     batch_of, meter = batch_source(images, config.device), Meter(READ_EVERY[config.device])
     epoch = -1
-    with (blas_at_one_thread(), stop_signals() as stop, metrics_file(run) as write,
+    with (blas_at_one_thread(), scale.quiet(), stop_signals() as stop, metrics_file(run) as write,
           keeper(run, optimizer, scale) as save):
         for step in range(run.steps, total_steps):
             if step // steps_per_epoch != epoch:

@@ -94,6 +94,16 @@ def test_threads_really_work_side_by_side() -> None:
     parallel(lambda _: meeting.wait(), range(4))
 
 
+def test_threads_warn_of_what_their_caller_wants_to_hear_of() -> None:
+    large = np.full((64, 2), 1e30, np.float32)
+    with np.errstate(over="ignore"):
+        parallel(lambda i: large[i] * large[i], range(64))
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        parallel(lambda i: large[i] * large[i], range(64))
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        parallel(lambda i: large[i] * large[i], range(64))
+
+
 def test_blocks_cover_the_range() -> None:
     assert [range(10)[s] for s in blocks(10, 4)] == [range(4), range(4, 8), range(8, 10)]
     assert blocks(0, 4) == []
