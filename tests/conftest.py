@@ -16,6 +16,7 @@ from hypothesis import settings
 
 settings.register_profile("dev", max_examples=10, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("ci on a device", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 # `pytest --hypothesis-profile=nightly` chooses one by name and wins over this line
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
@@ -32,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if device == "stand-in":
         sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
     devices.DEVICE = "cpu" if device == "cpu" else "cuda"
+    if device != "cpu" and os.environ.get("CI") == "true" and not config.getoption("--hypothesis-profile"):
+        settings.load_profile("ci on a device")  # the cases are the same arithmetic again
     try:
         devices.on_device(np.zeros(1))
     except RuntimeError as error:

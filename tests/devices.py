@@ -39,6 +39,11 @@ def tensor(data: Any, requires_grad: bool = False) -> Tensor:
     return Tensor(on_device(np.asarray(data)), requires_grad)
 
 
+def placed(module: Any) -> Any:
+    """The module, moved to the device."""
+    return module.to(DEVICE)
+
+
 def host(value: Any) -> Any:
     """The same, back as NumPy arrays."""
     return _each(value, backend.to_numpy)

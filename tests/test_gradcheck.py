@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
+from devices import on_device, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,22 +48,26 @@ def nt_xent_case(n: int, norm: float) -> tuple[Function, list[Array]]:
 
 
 def elements(f: Function, *arrays: Array) -> bool:
-    return gradcheck(f, *arrays, elements=8)
+    return gradcheck(f, *on_device(arrays), elements=8)
+
+
+def direction(f: Function, *arrays: Array) -> bool:
+    return check_direction(f, *on_device(arrays))
 
 
 def path(f: Function, *arrays: Array) -> bool:
     ends = tuple(a + 0.2 * np.abs(a).mean() * rng(7, k).standard_normal(a.shape) for k, a in enumerate(arrays))
-    return check_path(f, arrays, ends)
+    return check_path(f, on_device(arrays), on_device(ends))
 
 
-CHECKS = {"elements": elements, "direction": check_direction, "path": path}
+CHECKS = {"elements": elements, "direction": direction, "path": path}
 
 PLAIN: dict[str, tuple[Function, list[Array]]] = {
     "exp": (ops.exp, [rng(1).standard_normal((4, 5))]),
     "matmul": (ops.matmul, [rng(2).standard_normal((4, 5)), rng(3).standard_normal((5, 3))]),
     "divide": (ops.divide, [rng(4).standard_normal((4, 3)), rng(5).uniform(1, 2, 3)]),
     "l2_normalize": (ops.l2_normalize, [rng(6).standard_normal((4, 5))]),
-    "cross_entropy": (lambda x: ops.cross_entropy(x, labels=np.arange(4)), [rng(7).standard_normal((4, 5))]),
+    "cross_entropy": (lambda x: ops.cross_entropy(x, labels=on_device(np.arange(4))), [rng(7).standard_normal((4, 5))]),
     "conv2d": (lambda x, w: ops.conv2d(x, w, padding=1), [rng(8).standard_normal((4, 4, 2, 2)),
                                                         rng(9).standard_normal((3, 3, 2, 2))]),
     "power": (lambda x: ops.power(x, exponent=3), [rng(10).uniform(1, 2, 6)]),
@@ -69,8 +75,8 @@ PLAIN: dict[str, tuple[Function, list[Array]]] = {
     "nt_xent, N = 4, rows of norm 80": nt_xent_case(4, 80.0),
     "nt_xent, N = 256, rows of norm 80": nt_xent_case(256, 80.0),
     "l2_normalize, N = 256, rows of norm 80": (ops.l2_normalize, [rows_of_norm(80, 256, 4)]),
-    "cross_entropy, N = 256, rows of norm 80": (lambda x: ops.cross_entropy(x * 0.05, labels=np.arange(256) % 4),
-                                               [rows_of_norm(80, 256, 4)]),
+    "cross_entropy, N = 256, rows of norm 80": (
+        lambda x: ops.cross_entropy(x * 0.05, labels=on_device(np.arange(256) % 4)), [rows_of_norm(80, 256, 4)]),
     "log of N = 256 rows of norm 80": (lambda x: ops.log(x * x + 400), [rows_of_norm(80, 256, 4)]),
 }
 
@@ -117,7 +123,7 @@ def test_a_small_gradient_beside_a_large_value_is_not_excused(check: str) -> Non
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_gradient_that_is_zero_is_accepted_and_one_that_should_be_is_not(check: str) -> None:
     z = rng(0).standard_normal((1, 4))
-    assert CHECKS[check](lambda a: ms.nt_xent(a, z), z + 1)     # one image: loss 0 wherever
+    assert CHECKS[check](lambda a: ms.nt_xent(a, on_device(z)), z + 1)     # one image: loss 0 wherever
     assert CHECKS[check](lambda x: x * 0.0, z)
     with pytest.raises(GradcheckError):
         CHECKS[check](lambda x: falsify(x, factor=1.0) * 0.0 + forgets(x), z)
@@ -133,33 +139,33 @@ def test_the_report_names_input_index_analytic_and_numeric_value() -> None:
         return (x * falsify(y, factor=1.5, only=(1, 2))).sum()
     x = np.full((2, 3), 2.0)
     with pytest.raises(GradcheckError) as error:
-        gradcheck(f, x, x + 1)
+        gradcheck(f, *on_device((x, x + 1)))
     message = str(error.value)
     assert message.startswith("input 1, index (1, 2): analytic ")
     analytic, numeric = (float(message.split(word)[1].split(",")[0]) for word in ("analytic", "numeric"))
     assert analytic == pytest.approx(1.5 * numeric, rel=1e-9)
     assert "relative error 0.33 (allowed 1e-06)" in message
     with pytest.raises(GradcheckError, match=r"^input 1, along a random direction: analytic .*numeric .*relative"):
-        check_direction(f, x, x + 1)
+        check_direction(f, *on_device((x, x + 1)))
     with pytest.raises(GradcheckError, match=r"^along the path: analytic .*numeric .*relative"):
-        check_path(f, (x, x + 1), (x + 1, x))
+        check_path(f, on_device((x, x + 1)), on_device((x + 1, x)))
 
 
 def test_a_nan_in_the_gradient_is_reported_before_anything_else() -> None:
     with pytest.raises(GradcheckError, match=r"input 0, index \(2,\): analytic nan"):
-        gradcheck(lambda x: falsify(falsify(x, factor=9.0), factor=np.nan, only=2), np.ones(4))
+        gradcheck(lambda x: falsify(falsify(x, factor=9.0), factor=np.nan, only=2), on_device(np.ones(4)))
 
 
 def test_a_single_wrong_element_is_found_among_many() -> None:
     with pytest.raises(GradcheckError, match=r"index \(7, 3\)"):
-        gradcheck(lambda x: falsify(ops.exp(x), factor=1.001, only=(7, 3)), rng(0).standard_normal((9, 5)))
+        gradcheck(lambda x: falsify(ops.exp(x), factor=1.001, only=(7, 3)), on_device(rng(0).standard_normal((9, 5))))
 
 
 def test_outputs_of_any_shape_and_inputs_of_none_are_checked() -> None:
-    assert gradcheck(lambda x: x, np.array(2.0))
-    assert gradcheck(lambda x: ops.concatenate(x, x), np.ones((2, 0)))
-    assert check_direction(lambda x: x * 2, np.zeros((2, 0)))
-    assert gradcheck(ops.exp, np.zeros(3))
+    assert gradcheck(lambda x: x, on_device(np.array(2.0)))
+    assert gradcheck(lambda x: ops.concatenate(x, x), on_device(np.ones((2, 0))))
+    assert check_direction(lambda x: x * 2, on_device(np.zeros((2, 0))))
+    assert gradcheck(ops.exp, on_device(np.zeros(3)))
     assert gradcheck(lambda x: ops.exp(x), [0, 1])          # integers are taken as float64
     assert gradcheck(lambda x, y: x * 1, np.ones(2), np.ones(3))  # y does not matter
 
@@ -184,6 +190,7 @@ def test_a_path_sees_one_part_in_a_hundred_thousand(seed: int) -> None:
     f, _ = nt_xent_case(4, 1.0)
     a, b = (rng(seed, k).standard_normal((4, 6)) for k in range(2))
     ends = (a + 0.2, b - 0.1 * a)
+    a, b = on_device((a, b))
     assert check_path(f, (a, b), ends)
     with pytest.raises(GradcheckError):
         check_path(wrong(f, 1.00001), (a, b), ends)
@@ -194,7 +201,7 @@ def random_function(seed: int) -> tuple[Function, list[Array]]:
     r = rng(seed)
     n, d = int(r.integers(1, 6)), int(r.integers(2, 6))
     scale = 10.0 ** r.uniform(-2, 2)
-    w = r.standard_normal((d, d)) / np.sqrt(d)
+    w = on_device(r.standard_normal((d, d)) / np.sqrt(d))
     steps: list[Function] = [
         lambda x, y: ops.exp(ops.l2_normalize(x) * 0.5) * y,
         lambda x, y: ops.l2_normalize(x @ w) + y * (1 / scale),
@@ -203,7 +210,7 @@ def random_function(seed: int) -> tuple[Function, list[Array]]:
         lambda x, y: (x @ y.T) * (1 / scale),
         lambda x, y: ops.power(x * x + y * y + scale**2, exponent=-0.5),
         lambda x, y: ms.nt_xent(x, y, 0.5),
-        lambda x, y: ops.cross_entropy(x * (1 / scale) + y * (1 / scale), labels=np.arange(n) % d),
+        lambda x, y: ops.cross_entropy(x * (1 / scale) + y * (1 / scale), labels=on_device(np.arange(n) % d)),
         lambda x, y: x / ops.power(y * y + scale**2, exponent=0.5),
     ]
     return steps[int(r.integers(len(steps)))], [r.standard_normal((n, d)) * scale for _ in range(2)]
@@ -218,9 +225,9 @@ def assert_many_random_cases_are_told_right_from_wrong(count: int) -> None:
             except GradcheckError as error:
                 raise AssertionError(f"false alarm of {name} at seed {seed}: {error}") from None
         if seed % 5 == 0:
-            analytic = [Tensor(a, requires_grad=True) for a in arrays]
+            analytic = [tensor(a, requires_grad=True) for a in arrays]
             value = f(*analytic)
-            value.backward(np.ones(value.shape))
+            value.backward(on_device(np.ones(value.shape)))
             if any(t.grad is not None and t.grad.any() for t in analytic):  # not one image's loss
                 for check in CHECKS.values():
                     with pytest.raises(GradcheckError):
@@ -228,7 +235,7 @@ def assert_many_random_cases_are_told_right_from_wrong(count: int) -> None:
 
 
 def test_a_hundred_random_cases_without_a_false_alarm() -> None:
-    assert_many_random_cases_are_told_right_from_wrong(100)
+    assert_many_random_cases_are_told_right_from_wrong(100 if devices.DEVICE == "cpu" else 20)
 
 
 @pytest.mark.slow
@@ -243,6 +250,6 @@ def test_a_steep_function_is_no_false_alarm_of_the_path_but_its_wrong_gradient_i
     def wrong(x):
         return steep(x) * 1.001 - steep(x).detach() * 0.001
 
-    assert check_path(steep, np.array([-1.0]), np.array([1.5]))
+    assert check_path(steep, *on_device((np.array([-1.0]), np.array([1.5]))))
     with pytest.raises(GradcheckError, match="along the path"):
-        check_path(wrong, np.array([-1.0]), np.array([1.5]))
+        check_path(wrong, *on_device((np.array([-1.0]), np.array([1.5]))))

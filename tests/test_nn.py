@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import ops
 from minisimclr.autograd import Tensor, no_grad
@@ -11,7 +12,7 @@ from minisimclr.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 from minisimclr.resnet import resnet_small
 
 
-class Net(Module):
+class Network(Module):
     """A convolution, a batch norm and a classifier, under the names that torchvision would give them."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -25,13 +26,17 @@ class Net(Module):
         return self.fc(self.block(self.bn1(self.conv1(x), train)).mean(axis=(0, 1)))
 
 
+def Net(seed: int = 0) -> Network:
+    return placed(Network(seed))
+
+
 NAMES = ["conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "block.0.weight",
          "fc.weight", "fc.bias"]
 
 
 def maps(n: int = 4, side: int = 5, channels: int = 3, seed: int = 0, dtype: type = np.float32) -> Tensor:
     """Random feature maps (H,W,N,C)."""
-    return Tensor(np.random.default_rng(seed).standard_normal((side, side, n, channels)).astype(dtype))
+    return tensor(np.random.default_rng(seed).standard_normal((side, side, n, channels)).astype(dtype))
 
 
 # ── What is stored ────────────────────────────────────────────────────────────────────────────────
@@ -46,8 +51,8 @@ def test_state_has_torchvisions_layout():
     state = net.state_dict()
     assert state["conv1.weight"].shape == (4, 3, 3, 3)
     assert state["fc.weight"].shape == (5, 4)
-    assert np.array_equal(state["conv1.weight"], net.conv1.weight.data.transpose(3, 2, 0, 1))
-    assert np.array_equal(state["fc.weight"], net.fc.weight.data.T)
+    assert np.array_equal(state["conv1.weight"], host(net.conv1.weight.data).transpose(3, 2, 0, 1))
+    assert np.array_equal(state["fc.weight"], host(net.fc.weight.data).T)
     assert all(array.flags.c_contiguous for array in state.values())
 
 
@@ -92,7 +97,7 @@ def test_what_was_saved_loads_bit_for_bit_and_computes_the_same(dtype):
     one(maps(dtype=dtype), train=True)                   # moves the running statistics
     other.load_state_dict(one.state_dict())
     assert same(one.state_dict(), other.state_dict())
-    assert np.array_equal(one(maps(dtype=dtype)).data, other(maps(dtype=dtype)).data)
+    assert_same(one(maps(dtype=dtype)).data, other(maps(dtype=dtype)).data)
 
 
 def test_a_loaded_parameter_is_still_the_tensor_that_the_optimizer_holds():
@@ -128,7 +133,7 @@ def test_how_an_array_lies_in_memory_does_not_matter(turn):
     net = Net()
     net.load_state_dict({name: turn(array) for name, array in Net(1).state_dict().items()})
     assert same(net.state_dict(), Net(1).state_dict())
-    assert np.array_equal(net(maps()).data, Net(1)(maps()).data)
+    assert_same(net(maps()).data, Net(1)(maps()).data)
 
 
 def without(state: dict, name: str) -> dict:
@@ -162,8 +167,8 @@ def test_a_new_model_is_float32():
 @pytest.mark.parametrize("train", [False, True])
 def test_a_model_computes_in_its_dtype_throughout(dtype, train):
     """Every parameter, buffer, output and gradient; images are converted at the door."""
-    net = resnet_small(base=4, num_classes=3).astype(dtype)
-    out = net(np.random.default_rng(0).random((4, 8, 8, 3), np.float32), train=train)
+    net = placed(resnet_small(base=4, num_classes=3)).astype(dtype)
+    out = net(on_device(np.random.default_rng(0).random((4, 8, 8, 3), np.float32)), train=train)
     (out * out).sum().backward()
     assert out.dtype == dtype
     assert {a.dtype for a in net.state_dict().values()} == {np.dtype(dtype)}
@@ -172,11 +177,11 @@ def test_a_model_computes_in_its_dtype_throughout(dtype, train):
 
 def test_float64_is_not_float32_in_disguise():
     """No array passes through float32 on its way: the two answers differ by float32's rounding, not by more."""
-    images = np.random.default_rng(0).random((4, 8, 8, 3))
+    images = on_device(np.random.default_rng(0).random((4, 8, 8, 3)))
     with no_grad():
-        exact = resnet_small(base=4).astype(np.float64)(images, train=True).data
-        moved = resnet_small(base=4).astype(np.float64)(images + 1e-12, train=True).data
-        rough = resnet_small(base=4)(images, train=True).data
+        exact = host(placed(resnet_small(base=4)).astype(np.float64)(images, train=True).data)
+        moved = host(placed(resnet_small(base=4)).astype(np.float64)(images + 1e-12, train=True).data)
+        rough = host(placed(resnet_small(base=4))(images, train=True).data)
     assert 1e-14 < np.abs(exact - moved).max() < 1e-9    # a change that float32 cannot see
     assert 1e-9 < np.abs(exact - rough).max() < 1e-4
 
@@ -185,18 +190,19 @@ def test_float64_is_not_float32_in_disguise():
 
 def test_linear_is_x_times_w_plus_b_and_may_do_without_b():
     x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-    layer = Linear(3, 2, rng=np.random.default_rng(1))
-    np.testing.assert_allclose(layer(Tensor(x)).data, x @ layer.weight.data + layer.bias.data, rtol=1e-6)
-    assert list(Linear(3, 2, bias=False, rng=np.random.default_rng(1)).state_dict()) == ["weight"]
+    layer = placed(Linear(3, 2, rng=np.random.default_rng(1)))
+    w, b = host((layer.weight.data, layer.bias.data))
+    assert_close(host(layer(tensor(x)).data), x @ w + b, rtol=1e-6)
+    assert list(placed(Linear(3, 2, bias=False, rng=np.random.default_rng(1))).state_dict()) == ["weight"]
 
 
 def test_sequential_is_one_after_the_other():
     rng = np.random.default_rng(0)
-    first, second = Linear(3, 4, rng=rng), Linear(4, 2, rng=rng)
-    x = Tensor(np.ones((5, 3), np.float32))
-    chain = Sequential(first, ReLU(), second)
+    first, second = placed(Linear(3, 4, rng=rng)), placed(Linear(4, 2, rng=rng))
+    x = tensor(np.ones((5, 3), np.float32))
+    chain = placed(Sequential(first, ReLU(), second))
     assert list(chain.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert np.array_equal(chain(x).data, second(ops.relu(first(x))).data)
+    assert_same(chain(x).data, second(ops.relu(first(x))).data)
 
 
 def test_zero_grad_forgets_every_gradient():
@@ -211,93 +217,93 @@ def test_zero_grad_forgets_every_gradient():
 
 def test_training_normalises_by_the_batchs_own_statistics():
     x = maps(channels=2, dtype=np.float64)
-    y = BatchNorm2d(2).astype(np.float64)(x, train=True).data
-    np.testing.assert_allclose(y.mean(axis=(0, 1, 2)), 0, atol=1e-12)
-    variance = x.data.var(axis=(0, 1, 2))
-    np.testing.assert_allclose(y.var(axis=(0, 1, 2)), variance / (variance + 1e-5), rtol=1e-12)
+    y = host(placed(BatchNorm2d(2)).astype(np.float64)(x, train=True).data)
+    assert_close(y.mean(axis=(0, 1, 2)), 0, atol=1e-12)
+    variance = host(x.data).var(axis=(0, 1, 2))
+    assert_close(y.var(axis=(0, 1, 2)), variance / (variance + 1e-5), rtol=1e-12)
 
 
 def test_running_statistics_move_a_tenth_of_the_way_and_the_variance_is_unbiased():
-    layer = BatchNorm2d(2).astype(np.float64)
+    layer = placed(BatchNorm2d(2)).astype(np.float64)
     mean, variance = np.zeros(2), np.ones(2)
     for seed in range(3):
         x = maps(n=2, side=2, channels=2, seed=seed, dtype=np.float64)
         layer(x, train=True)
-        mean = 0.9 * mean + 0.1 * x.data.mean(axis=(0, 1, 2))
-        variance = 0.9 * variance + 0.1 * x.data.var(axis=(0, 1, 2), ddof=1)
-    np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(layer.running_var, variance, rtol=1e-12)
+        mean = 0.9 * mean + 0.1 * host(x.data).mean(axis=(0, 1, 2))
+        variance = 0.9 * variance + 0.1 * host(x.data).var(axis=(0, 1, 2), ddof=1)
+    assert_close(layer.running_mean, mean, rtol=1e-12)
+    assert_close(layer.running_var, variance, rtol=1e-12)
 
 
 def test_evaluation_uses_the_running_statistics_and_leaves_them_alone():
-    layer = BatchNorm2d(2).astype(np.float64)
-    layer.weight.data, layer.bias.data = np.array([2.0, 3.0]), np.array([-1.0, 1.0])
-    layer.running_mean, layer.running_var = np.array([0.5, -2.0]), np.array([4.0, 0.25])
+    layer = placed(BatchNorm2d(2)).astype(np.float64)
+    layer.weight.data, layer.bias.data = on_device((np.array([2.0, 3.0]), np.array([-1.0, 1.0])))
+    layer.running_mean, layer.running_var = on_device((np.array([0.5, -2.0]), np.array([4.0, 0.25])))
     before = layer.state_dict()
     x = maps(channels=2, dtype=np.float64)
-    expected = (x.data - [0.5, -2.0]) / np.sqrt([4.0 + 1e-5, 0.25 + 1e-5]) * [2, 3] + [-1, 1]
-    np.testing.assert_allclose(layer(x).data, expected, rtol=1e-12)
+    expected = (host(x.data) - [0.5, -2.0]) / np.sqrt([4.0 + 1e-5, 0.25 + 1e-5]) * [2, 3] + [-1, 1]
+    assert_close(layer(x).data, expected, rtol=1e-12)
     assert same(layer.state_dict(), before)
 
 
 def test_evaluation_of_an_image_does_not_depend_on_its_batch():
     """With running statistics that are not the initial ones, down to float32's rounding."""
-    net = resnet_small(base=4)
-    images = np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
+    net = placed(resnet_small(base=4))
+    images = on_device(np.random.default_rng(0).random((6, 16, 16, 3), np.float32))
     net(images, train=True)
     together = net(images).data
     for k in range(6):
-        np.testing.assert_allclose(net(images[k:k + 1]).data[0], together[k], rtol=1e-4, atol=1e-6)
+        assert_close(net(images[k:k + 1]).data[0], together[k], rtol=1e-4, atol=1e-6)
 
 
 def test_training_on_one_value_per_channel_is_refused_and_moves_nothing():
-    layer = BatchNorm2d(2)
+    layer = placed(BatchNorm2d(2))
     before = layer.state_dict()
     with pytest.raises(ValueError, match="more than one value per channel"):
-        layer(Tensor(np.ones((1, 2), np.float32)), train=True)
+        layer(tensor(np.ones((1, 2), np.float32)), train=True)
     assert same(layer.state_dict(), before)
-    assert layer(Tensor(np.ones((1, 2), np.float32))).shape == (1, 2)     # evaluation may
+    assert layer(tensor(np.ones((1, 2), np.float32))).shape == (1, 2)     # evaluation may
 
 
 def test_gradient_of_training_is_tangent_to_a_common_shift_of_the_batch():
     """The batch's mean is taken out, so moving all of a channel changes nothing: its gradients sum to 0."""
     x = Tensor(maps(channels=2, dtype=np.float64).data, requires_grad=True)
-    y = BatchNorm2d(2).astype(np.float64)(x, train=True)
+    y = placed(BatchNorm2d(2)).astype(np.float64)(x, train=True)
     (y * y * y).sum().backward()
-    np.testing.assert_allclose(x.grad.sum(axis=(0, 1, 2)), 0, atol=1e-10)
-    assert np.abs(x.grad).max() > 0.01
+    assert_close(x.grad.sum(axis=(0, 1, 2)), 0, atol=1e-10)
+    assert np.abs(host(x.grad)).max() > 0.01
 
 
 def test_far_from_zero_float32_agrees_with_float64():
-    x = (maps(channels=2, dtype=np.float64).data + 3000).astype(np.float32)
-    y = BatchNorm2d(2)(Tensor(x), train=True).data
-    z = BatchNorm2d(2).astype(np.float64)(Tensor(x.astype(np.float64)), train=True).data
-    np.testing.assert_allclose(y, z, atol=3e-3)
+    x = host((maps(channels=2, dtype=np.float64).data + 3000).astype(np.float32))
+    y = placed(BatchNorm2d(2))(tensor(x), train=True).data
+    z = placed(BatchNorm2d(2)).astype(np.float64)(tensor(x.astype(np.float64)), train=True).data
+    assert_close(y, z, atol=3e-3)
 
 
 def test_after_a_hundred_steps_on_one_batch_evaluation_agrees_with_training():
     """Up to 0.9¹⁰⁰ of the initial statistics, and to the variance being the unbiased one."""
-    layer, x = BatchNorm2d(2).astype(np.float64), maps(channels=2, dtype=np.float64)
+    layer, x = placed(BatchNorm2d(2)).astype(np.float64), maps(channels=2, dtype=np.float64)
     for _ in range(100):
         trained = layer(x, train=True).data
     count, left = x.data[..., 0].size, 0.9**100
-    mean, variance = x.data.mean(axis=(0, 1, 2)), x.data.var(axis=(0, 1, 2))
-    biased = (layer.running_var - left) / (1 - left) * (count - 1) / count
-    np.testing.assert_allclose(layer.running_mean, mean * (1 - left), rtol=1e-9)
-    np.testing.assert_allclose(biased, variance, rtol=1e-9)
-    np.testing.assert_allclose(layer(x).data, trained, atol=0.1)
+    mean, variance = host(x.data).mean(axis=(0, 1, 2)), host(x.data).var(axis=(0, 1, 2))
+    biased = (host(layer.running_var) - left) / (1 - left) * (count - 1) / count
+    assert_close(layer.running_mean, mean * (1 - left), rtol=1e-9)
+    assert_close(biased, variance, rtol=1e-9)
+    assert_close(layer(x).data, trained, atol=0.1)
 
 
 def test_without_shift_there_is_no_bias_and_nothing_is_added():
-    layer = BatchNorm2d(2, shift=False).astype(np.float64)
+    layer = placed(BatchNorm2d(2, shift=False)).astype(np.float64)
     assert list(layer.state_dict()) == ["weight", "running_mean", "running_var"]
     y = layer(maps(channels=2, dtype=np.float64), train=True)
-    np.testing.assert_allclose(y.data.mean(axis=(0, 1, 2)), 0, atol=1e-12)
+    assert_close(y.data.mean(axis=(0, 1, 2)), 0, atol=1e-12)
 
 
 def test_what_follows_batch_norm_in_a_block_may_be_done_along_with_it():
     """around and relu in one walk are the addition and the ReLU after it."""
     x, around = maps(seed=1), maps(seed=2)
-    along = BatchNorm2d(3)(x, train=True, around=around, relu=True)
-    after = ops.relu(BatchNorm2d(3)(x, train=True) + around)
-    np.testing.assert_allclose(along.data, after.data, rtol=1e-6, atol=1e-6)
+    along = placed(BatchNorm2d(3))(x, train=True, around=around, relu=True)
+    after = ops.relu(placed(BatchNorm2d(3))(x, train=True) + around)
+    assert_close(along.data, after.data, rtol=1e-6, atol=1e-6)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import resnet as module
 from minisimclr.autograd import Tensor, no_grad
@@ -123,56 +124,56 @@ def test_sides_of_the_maps(stem, pixels, sides, monkeypatch):
             return y
 
         monkeypatch.setattr(kind, "__call__", spy)
-    net = resnet18(base=2, stem=stem)
+    net = placed(resnet18(base=2, stem=stem))
     with no_grad():
-        h = net(np.zeros((1, pixels, pixels, 3), np.float32))
+        h = net(on_device(np.zeros((1, pixels, pixels, 3), np.float32)))
     assert seen == [(side, side, 1, channels) for side, channels in zip(sides, (2, 2, 4, 8, 16))]
     assert h.shape == (1, 16)
 
 
 def test_h_is_the_mean_of_the_last_map_and_classes_stand_on_it():
-    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
-    h = resnet_small(base=4)(images)
-    net = resnet_small(base=4, num_classes=7)
-    state = {**net.state_dict(), **resnet_small(base=4).state_dict()}
+    images = on_device(np.random.default_rng(0).random((2, 8, 8, 3), np.float32))
+    h = placed(resnet_small(base=4))(images)
+    net = placed(resnet_small(base=4, num_classes=7))
+    state = {**net.state_dict(), **placed(resnet_small(base=4)).state_dict()}
     net.load_state_dict(state)
     assert h.shape == (2, 16)
-    np.testing.assert_allclose(net(images).data, h.data @ state["fc.weight"].T + state["fc.bias"], rtol=1e-5)
+    assert_close(net(images).data, host(h.data) @ state["fc.weight"].T + state["fc.bias"], rtol=1e-5)
 
 
 def test_images_need_not_be_square_and_may_be_a_tensor():
-    images = np.random.default_rng(0).random((2, 16, 8, 3), np.float32)
-    net = resnet_small(base=4)
-    assert np.array_equal(net(images).data, net(Tensor(images)).data)
+    images = on_device(np.random.default_rng(0).random((2, 16, 8, 3), np.float32))
+    net = placed(resnet_small(base=4))
+    assert_same(net(images).data, net(Tensor(images)).data)
 
 
 def test_the_gradient_reaches_the_pixels_of_a_tensor():
-    images = Tensor(np.random.default_rng(0).random((2, 8, 8, 3), np.float32), requires_grad=True)
-    resnet_small(base=4)(images).sum().backward()
+    images = tensor(np.random.default_rng(0).random((2, 8, 8, 3), np.float32), requires_grad=True)
+    placed(resnet_small(base=4))(images).sum().backward()
     assert images.grad.shape == (2, 8, 8, 3)
-    assert np.abs(images.grad).max() > 0
+    assert np.abs(host(images.grad)).max() > 0
 
 
 def test_a_basic_block_is_the_papers_formula():
     """relu(x + bn(conv(relu(bn(conv x))))), with batch norm an identity here and one-pixel kernels that scale."""
-    block = module.BasicBlock(2, 2, 1, np.random.default_rng(0)).astype(np.float64)
+    block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
     for conv, factor in ((block.conv1, 3.0), (block.conv2, -2.0)):
         kernel = np.zeros((3, 3, 2, 2))
         kernel[1, 1] = factor * np.eye(2)
-        conv.weight.data = kernel
+        conv.weight.data = on_device(kernel)
     x = np.random.default_rng(1).standard_normal((2, 2, 3, 2))
     scale = 1 / np.sqrt(1 + 1e-5)
     expected = np.maximum(x - 2 * scale * np.maximum(3 * scale * x, 0), 0)
-    np.testing.assert_allclose(block(Tensor(x)).data, expected, rtol=1e-12)
+    assert_close(block(tensor(x)).data, expected, rtol=1e-12)
 
 
 def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
     """relu(x + 0): the way around carries the gradient wherever x > 0."""
-    block = module.BasicBlock(2, 2, 1, np.random.default_rng(0)).astype(np.float64)
-    block.bn2.weight.data = np.zeros(2)
-    x = Tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
+    block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
+    block.bn2.weight.data = on_device(np.zeros(2))
+    x = tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
     block(x).sum().backward()
-    assert np.array_equal(x.grad, x.data > 0)
+    assert_same(x.grad, x.data > 0)
 
 
 def last_map(net, images):
@@ -181,19 +182,19 @@ def last_map(net, images):
 
 
 def test_h_is_the_mean_over_the_pixels_of_the_last_map_written_out():
-    images = np.random.default_rng(0).random((2, 32, 24, 3), np.float32)
-    net = resnet_small(base=4)
+    images = on_device(np.random.default_rng(0).random((2, 32, 24, 3), np.float32))
+    net = placed(resnet_small(base=4))
     maps = last_map(net, images)
     assert maps.shape == (4, 3, 2, 16)
-    np.testing.assert_allclose(net(images).data, maps.sum(axis=(0, 1)) / 12, rtol=1e-5)
+    assert_close(net(images).data, maps.sum(axis=(0, 1)) / 12, rtol=1e-5)
 
 
 def test_logits_agree_with_the_mean_of_every_pixels_own_logits():
-    images = np.random.default_rng(0).random((2, 32, 24, 3), np.float32)
-    net = resnet_small(base=4, num_classes=7)
+    images = on_device(np.random.default_rng(0).random((2, 32, 24, 3), np.float32))
+    net = placed(resnet_small(base=4, num_classes=7))
     state = net.state_dict()
-    each = last_map(net, images) @ state["fc.weight"].T + state["fc.bias"]
-    np.testing.assert_allclose(net(images).data, each.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
+    each = host(last_map(net, images)) @ state["fc.weight"].T + state["fc.bias"]
+    assert_close(net(images).data, each.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_generator_draws_the_same_network():
@@ -206,19 +207,19 @@ def test_the_same_generator_draws_the_same_network():
 
 def test_an_unknown_stem_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"imagenet, cifar, small; not 'cifar10'"):
-        resnet_small(stem="cifar10")
+        placed(resnet_small(stem="cifar10"))
 
 
-@pytest.mark.parametrize("wrap", [np.asarray, Tensor])
+@pytest.mark.parametrize("wrap", [on_device, tensor])
 @pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8, 1), (2, 3, 8, 8), (2, 8, 8, 4)])
 def test_images_of_another_shape_are_refused(shape, wrap):
     with pytest.raises(ValueError, match=r"\(N,H,W,3\), not \(") as error:
-        resnet_small(base=4)(wrap(np.zeros(shape, np.float32)))
+        placed(resnet_small(base=4))(wrap(np.zeros(shape, np.float32)))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrap", [np.asarray, Tensor])
+@pytest.mark.parametrize("wrap", [on_device, tensor])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
 def test_images_that_are_not_float_are_refused(dtype, wrap):
     with pytest.raises(TypeError, match="float images"):
-        resnet_small(base=4)(wrap(np.zeros((2, 8, 8, 3), dtype)))
+        placed(resnet_small(base=4))(wrap(np.zeros((2, 8, 8, 3), dtype)))

@@ -77,17 +77,24 @@ def _new(values: Any, base: ndarray | None = None) -> ndarray:
     return array
 
 
+@functools.cache
+def _taken(name: str) -> tuple[frozenset[str] | None, int | None]:
+    """Which keywords CuPy's function of this name takes, and how many positional arguments; None: any."""
+    names = _NAMES[name]
+    if names is None:
+        return None, None
+    positional = names[:names.index("*")] if "*" in names else names
+    keywords = None if any(p.startswith("**") for p in names) else frozenset(p for p in names if p[0] != "*")
+    return keywords, None if any(p.startswith("*") for p in positional) else len(positional)
+
+
 def _checked(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Refuse parameters that CuPy's function of this name does not have."""
-    taken = _NAMES[name]
-    if taken is None:
-        return
-    named = {p for p in taken if not p.startswith("*")}
-    if not any(p.startswith("**") for p in taken) and keywords.keys() - named:
+    named, positional = _taken(name)
+    if keywords and named is not None and not keywords.keys() <= named:
         raise TypeError(f"cupy: {name}() has no parameter {', '.join(sorted(keywords.keys() - named))}")
-    positional = taken[:taken.index("*")] if "*" in taken else taken
-    if not any(p.startswith("*") for p in positional) and len(arguments) > len(positional):
-        raise TypeError(f"cupy: {name}() takes {len(positional)} positional arguments, not {len(arguments)}")
+    if positional is not None and len(arguments) > positional:
+        raise TypeError(f"cupy: {name}() takes {positional} positional arguments, not {len(arguments)}")
 
 
 def _compute(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -353,7 +360,11 @@ def _operator(name: str) -> Callable[..., Any]:
                 _refuse(other)
             if not isinstance(other, (ndarray, int, float, complex, np.generic)):
                 return NotImplemented
-        return _compute(numpys, (self, *others), {})
+        with np.errstate(all="ignore"):
+            answer = numpys(self._values, *[o._values if isinstance(o, ndarray) else o for o in others])
+        if answer is self._values:  # in place
+            return self
+        return _up(answer) if isinstance(answer, (tuple, *_ANSWER_ON_THE_HOST)) else answer
     method.__name__ = name
     return method
 
