@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
+import devices
 import numpy as np
 import pytest
+from devices import host, on_device
 
 from minisimclr import augment, transforms
-from minisimclr.augment import ViewParameters, apply_view, centre_view, draw_parameters, one_view, to_float, two_views
+from minisimclr.augment import ViewParameters, draw_parameters
+
+
+def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function on the device's arrays: arguments are sent there, what it answers is fetched."""
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        return host(function(*on_device(arguments), **options))
+    return called
+
+
+apply_view, centre_view, one_view, to_float, two_views = map(there_and_back, (
+    augment.apply_view, augment.centre_view, augment.one_view, augment.to_float, augment.two_views))
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -176,7 +193,8 @@ def test_greyscale_views_have_equal_channels():
 def test_the_blur_kernel_is_odd_a_tenth_of_the_side_and_has_mass_one(size, taps):
     point = np.zeros((1, 3, size, size), np.float32)
     point[..., size // 2, size // 2] = 1
-    spread = transforms.gaussian_blur(point.reshape(3, 1, -1), np.float32([5.0])).reshape(3, size, size)
+    blur = there_and_back(transforms.gaussian_blur)
+    spread = blur(point.reshape(3, 1, -1), np.float32([5.0])).reshape(3, size, size)
     assert np.count_nonzero(spread[0]) == taps**2
     np.testing.assert_allclose(spread.sum(axis=(1, 2)), 1, rtol=1e-5)
 
@@ -190,8 +208,9 @@ def test_a_banded_product_leaves_out_only_zeros(size):
     A[1] = A[1, ::-1]
     X, out = rng.random((2, size, 5), np.float32), np.full((2, size, 5), np.nan, np.float32)
     for a, x, y in ((A, X, out), (A[1:], X[1:], out[1:].transpose(0, 2, 1).copy().transpose(0, 2, 1))):
+        a, x, y = on_device([a, x, y])
         transforms.banded_product(a, x, out=y)
-        np.testing.assert_allclose(y, a @ x, rtol=1e-5)
+        devices.assert_close(y, a @ x, rtol=1e-5)
 
 
 @pytest.mark.parametrize("group_pixels", [1, 2**15])
@@ -324,6 +343,17 @@ def test_views_are_float32_in_the_unit_range_and_the_input_is_untouched(size, bl
         assert 0 <= view.min() < 0.01
         assert 0.99 < view.max() <= 1
     np.testing.assert_array_equal(images, before)
+
+
+def test_a_device_shows_the_views_of_the_processor_and_reads_nothing_back():
+    """What is random is drawn on the host, wherever it is carried out."""
+    images, seen = noise(40, 24, 30), []
+    a, b = augment.two_views(images, np.random.default_rng(5), 20, strength=1.0, blur=True)
+    there = on_device(images)
+    with devices.transfers() as crossed:
+        seen.extend(augment.two_views(there, np.random.default_rng(5), 20, strength=1.0, blur=True))
+    assert set(crossed) == {"to the device"}
+    devices.assert_close(seen, [a, b], atol=1e-6)
 
 
 def test_same_seed_same_views_and_the_two_differ():
