@@ -59,6 +59,7 @@ class Meter:
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             late = self.lines[-1]["step"] - step
-            consequence = f"noticed {late} steps later, and not saved" if late else "the weights were left as they were"
+            consequence = (f"noticed {late} step{'s' * (late > 1)} later, and not saved" if late else
+                           "the weights were left as they were")
             raise NonFiniteError(f"the {name} became {value} at step {step}; {consequence}; "
                                  "try a lower lr or a higher temperature")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -20,8 +22,9 @@ from minisimclr.augment import two_views
 from minisimclr.autograd import Tensor
 from minisimclr.checkpoint import CheckpointError
 from minisimclr.config import ORDER, VIEWS, Config, build_model, build_optimizer
-from minisimclr.data import DataError
+from minisimclr.data import DataError, batches
 from minisimclr.data.doodles import draw_doodles
+from minisimclr.meter import READ_EVERY
 from minisimclr.ntxent import nt_xent
 from minisimclr.optim import Optimizer
 from minisimclr.precision import LossScale
@@ -37,7 +40,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)   
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder of 4 channels in place of 32."""
+    """An encoder of 4 channels in place of 32; each step is read, on a GPU too."""
+    monkeypatch.setitem(READ_EVERY, "cuda", 1)
     monkeypatch.setitem(ENCODERS, "small", lambda **options: resnet_small(**{"base": 4, **options}))
 
 
@@ -145,7 +149,7 @@ def test_no_step_sees_the_views_of_another_and_none_the_same_images_in_a_row(mon
     seen: list[tuple[bytes, list[int]]] = []
 
     def spy(batch: Any, rng: np.random.Generator, *options: Any) -> Any:
-        which = [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in batch]
+        which = [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in devices.host(batch)]
         seen.append((repr(rng.bit_generator.state).encode(), which))
         return two_views(batch, rng, *options)
 
@@ -387,10 +391,129 @@ def test_resuming_needs_a_folder_and_a_checkpoint_in_it(tmp_path):
 
 def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
     """Elsewhere, resuming is close but not bit for bit: the checkpoint knows where it was written."""
-    assert environment_changes(whole) == []
+    assert environment_changes(whole, devices.DEVICE) == []
     before = backend.threads()
     monkeypatch.setattr(checkpoint, "threads", lambda: before + 1)
-    assert environment_changes(whole) == [f"threads was {before}, is {before + 1}"]
+    assert environment_changes(whole, devices.DEVICE) == [f"threads was {before}, is {before + 1}"]
+
+
+# ── On a device ───────────────────────────────────────────────────────────────────────────────────
+
+@pytest.fixture
+def every_fourth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are read together, four at a time and at the end: after steps 3 and 5."""
+    monkeypatch.setitem(READ_EVERY, devices.DEVICE, 4)
+
+
+def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Call action(step) when the step's views are to be made."""
+    steps = itertools.count()
+
+    def spy(*args: Any) -> Any:
+        action(next(steps))
+        return two_views(*args)
+
+    monkeypatch.setattr(train, "two_views", spy)
+
+
+@pytest.mark.usefixtures("every_fourth")
+def test_reading_seldom_changes_when_a_number_is_known_and_not_what_it_is(whole, tmp_path):
+    seen: list[list[int]] = []
+    pretrain(CONFIG, IMAGES, folder=tmp_path, progress=lambda line: seen.append([line["step"], len(metrics(tmp_path))]))
+    assert kept(tmp_path) == kept(whole)
+    assert [step for step, _ in seen] == list(range(STEPS))
+
+
+@pytest.mark.usefixtures("every_fourth")
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_between_readings_nothing_crosses_to_the_host(monkeypatch, optimizer):
+    """And a reading is one transfer, however many steps and numbers it is of."""
+    with devices.transfers():
+        traffic = devices.xp()._traffic
+        before: list[Any] = []
+        before_each_step(monkeypatch, lambda step: before.append(traffic.copy()))
+        pretrain(Config(**{**CONFIG.as_dict(), "optimizer": optimizer}), IMAGES)
+    before.append(traffic.copy())
+    crossed = [set((b - a).items()) for a, b in itertools.pairwise(before)]
+    to_the_host = [{(what, times) for what, times in items if what != "to the device"} for items in crossed]
+    assert to_the_host == [set(), set(), set(), {("get", 1)}, set(), {("get", 1)}]
+
+
+@pytest.mark.usefixtures("every_fourth")
+@pytest.mark.parametrize(("step", "noticed"), [(0, 3), (2, 3), (3, 3), (4, 5), (5, 5)])
+def test_what_is_not_finite_between_readings_is_noticed_at_the_next_and_not_saved(tmp_path, monkeypatch, step, noticed):
+    steps = itertools.count()
+
+    def loss(model: SimCLR, *args: Any) -> Any:
+        value, za, zb = original(model, *args)
+        return value * (math.nan if next(steps) == step else 1.0), za, zb
+
+    original = SimCLR.loss
+    monkeypatch.setattr(SimCLR, "loss", loss)
+    monkeypatch.setattr(run, "SAVE_EVERY", -1.0)
+    late = {0: "the weights were left as they were", 1: "noticed 1 step later", 3: "noticed 3 steps later"}
+    with pytest.raises(NonFiniteError, match=f"the loss became nan at step {step}; {late[noticed - step]}"):
+        pretrain(CONFIG, IMAGES, folder=tmp_path)
+    saved = (tmp_path / "checkpoint.npz").exists()
+    assert saved == (noticed == 5)
+    if saved:
+        arrays, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+        assert meta["steps"] == 4
+        assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.usefixtures("every_fourth")
+def test_a_signal_between_readings_ends_the_step_reads_and_saves(tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_each_step(patch, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 1 else None)
+        with pytest.raises(Interrupted, match="stopped after step 2 of 6"):
+            pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert len(metrics(tmp_path)) == 2
+    pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert kept(tmp_path) == kept(whole)
+
+
+def assert_learnt_the_same(a: SimCLR, b: SimCLR) -> None:
+    """To within a twentieth of what was learnt: rounding decides about a ReLU now and then."""
+    before, one, other = build_model(CONFIG).state_dict(), a.state_dict(), b.state_dict()
+    for name in before:
+        assert np.linalg.norm(one[name] - other[name]) < 0.05 * np.linalg.norm(one[name] - before[name]), name
+
+
+def test_a_device_trains_as_a_processor_does(whole):
+    """The same views and the same first weights; rounding is another, and is all that differs."""
+    here, there = pretrain(dataclasses.replace(CONFIG, device="cpu"), IMAGES), load_run(whole)
+    assert_learnt_the_same(here.model, there.model)
+    for ours, theirs in zip(here.history, there.history):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+        assert theirs["top1"] == ours["top1"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(devices.DEVICE, "cpu"), ("cpu", devices.DEVICE)])
+def test_a_run_goes_on_on_another_device(whole, tmp_path, first, then):
+    on_first, on_then = (dataclasses.replace(CONFIG, device=device) for device in (first, then))
+    with pytest.raises(Interrupted):
+        pretrain(on_first, IMAGES, folder=tmp_path, progress=stop_at(2))
+    changed = environment_changes(tmp_path, then)
+    assert [line.partition(" ")[0] for line in changed] == ["device"] * (first != then)
+    resumed = pretrain(on_then, IMAGES, folder=tmp_path, resume=True)
+    assert resumed.steps == STEPS
+    assert_learnt_the_same(load_run(whole).model, resumed.model)
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_images_that_fit_are_sent_once_and_others_batch_by_batch(whole, tmp_path, monkeypatch, free):
+    monkeypatch.setattr(batches, "free_bytes", lambda device: free)
+    sent: list[int] = []
+
+    def spy(array: Any, device: str) -> Any:
+        sent.append(array.nbytes) if array.dtype == np.uint8 else None
+        return backend.to_device(array, device)
+
+    monkeypatch.setattr(batches, "to_device", spy)
+    pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert sent == ([IMAGES.nbytes] if free else [IMAGES[:4].nbytes] * STEPS)
+    assert kept(tmp_path) == kept(whole)
 
 
 # ── Not a number ──────────────────────────────────────────────────────────────────────────────────
@@ -414,7 +537,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[SimCLR]:
 
 
 def weights(model: SimCLR) -> list[bytes]:
-    return [p.data.tobytes() for p in model.parameters()]
+    return [devices.host(p.data).tobytes() for p in model.parameters()]
 
 
 @pytest.mark.usefixtures("saves_every_step")
