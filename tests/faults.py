@@ -30,7 +30,7 @@ FAULTS = [
     Fault("positive-among-negatives", "loss", "ntxent/loss.py",
           "margin[anchor, partner] += -xp.inf", "margin[anchor, partner] += 0", "ntxent"),
     Fault("columns-forgotten", "loss", "ntxent/loss.py",  # half the norm, almost the right direction
-          "(p + p.T) @ u - (q + q[partner])", "p @ u - q", "ntxent"),
+          "(p + p.T) @ u + common - (pull + pull[partner])", "p @ u + common - pull", "ntxent"),
     Fault("columns-doubled-rows", "loss", "ntxent/loss.py", "(p + p.T) @ u", "(p + p) @ u", "ntxent"),
     Fault("gradient-of-the-sum-of-views", "loss", "ntxent/loss.py",
           "du / (n * temperature)", "du / (len(za) * temperature)", "ntxent"),
@@ -47,9 +47,9 @@ FAULTS = [
           "tangent / norm / xp.where(scale == 0, xp.inf, scale)", "tangent / norm / (scale + 1e-12)", "ntxent"),
     # ── The loss, tiled, and its doors ────────────────────────────────────────────────────────────
     Fault("tile-serves-rows-only", "loss", "ntxent/tiled.py",
-          "self.negatives[J] += _column_sums(e)", "self.negatives[J] += _column_sums(0 * e)", "ntxent"),
+          " negatives[J] += _column_sums(e)", " negatives[J] += _column_sums(0 * e)", "ntxent"),
     Fault("tile-gradient-to-rows-only", "loss", "ntxent/tiled.py",
-          "_add(self.du[J], np.matmul(m.T,", "_add(self.du[J], np.matmul(0 * m.T,", "ntxent"),
+          "(J, I, m.T)) if", "(J, I, 0 * m.T)) if", "ntxent"),
     Fault("tile-weighs-rows-twice", "loss", "ntxent/tiled.py",
           "np.add(self.weight[I][:, None], self.weight[J],", "np.add(self.weight[I][:, None], self.weight[I][:, None],",
           "ntxent"),

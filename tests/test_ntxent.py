@@ -220,9 +220,10 @@ def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Ar
     return a.astype(np.float32), b.astype(np.float32)
 
 
-def tolerance(kind: str, temperature: float) -> float:
-    """Issue 3, item 1: 5e-6, and 6 times that where the gradient is what is left of a cancellation."""
-    if kind == "opposed" and temperature >= 1:  # nearly uniform P: the gradient is of second order in 1/τ
+def tolerance(method: str, kind: str, temperature: float) -> float:
+    """5e-6, below τ = 0.05 as the rounding of the cosines grows; 6 times that where the gradient is what is left of
+    a cancellation."""
+    if method not in ("reference", "tiled") and kind == "opposed" and temperature >= 1:  # the GPU kernels do not have (5.13) yet
         return 2e-4 * max(1, temperature / 10)
     return 5e-6 * max(1, 0.05 / temperature) * (6 if kind in ("collapsed", "antipodal", "opposed") else 1)
 
@@ -237,7 +238,7 @@ def check_accuracy(method: str, kind: str, n: int, d: int, temperature: float, s
     tiny = 1e-36  # below this, float32 has no full precision to offer
     length[np.linalg.norm(ez, axis=1) < tiny] = 1
     du, eu = dz * length, ez * length  # as of unit rows, so that the shortest rows do not decide alone
-    allowed = tolerance(kind, temperature)
+    allowed = tolerance(method, kind, temperature)
     what = f"{method}, {kind}, N={n}, d={d}, τ={temperature}"
     assert abs(loss - exact) <= allowed * exact + tiny, what
     assert np.linalg.norm(du - eu) <= allowed * np.linalg.norm(eu) + tiny * len(eu) / temperature, what
@@ -435,17 +436,19 @@ def test_every_equation_tag_is_in_the_book_and_back() -> None:
 # ── These checks refuse wrong versions ────────────────────────────────────────────────────────────
 
 def passes(function: ValueAndGrad) -> bool:
-    """A few of the checks above in one: Eq. 1, finite differences, the path integral, a closed form, N = 1."""
+    """A few of the checks above in one: Eq. 1 and finite differences at two temperatures, a closed form, N = 1."""
     def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Any, Array, Array]:
         return host(function(on_device(za), on_device(zb), temperature))
 
     a, b = views(5, d=4, seed=20)
-    loss, da, db = value_and_grad(a, b, 0.3)
-    ok = bool(np.isclose(loss, equation_1(a, b, 0.3), rtol=1e-10))
     direction = np.random.default_rng(21).standard_normal((2, *a.shape))
-    up, down = (value_and_grad(a + s * direction[0], b + s * direction[1], 0.3)[0] for s in (1e-6, -1e-6))
-    slope = float((da * direction[0]).sum() + (db * direction[1]).sum())
-    ok &= bool(np.isclose(slope, (up - down) / 2e-6, rtol=1e-6))
+    ok = True
+    for temperature in (0.3, 2.5):
+        loss, da, db = value_and_grad(a, b, temperature)
+        ok &= bool(np.isclose(loss, equation_1(a, b, temperature), rtol=1e-10))
+        up, down = (value_and_grad(a + s * direction[0], b + s * direction[1], temperature)[0] for s in (1e-6, -1e-6))
+        slope = float((da * direction[0]).sum() + (db * direction[1]).sum())
+        ok &= bool(np.isclose(slope, (up - down) / 2e-6, rtol=1e-6))
     z = np.eye(4)
     ok &= bool(np.isclose(value_and_grad(z, z, 0.05)[0], math.log1p(6 * math.exp(-20)), rtol=1e-10))
     one = value_and_grad(a[:1], b[:1], 0.3)
@@ -459,7 +462,10 @@ def test_the_checks_accept_the_readable_version() -> None:
 @pytest.mark.parametrize(("right", "wrong"), [
     ("(p + p.T)", "p"),                                                 # half of the gradient, cosine 0.993
     ("(p + p.T)", "2 * p"),
-    ("(q + q[partner])", "q"),
+    ("(pull + pull[partner])", "pull"),
+    ("@ u + common -", "@ u -"),                                        # at a high temperature: what is common to all
+    ("pull = q + even", "pull = q"),
+    ("e[anchor, anchor] = e[anchor, partner] = 0", "e[anchor, anchor] = 0"),
     ("(anchor + len(za)) % n", "anchor ^ 1"),                           # as if pairs were adjacent
     ("(anchor + len(za)) % n", "(anchor + 1) % n"),
     ("(anchor + len(za)) % n", "(anchor + len(za) // 3) % n"),          # a batch size from somewhere else

@@ -16,7 +16,7 @@ import pytest
 
 from minisimclr import backend
 from minisimclr.ntxent import loss as readable
-from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+from minisimclr.ntxent import nt_xent_value_and_grad, tiled, tournament
 
 pytestmark = pytest.mark.host
 
@@ -55,7 +55,7 @@ class TestEqualToTheReadableOne:
         monkeypatch.setattr(tiled, "_scratch", threading.local())
 
     @pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8, 13, 14, 15, 50])
-    @pytest.mark.parametrize("temperature", [1e-3, 5e-3, 0.1, 1, 1e3])
+    @pytest.mark.parametrize("temperature", [1e-3, 5e-3, 0.1, 1, 2.5, 1e3])
     def test_any_number_of_images(self, n: int, temperature: float, keep_bytes: int) -> None:
         a, b = views(n)
         if temperature == 5e-3:
@@ -94,8 +94,19 @@ def test_same_bits_again_and_on_any_number_of_threads() -> None:
 
 def test_kept_and_recomputed_are_the_same_bits() -> None:
     a, b = views(400, dtype=np.float32)
-    for x, y in zip(tiled.value_and_grad(a, b, 0.1, 0), tiled.value_and_grad(a, b, 0.1, 2**30)):
-        np.testing.assert_array_equal(x, y)
+    for temperature in (0.1, 3):
+        results = [tiled.value_and_grad(a, b, temperature, keep_bytes) for keep_bytes in (2**30, 0)]
+        for x, y in zip(*results):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_more_rounds_at_once_round_differently_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = views(60)
+    monkeypatch.setattr(tiled, "TILE", 7)
+    monkeypatch.setattr(tiled, "_scratch", threading.local())
+    for size in (0, 2 * a.nbytes, 5 * a.nbytes, 2**30):  # 1, 2, 3 and all 18 rounds
+        monkeypatch.setattr(tiled, "SUM_BYTES", size)
+        assert_equal_to_the_readable_one(a, b, 0.1, 0, tolerance=1e-12)
 
 
 def test_calls_side_by_side_do_not_disturb_each_other() -> None:
@@ -115,12 +126,12 @@ def test_calls_side_by_side_do_not_disturb_each_other() -> None:
 
 @pytest.mark.parametrize("players", [2, 4, 6, 8, 34])
 def test_rounds_are_a_tournament(players: int) -> None:
-    rounds = tiled._rounds(players)
+    rounds = tournament.rounds(players)
     pairs = [pair for pairs in rounds for pair in pairs]
     assert sorted(pairs) == sorted(itertools.combinations_with_replacement(range(players), 2))
-    for pairs in rounds[1:]:
-        assert len({player for pair in pairs for player in pair}) == players  # nobody plays twice
-    assert all(i <= j for i, j in pairs)
+    for pairs in rounds:
+        assert {player for pair in pairs for player in pair} == set(range(players))  # everybody plays …
+        assert sum(1 if i == j else 2 for i, j in pairs) == players  # … and nobody twice
 
 
 @pytest.mark.parametrize("images", [1, 5, 127, 128, 129, 256, 257, 1000])
@@ -140,6 +151,7 @@ def extra_bytes(n: int, d: int, keep_bytes: int, temperature: float = 0.1) -> in
     """The most that one call holds beyond its inputs and outputs."""
     a, b = views(n, d, np.float32)
     tiled._scratch = threading.local()
+    tiled.release()
     tracemalloc.start()
     try:
         tiled.value_and_grad(a, b, temperature, keep_bytes)
@@ -148,11 +160,12 @@ def extra_bytes(n: int, d: int, keep_bytes: int, temperature: float = 0.1) -> in
         tracemalloc.stop()
 
 
-def test_memory_grows_with_n_not_with_n_squared() -> None:
+def test_memory_grows_with_n_not_with_n_squared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "SUM_BYTES", 0)  # a constant, which would hide the growth
     small, large = (extra_bytes(n, 8, keep_bytes=0) for n in (1000, 4000))
-    assert large - small < 4 * (3000 * 2 * 8 * 4)  # u, and the vectors of length 2N
+    assert large - small < 5 * (3000 * 2 * 8 * 4)  # u, and the vectors of length 2N
     small, large = (extra_bytes(n, 8, keep_bytes=0, temperature=0.005) for n in (1000, 2000))
-    assert large - small < 4 * (1000 * 2 * 8 * 4)
+    assert large - small < 5 * (1000 * 2 * 8 * 4)
 
 
 def test_memory_at_4096_images() -> None:
@@ -160,3 +173,31 @@ def test_memory_at_4096_images() -> None:
     assert extra_bytes(n, 128, keep_bytes=0) <= 16 * 2**20
     e = 2 * n * n * 4
     assert e < extra_bytes(n, 128, keep_bytes=tiled.KEEP_BYTES) <= e + 24 * 2**20
+
+
+def test_room_for_e_is_used_again_and_can_be_given_back() -> None:
+    a, b = views(300, 8, np.float32)
+    tiled.release()
+    tiled.value_and_grad(a, b, 0.1, keep_bytes=0)
+    assert not tiled._spare
+    expected = tiled.value_and_grad(a, b, 0.1)
+    (room,) = tiled._spare
+    assert room.nbytes <= tiled.KEEP_BYTES
+    room[:] = 255  # NaN: whatever is left over from another call must not be read
+    for x, y in zip(tiled.value_and_grad(a, b, 0.1), expected):
+        np.testing.assert_array_equal(x, y)
+    assert tiled._spare[0] is room
+    tiled.value_and_grad(a[:100], b[:100], 0.1)  # a smaller batch in between does not cost the room
+    assert tiled._spare[0] is room
+    assert_equal_to_the_readable_one(a, b, 0.005, tiled.KEEP_BYTES, tolerance=2e-5)  # nor one that keeps nothing
+    assert tiled._spare[0] is room
+    tiled.release()
+    assert not tiled._spare
+
+
+def test_no_more_room_is_held_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = views(300, 8, np.float32)
+    tiled.release()
+    monkeypatch.setattr(tiled, "KEEP_BYTES", 1000)
+    tiled.value_and_grad(a, b, 0.1, keep_bytes=2**30)
+    assert not tiled._spare

@@ -11,15 +11,15 @@ KEEP_BYTES, else computed anew, which costs a third more time and no memory.
 
 Below some τ (0.012 in float32) E would overflow. Then a step 0 finds each anchor's largest cosine, and
 the exponent is taken relative to it; E is no longer symmetric, and a tile takes two exponentials.
+At a high τ all of E is nearly 1: then a tile holds E − 1, and what is common to all is added at the end.
 
 The tiles are worked on in rounds, like a tournament: within a round no block plays twice, so no two
-threads write to the same rows. The sums therefore come in the same order on any number of threads, and
-the result is the same bit for bit.
+threads write to the same rows. A few rounds are played at once, each adding to sums of its own. The sums
+therefore come in the same order on any number of threads, and the result is the same bit for bit.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import threading
@@ -28,11 +28,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backend import Array, blas_at_one_thread, blocks, parallel
-from .loss import unit_rows
+from .loss import FLAT, unit_rows
+from .tournament import Pair, rounds
 
 TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
 ALONE = 128  # up to this N one thread is faster: to wake another takes as long as a small tile
 STRIP = 1024  # rows of a strip, where each row is on its own
+SUM_BYTES = 4 * 2**20  # room for the sums of du of further rounds that are played at once
 KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
 
 
@@ -45,7 +47,29 @@ def value_and_grad(
     Memory: u (2N, D), and per thread two tiles; E of up to `keep_bytes`.
     """
     with blas_at_one_thread():
-        return _Problem(za, zb, temperature, keep_bytes).solve()
+        problem = _Problem(za, zb, temperature, keep_bytes)
+        try:
+            return problem.solve()
+        finally:
+            if 0 < problem.room.nbytes <= KEEP_BYTES:
+                _spare[:] = [problem.room]
+
+
+_spare: list[Array] = []  # at most one array: in a training loop, E goes where the last step's E was
+
+
+def release() -> None:
+    """Give back the memory, at most KEEP_BYTES, that waits for the next call's E."""
+    _spare.clear()
+
+
+def _room(size: int) -> Array:
+    """So many bytes: the spare ones, if they are enough and no other thread has them, else new ones."""
+    try:
+        room = _spare.pop()
+    except IndexError:
+        room = np.empty(0, np.uint8)
+    return room if room.size >= size else np.empty(size, np.uint8)
 
 
 class _Problem:
@@ -53,29 +77,38 @@ class _Problem:
 
     def __init__(self, za: Array, zb: Array, temperature: float, keep_bytes: int) -> None:
         images, width = za.shape
+        n = 2 * images
         self.images, self.temperature, self.dtype = images, temperature, za.dtype
+        self.base = int(temperature >= FLAT and images > 1)  # a tile holds E − base
         self.blocks = _blocks(images)
         self.half = len(self.blocks) // 2  # the partners of block I are the rows of block I ± half
-        self.rounds = _rounds(len(self.blocks))
+        self.rounds = rounds(len(self.blocks))
         self.views = (za, zb)
         self.strips = [(view, rows) for view in (0, 1) for rows in blocks(images, STRIP)]
-        self.u = np.empty((2 * images, width), za.dtype)
-        self.norm = np.empty((2 * images, 1), za.dtype)
-        self.scale = np.empty((2 * images, 1), za.dtype)
-        self.du = np.zeros((2 * images, width), za.dtype)  # becomes dz in place
+        self.u = np.empty((n, width), za.dtype)
+        self.exact = np.empty((n, width)) if self.base else self.u  # as in loss.py, float64 where it decides
+        self.norm = np.empty((n, 1), self.exact.dtype)
+        self.scale = np.empty((n, 1), za.dtype)
+        self.du = np.empty((n, width), za.dtype)  # becomes dz in place
         # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
-        self.shifted = 1 / temperature + math.log(2 * images) > math.log(np.finfo(za.dtype).max) - 2
+        self.shifted = 1 / temperature + math.log(n) > math.log(np.finfo(za.dtype).max) - 2
+        at_once = 1 if self.shifted else min(len(self.rounds), 1 + SUM_BYTES // self.du.nbytes)
+        self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]  # one for each round played at once
+        self.negatives = np.zeros((at_once, n))
         side = max(rows.stop - rows.start for rows in self.blocks)
         pairs = [pair for pairs in self.rounds for pair in pairs]
-        self.kept: dict[tuple[int, int], Array] = {}  # E of each pair of blocks, flat, if there is room
-        if not self.shifted and len(pairs) * side * side * za.itemsize <= keep_bytes:
-            # One large array comes in large pages, six times as fast as many small ones.
-            self.kept = dict(zip(pairs, np.empty((len(pairs), side * side), za.dtype)))
+        size = len(pairs) * side * side * za.itemsize
+        self.kept: dict[Pair, Array] = {}  # E of each pair of blocks, flat, if there is room
+        self.room = np.empty(0, np.uint8)
+        if not self.shifted and size <= keep_bytes:
+            self.room = _room(size)
+            self.kept = dict(zip(pairs, self.room[:size].view(za.dtype).reshape(len(pairs), -1)))
 
     def solve(self) -> tuple[Array, Array, Array]:
-        n, u, temperature = 2 * self.images, self.u, self.temperature
+        images, temperature = self.images, self.temperature
+        n = 2 * images
         parallel(self.normalize, self.strips)
-        a, b = u[: self.images], u[self.images :]
+        a, b = self.exact[:images], self.exact[images:]
         # Vectors of length 2N are cheap: they are kept in float64.
         cosine = np.einsum("nd,nd->n", a, b, dtype=np.float64)
         positive = np.concatenate([cosine, cosine])  # of each anchor with its positive
@@ -84,53 +117,68 @@ class _Problem:
         self.top = positive.astype(self.dtype) if self.shifted else np.zeros(n, self.dtype)
         if self.shifted:
             self.each_pair(self.largest)
-        self.negatives = np.zeros(n)
         self.each_pair(self.sums)
+        negatives = self.base * (n - 2) + self.negatives.sum(axis=0)
 
         with np.errstate(divide="ignore", invalid="ignore"):  # log 0 = −∞ is right for N = 1; NaN stays NaN
-            odds = np.log(self.negatives) + (self.top - positive) / temperature  # log Σ exp(margin)
+            odds = np.log(negatives) + (self.top - positive) / temperature  # log Σ exp(margin)
             loss = np.logaddexp(0, odds)  #                                           (5.5)
         q = np.exp(odds - loss)  # 1 − the probability of the positive                (5.8)
         # P = exp((cosine − level)/τ): the factor that turns E into probabilities, as an offset of the cosine
         level = positive + temperature * loss
         self.level = level.astype(self.dtype)
-        self.weight = np.exp((self.top - level) / temperature).astype(self.dtype)
+        weight = np.exp((self.top - level) / temperature)
+        self.weight = weight.astype(self.dtype)
         self.each_pair(self.gradient)
 
-        self.pull = np.concatenate([q[: self.images] + q[self.images :]] * 2)[:, None].astype(self.dtype)
-        self.side = np.where(positive < 0, -1, 1)[:, None].astype(self.dtype)
+        if self.base:
+            self.even, self.common = weight[:, None], (self.exact.sum(axis=0), weight @ self.exact)
+        pull = q + self.base * weight
+        dtype = self.exact.dtype
+        self.pull = np.concatenate([pull[:images] + pull[images:]] * 2)[:, None].astype(dtype)
+        self.side = np.where(positive < 0, -1, 1)[:, None].astype(dtype)
         parallel(self.finish, self.strips)
-        return loss.mean().astype(self.dtype), self.du[: self.images], self.du[self.images :]
+        return loss.mean().astype(self.dtype), self.du[:images], self.du[images:]
 
-    def each_pair(self, task: Callable[[tuple[int, int]], None]) -> None:
-        for pairs in self.rounds:
+    def each_pair(self, task: Callable[[Pair, int, bool], None]) -> None:
+        """task(pair, place, fresh) for every pair: it adds to the sums number `place`, or starts them if fresh."""
+        for first in range(0, len(self.rounds), len(self.dus)):
+            now = enumerate(self.rounds[first : first + len(self.dus)])
+            turns = [(pair, place, first == 0) for place, pairs in now for pair in pairs]
             if self.images > ALONE:
-                parallel(task, pairs)
+                parallel(lambda turn: task(*turn), turns)
             else:
-                for pair in pairs:
-                    task(pair)
+                for turn in turns:
+                    task(*turn)
 
     # ── A strip of rows of one view ───────────────────────────────────────────────────────────────
 
     def normalize(self, strip: tuple[int, slice]) -> None:
         view, rows = strip
         here, _ = self.places(strip)
-        self.u[here], self.norm[here], self.scale[here] = unit_rows(self.views[view][rows])  # (5.2)
+        exact, self.norm[here], self.scale[here] = unit_rows(self.views[view][rows], self.exact.dtype)  # (5.2)
+        self.exact[here] = exact
+        if self.base:
+            self.u[here] = exact
 
     def finish(self, strip: tuple[int, slice]) -> None:
         """du, so far without the positives, becomes dz, in place."""
         rows, partners = self.places(strip)
-        u, du = self.u[rows], self.du[rows]
+        u, du = self.exact[rows], self.du[rows]
+        for part in self.dus[1:]:
+            du += part[rows]
+        if self.base:
+            du = du + self.even[rows] * self.common[0] + self.common[1]  #            (5.13)
         part = u * self.side[rows]
-        np.subtract(self.u[partners], part, out=part)
+        np.subtract(self.exact[partners], part, out=part)
         part *= self.pull[rows]
         du -= part  #                                                                 (5.10)
         # As loss.through_norm, step by step.
         np.multiply(u, np.vecdot(u, du)[:, None], out=part)
         du -= part
-        du /= self.norm[rows] * self.dtype.type(2 * self.images * self.temperature)
+        du /= self.norm[rows] * du.dtype.type(2 * self.images * self.temperature)
         scale = self.scale[rows]
-        du /= np.where(scale == 0, np.inf, scale)  #                                  (5.11)
+        np.divide(du, np.where(scale == 0, np.inf, scale), out=self.du[rows], casting="same_kind")  # (5.11)
 
     def places(self, strip: tuple[int, slice]) -> tuple[slice, slice]:
         """Where a strip's rows, and their partners, stand among the 2N."""
@@ -140,20 +188,20 @@ class _Problem:
 
     # ── One pair of blocks ────────────────────────────────────────────────────────────────────────
 
-    def cosines(self, pair: tuple[int, int], out: Array, factor: float = 1) -> Array:
-        """One tile of cosines, times a factor; −∞ for an anchor with itself or with its positive."""
+    def cosines(self, pair: Pair, out: Array, factor: float = 1) -> Array:
+        """One tile of cosines, times a factor; an anchor with itself or its positive: −∞, so that E is 0."""
         i, j = pair
         rows = self.u[self.blocks[i]]
         if factor != 1:
             rows = rows * self.dtype.type(factor)
         np.matmul(rows, self.u[self.blocks[j]].T, out=out)
         if j in (i, i + self.half):  # on the diagonal of this tile each row meets itself, or its partner
-            np.fill_diagonal(out, -np.inf)
+            np.fill_diagonal(out, 0 if self.base else -np.inf)  # e⁰ − 1 is 0 as well
         return out
 
-    def exponentials(self, pair: tuple[int, int], out: Array) -> Array:
+    def exponentials(self, pair: Pair, out: Array) -> Array:
         cosine = self.cosines(pair, out, 1 / self.temperature)
-        return np.exp(cosine, out=cosine)
+        return (np.expm1 if self.base else np.exp)(cosine, out=cosine)
 
     def relative(self, cosine: Array, level: Array, out: Array) -> Array:
         """exp((cosine − level)/τ)."""
@@ -161,31 +209,32 @@ class _Problem:
         out *= self.dtype.type(1 / self.temperature)
         return np.exp(out, out=out)
 
-    def largest(self, pair: tuple[int, int]) -> None:
+    def largest(self, pair: Pair, place: int, fresh: bool) -> None:
         """Step 0, for a small τ: the largest cosine of each anchor."""
         I, J = self.rows(pair)
         cosine = self.cosines(pair, self.tile(pair)[0])
         np.maximum(self.top[I], cosine.max(axis=1), out=self.top[I])
         np.maximum(self.top[J], cosine.max(axis=0), out=self.top[J])
 
-    def sums(self, pair: tuple[int, int]) -> None:
+    def sums(self, pair: Pair, place: int, fresh: bool) -> None:
         """Step 1: Σ exp((cosine − top)/τ) over the negatives of each anchor."""
         I, J = self.rows(pair)
+        negatives = self.negatives[place]
         one, two, _ = self.tile(pair)
         if self.shifted:
             cosine = self.cosines(pair, one)
             by_column = self.relative(cosine, self.top[J], out=two)
             if I != J:
-                self.negatives[J] += _column_sums(by_column)
+                negatives[J] += _column_sums(by_column)
             e = self.relative(cosine, self.top[I][:, None], out=one)
-            self.negatives[I] += _row_sums(e)
+            negatives[I] += _row_sums(e)
         else:
             e = self.exponentials(pair, self.kept_tile(pair) if self.kept else one)
-            self.negatives[I] += _row_sums(e)
+            negatives[I] += _row_sums(e)
             if I != J:
-                self.negatives[J] += _column_sums(e)
+                negatives[J] += _column_sums(e)
 
-    def gradient(self, pair: tuple[int, int]) -> None:
+    def gradient(self, pair: Pair, place: int, fresh: bool) -> None:
         """Step 2: P + Pᵀ of the tile, times the unit rows, both ways."""
         I, J = self.rows(pair)
         m, other, product = self.tile(pair)
@@ -197,23 +246,26 @@ class _Problem:
         else:
             e = self.kept_tile(pair) if self.kept else self.exponentials(pair, m)
             np.add(self.weight[I][:, None], self.weight[J], out=other)
-            np.multiply(e, other, out=m)  #                                           (5.12)
-        _add(self.du[I], np.matmul(m, self.u[J], out=product[: len(m)]))
-        if I != J:
-            _add(self.du[J], np.matmul(m.T, self.u[I], out=product[: len(m.T)]))
+            m = np.multiply(e, other, out=other)  #                                   (5.12)
+        du = self.dus[place]
+        for rows, columns, weights in ((I, J, m), (J, I, m.T)) if I != J else ((I, J, m),):
+            if fresh:
+                np.matmul(weights, self.u[columns], out=du[rows])
+            else:
+                _add(du[rows], np.matmul(weights, self.u[columns], out=product[: len(weights)]))
 
-    def rows(self, pair: tuple[int, int]) -> tuple[slice, slice]:
+    def rows(self, pair: Pair) -> tuple[slice, slice]:
         return self.blocks[pair[0]], self.blocks[pair[1]]
 
-    def shape(self, pair: tuple[int, int]) -> tuple[int, int]:
+    def shape(self, pair: Pair) -> tuple[int, int]:
         I, J = self.rows(pair)
         return I.stop - I.start, J.stop - J.start
 
-    def kept_tile(self, pair: tuple[int, int]) -> Array:
+    def kept_tile(self, pair: Pair) -> Array:
         rows, columns = self.shape(pair)
         return self.kept[pair][: rows * columns].reshape(rows, columns)
 
-    def tile(self, pair: tuple[int, int]) -> tuple[Array, Array, Array]:
+    def tile(self, pair: Pair) -> tuple[Array, Array, Array]:
         """This thread's scratch: two arrays of the tile's shape, and one for TILE rows of a product."""
         width = self.u.shape[1]
         if getattr(_scratch, "key", None) != (TILE, width, self.dtype):
@@ -242,21 +294,7 @@ def _column_sums(e: Array) -> Array:
 
 def _blocks(images: int) -> list[slice]:
     """Blocks of at most TILE rows, of like size, of one view; then the same of the other view."""
-    count = -(-images // TILE)
+    count = max(-(-images // TILE), 2 if images > ALONE else 1)  # three pairs are too few for two threads
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     return one + [slice(images + rows.start, images + rows.stop) for rows in one]
-
-
-@functools.cache
-def _rounds(players: int) -> list[list[tuple[int, int]]]:
-    """All pairs (i ≤ j) of an even number of players, in rounds in which nobody plays twice.
-
-    First each with itself; then the schedule of a chess tournament: the last one stays, the others rotate.
-    """
-    others = players - 1
-    rounds = [[(i, i) for i in range(players)]]
-    for r in range(others):
-        pairs = [(r, others)] + [((r + k) % others, (r - k) % others) for k in range(1, players // 2)]
-        rounds.append([(min(pair), max(pair)) for pair in pairs])
-    return rounds
