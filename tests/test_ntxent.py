@@ -223,7 +223,8 @@ def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Ar
 def tolerance(method: str, kind: str, temperature: float) -> float:
     """5e-6, below τ = 0.05 as the rounding of the cosines grows; 6 times that where the gradient is what is left of
     a cancellation."""
-    if method not in ("reference", "tiled") and kind == "opposed" and temperature >= 1:  # the GPU kernels do not have (5.13) yet
+    on_gpu = method not in ("reference", "tiled")
+    if on_gpu and kind == "opposed" and temperature >= 1:  # the GPU's kernels do not have (5.13) yet
         return 2e-4 * max(1, temperature / 10)
     return 5e-6 * max(1, 0.05 / temperature) * (6 if kind in ("collapsed", "antipodal", "opposed") else 1)
 
