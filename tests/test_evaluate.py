@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import devices
 import numpy as np
 import pytest
+from devices import host, on_device
 
 from minisimclr import evaluate
 from minisimclr.augment import to_float
 from minisimclr.config import Config, build_model
 from minisimclr.data import Dataset
-from minisimclr.evaluate import (
-    colour_statistics,
-    compare,
-    embed,
-    fit_linear_probe,
-    knn_accuracy,
-    linear_probe,
-    nearest,
-)
+from minisimclr.evaluate import LinearProbe, colour_statistics, compare, embed
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.run import Run
 
 Array = np.ndarray
+
+
+def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Array, Array]:
+    return evaluate.nearest(*on_device([train_h, test_h]), k)
+
+
+def knn_accuracy(train_h: Array, train_y: Array, test_h: Array, test_y: Array, **options: Any) -> float:
+    return evaluate.knn_accuracy(on_device(train_h), train_y, on_device(test_h), test_y, **options)
+
+
+def linear_probe(train_h: Array, train_y: Array, test_h: Array, test_y: Array, **options: Any) -> float:
+    return evaluate.linear_probe(on_device(train_h), train_y, on_device(test_h), test_y, **options)
+
+
+def fit_linear_probe(h: Array, y: Array, **options: Any) -> LinearProbe:
+    return evaluate.fit_linear_probe(on_device(h), y, **options)
 
 
 def directions(*degrees: float) -> Array:
@@ -137,11 +148,12 @@ def test_the_penalty_is_chosen_on_training_rows_alone():
     """Nothing of the test set enters the fit, and the fit is the same every time."""
     (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
     probe = fit_linear_probe(train_h, train_y)
-    right = probe.accuracy(test_h, test_y)
+    right = probe.accuracy(on_device(test_h), test_y)
     assert linear_probe(train_h, train_y, test_h, test_y) == right
-    assert linear_probe(train_h, train_y, test_h, (test_y + 1) % 3) == probe.accuracy(test_h, (test_y + 1) % 3)
+    wrong = (test_y + 1) % 3
+    assert linear_probe(train_h, train_y, test_h, wrong) == probe.accuracy(on_device(test_h), wrong)
     far = 1000 * test_h[:1]
-    assert linear_probe(train_h, train_y, far, test_y[:1]) == probe.accuracy(far, test_y[:1])
+    assert linear_probe(train_h, train_y, far, test_y[:1]) == probe.accuracy(on_device(far), test_y[:1])
     assert np.array_equal(fit_linear_probe(train_h, train_y).weights, probe.weights)
 
 
@@ -155,9 +167,9 @@ def test_without_features_the_probe_learns_the_class_frequencies():
 def test_a_prediction_does_not_depend_on_the_other_test_rows():
     (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
     probe = fit_linear_probe(train_h, train_y)
-    each = [probe.accuracy(test_h[k:k + 1], test_y[k:k + 1]) for k in range(50)]
+    each = [probe.accuracy(on_device(test_h[k:k + 1]), test_y[k:k + 1]) for k in range(50)]
     assert 0 < np.mean(each) < 1
-    assert probe.accuracy(test_h, test_y) == pytest.approx(np.mean(each))
+    assert probe.accuracy(on_device(test_h), test_y) == pytest.approx(np.mean(each))
 
 
 def test_test_rows_all_on_one_side_belong_to_the_class_of_that_side():
@@ -224,9 +236,9 @@ def test_shapes_that_do_not_fit_are_refused(score, cut, says):
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """An untrained run with an encoder of 4 channels, whose running statistics have moved."""
     monkeypatch.setitem(ENCODERS, "small", lambda **options: resnet_small(**{"base": 4, **options}))
-    config = Config(size=8, head_dim=8)
-    model = build_model(config)
-    model(to_float(images(8, seed=1)), train=True)
+    config = Config(size=8, head_dim=8, device=devices.DEVICE)
+    model = build_model(config).to(devices.DEVICE)
+    model(to_float(on_device(images(8, seed=1))), train=True)
     return Run(config, model)
 
 
@@ -239,9 +251,9 @@ def test_embed_gives_h_and_z_of_every_image_and_does_not_touch_the_model(run):
     h, z = embed(run.model, images(7))
     assert (h.shape, z.shape) == ((7, 16), (7, 8))
     assert {h.dtype, z.dtype} == {np.dtype(np.float32)}
-    expected = run.model(to_float(images(7)))
-    np.testing.assert_allclose(h, expected[0].data, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(z, expected[1].data, rtol=1e-4, atol=1e-6)
+    expected = run.model(to_float(on_device(images(7))))
+    np.testing.assert_allclose(h, host(expected[0].data), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(z, host(expected[1].data), rtol=1e-4, atol=1e-6)
     assert all(np.array_equal(array, before[name]) for name, array in run.model.state_dict().items())
 
 
@@ -253,6 +265,18 @@ def test_embed_does_not_depend_on_the_batch_size(run, batch):
 
 def test_the_last_smaller_batch_is_embedded_too(run):
     assert [len(part) for part in embed(run.model, images(7), batch=3)] == [7, 7]
+
+
+def test_embed_sends_a_batch_and_fetches_its_h_and_z(run):
+    with devices.transfers() as crossed:
+        embed(run.model, images(7), batch=3)
+    assert crossed == {"to the device": 3, "get": 6}
+
+
+def test_a_device_embeds_as_a_processor_does(run):
+    h, z = embed(run.model, images(7))
+    for ours, theirs in zip((h, z), embed(run.model.to("cpu"), images(7))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_leaves_the_model_alone(run):

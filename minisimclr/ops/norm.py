@@ -75,7 +75,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
     shape = x.shape
     table = x.reshape(-1, shape[-1])
     added = [a.reshape(table.shape) for a in around]
-    inverse = 1 / xp.sqrt(variance + xp.asarray(eps, variance.dtype))
+    inverse = 1 / xp.sqrt(variance + eps)
     slope = scale * inverse                # y = slope·x + level, two numbers a channel
     level = shift - mean * slope
     value = xp.empty(shape, x.dtype)
