@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
+import devices
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +20,7 @@ from minisimclr import cli, data
 from minisimclr.cli import main
 
 SMALL = ["--size", "16", "--batch", "4", "--epochs", "2", "--head-dim", "8"]
+THERE = ["--device", devices.DEVICE]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["pretrain", "--data", str(photos), "--out", str(run), *SMALL]) == 0
+    assert main(["pretrain", "--data", str(photos), "--out", str(run), *SMALL, *THERE]) == 0
     return run
 
 
@@ -61,7 +67,7 @@ def test_pretrain_keeps_the_configuration_the_metrics_and_a_checkpoint(trained):
 
 
 def test_evaluate_prints_and_keeps_the_table_and_draws_the_pictures(trained, capsys):
-    assert main(["evaluate", str(trained), "--k", "3"]) == 0
+    assert main(["evaluate", str(trained), "--k", "3", *THERE]) == 0
     printed = capsys.readouterr().out
     for row in ("raw pixels", "colour statistics", "untrained encoder, h", "SimCLR, h", "SimCLR, z"):
         assert row in printed
@@ -76,13 +82,13 @@ def test_evaluate_prints_and_keeps_the_table_and_draws_the_pictures(trained, cap
 
 def test_report_draws_the_pictures_again(trained, capsys):
     (trained / "views.png").unlink(missing_ok=True)
-    assert main(["report", str(trained)]) == 0
+    assert main(["report", str(trained), *THERE]) == 0
     assert (trained / "views.png").exists()
     assert "views.png" in capsys.readouterr().out
 
 
 def test_embed_writes_h_z_and_labels_without_pickle(trained, tmp_path):
-    assert main(["embed", str(trained), "--to", str(tmp_path / "e.npz")]) == 0
+    assert main(["embed", str(trained), "--to", str(tmp_path / "e.npz"), *THERE]) == 0
     with np.load(tmp_path / "e.npz", allow_pickle=False) as archive:
         assert archive["h"].shape == (8, 128)
         assert archive["z"].shape == (8, 8)
@@ -107,7 +113,7 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(data, "DOODLES", small)
     monkeypatch.setattr(cli, "DEMO", dataclasses.replace(cli.DEMO, batch=32, epochs=1))
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 0
+    assert main(["demo", *THERE]) == 0
     captured = capsys.readouterr()
     assert "unseen style" in captured.out
     assert "chance 4.14" in captured.err  # log(63): the progress line shows the chance level beside the loss
@@ -196,7 +202,7 @@ def test_resuming_with_another_setting_is_refused_with_code_2(trained, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minisimclr.train.LossScale.unscale", lambda scale: np.array(np.nan))
+    monkeypatch.setattr("minisimclr.train.LossScale.unscale", lambda scale: scale.xp.asarray(np.nan))
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]) == 3
     assert "step 0" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
@@ -226,6 +232,84 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
     monkeypatch.setattr(cli, "compare", lambda *a, **k: {}["surprise"])
     assert main(["evaluate", str(trained)]) == 1
     assert "--debug" in error_line(capsys)
+
+
+# ── Devices ───────────────────────────────────────────────────────────────────────────────────────
+
+def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(photos, tmp_path, capsys, monkeypatch):
+    """One line; none on a processor."""
+    train_there = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--out"]
+    assert main([*train_there, str(tmp_path / "fits")]) == 0
+    monkeypatch.setattr("minisimclr.data.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)
+    assert main([*train_there, str(tmp_path / "does-not")]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    if devices.DEVICE == "cpu":
+        assert notes == []
+    else:
+        assert [note.endswith("once, before the first step") for note in notes] == [True, False]
+        assert all("CuPy" in note and "MiB of images are sent there" in note for note in notes)
+
+
+@pytest.mark.parametrize("device", ["cpu", devices.DEVICE])
+def test_resuming_elsewhere_is_said_in_one_line_and_works(trained, tmp_path, device, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert main(["pretrain", "--resume", "--out", str(run), "--device", device]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
+    assert len(said) == (device != devices.DEVICE)
+    assert all(line.startswith("minisimclr: note: device was ") for line in said)
+
+
+def test_evaluation_of_a_run_does_not_need_the_device_that_trained_it(trained, tmp_path):
+    results = []
+    for device in ("cpu", devices.DEVICE):
+        assert main(["embed", str(trained), "--to", str(tmp_path / "e.npz"), "--device", device]) == 0
+        with np.load(tmp_path / "e.npz") as archive:
+            results.append(archive["h"])
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
+
+
+def no_driver() -> ModuleType:
+    """CuPy as it is where there is no GPU: the import succeeds."""
+    cupy = ModuleType("cupy")
+    cupy.ndarray, cupy.cuda = type("ndarray", (), {}), SimpleNamespace(is_available=lambda: False)
+    return cupy
+
+
+@pytest.mark.parametrize(("cupy", "says"), [
+    (None, r'pip install "minisimclr\[cuda12\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed"])
+def test_without_cupy_or_a_gpu_there_is_one_line_that_says_what_to_do(
+        command, cupy, says, trained, photos, tmp_path, capsys, monkeypatch):
+    arguments = {"demo": ["--out", str(tmp_path / "new")], "evaluate": [str(trained)], "report": [str(trained)],
+                 "pretrain": ["--data", str(photos), "--out", str(tmp_path / "new"), *SMALL],
+                 "embed": [str(trained), "--to", str(tmp_path / "new")]}[command]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert main([command, *arguments, "--device", "cuda"]) == 2
+    assert re.search(says, error_line(capsys))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
+def test_a_precision_that_the_device_does_not_have_is_refused_with_code_2(photos, tmp_path, capsys, kind):
+    arguments = ["pretrain", "--data", str(photos), *SMALL, "--device", "cpu", "--precision", kind]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert f'precision "{kind}" needs device "cuda"' in error_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("module", "says"), [("cupy.cuda.memory", "memory on the GPU; use"), ("numpy", "memory; use")])
+def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
+        module, says, photos, tmp_path, capsys, monkeypatch):
+    full = type("OutOfMemoryError", (MemoryError,), {"__module__": module})
+
+    def fails(*args, **options):
+        raise full("Out of memory allocating 8,589,934,592 bytes (allocated so far: 0 bytes).")
+
+    monkeypatch.setattr("minisimclr.train.two_views", fails)
+    assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, *THERE]) == 2
+    line = error_line(capsys)
+    assert says in line
+    assert "--batch" in line
 
 
 # ── In a process of its own ───────────────────────────────────────────────────────────────────────
