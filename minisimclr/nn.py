@@ -75,7 +75,7 @@ class Module:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) or is_array(value):
-                    old = value.data if isinstance(value, Tensor) else value
+                    old = value._data if isinstance(value, Tensor) else value
                     axes = module.stored_axes.get(name, tuple(range(old.ndim)))
                     array = given[prefix + name].transpose(np.argsort(axes)).astype(old.dtype, order="C")
                     module._put(name, to_device(array, device_of(old)))
@@ -92,7 +92,7 @@ class Module:
         for _, module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor) or is_array(value):
-                    module._put(name, change(value.data if isinstance(value, Tensor) else value))
+                    module._put(name, change(value._data if isinstance(value, Tensor) else value))
         return self
 
     def _put(self, name: str, array: Array) -> None:
