@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import devices
 import numpy as np
 import pytest
+from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr.autograd import Tensor
 from minisimclr.gradcheck import check_path
@@ -19,7 +21,7 @@ Array = np.ndarray
 def tiny(dtype: type = np.float64, base: int = 4, dim: int = 8) -> SimCLR:
     encoder = resnet_small(base=base)
     head = ProjectionHead(encoder.features, encoder.features, dim)
-    return SimCLR(encoder, head).astype(dtype)
+    return placed(SimCLR(encoder, head).astype(dtype))
 
 
 def two(n: int = 4, side: int = 8, seed: int = 0) -> tuple[Array, Array]:
@@ -27,13 +29,13 @@ def two(n: int = 4, side: int = 8, seed: int = 0) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
     images = rng.random((n, side, side, 3))
     a, b = (np.clip(images + 0.1 * rng.standard_normal(images.shape), 0, 1) for _ in "ab")
-    return a, b
+    return on_device((a, b))
 
 
 def gradient(model: SimCLR, loss: Tensor) -> Array:
     """All parameters' gradients as one row, and zero again afterwards."""
     loss.backward()
-    row = np.concatenate([p.grad.ravel() for p in model.parameters()])
+    row = np.concatenate([host(p.grad).ravel() for p in model.parameters()])
     model.zero_grad()
     return row
 
@@ -65,22 +67,23 @@ def test_a_head_of_any_number_of_layers(layers, shapes, batch_norm):
     assert [a.shape for name, a in state.items() if "linear" in name and "weight" in name] == shapes
     assert [name for name in state if name.startswith("bn") and name.endswith(".bias")] == (
         [f"bn{k}.bias" for k in range(1, layers)] if batch_norm else [])
-    assert head(Tensor(np.ones((3, 6), np.float32)), train=True).shape == (3, 4)
+    assert placed(head)(tensor(np.ones((3, 6), np.float32)), train=True).shape == (3, 4)
 
 
 def test_between_the_layers_stands_a_relu_and_none_after_the_last():
-    head = ProjectionHead(3, 4, 2, batch_norm=False).astype(np.float64)
+    head = placed(ProjectionHead(3, 4, 2, batch_norm=False).astype(np.float64))
     h = np.random.default_rng(0).standard_normal((20, 3))
     w1, b1, w2, b2 = head.state_dict().values()
     expected = np.maximum(h @ w1.T + b1, 0) @ w2.T + b2
-    np.testing.assert_allclose(head(Tensor(h)).data, expected, rtol=1e-12)
+    assert_close(head(tensor(h)).data, expected, rtol=1e-12)
     assert (expected < 0).any()
 
 
 def test_the_heads_output_is_centred_in_training():
     """The last batch norm without shift: each dimension of z has mean 0 over the batch."""
-    z = ProjectionHead(6, 5, 4).astype(np.float64)(Tensor(np.random.default_rng(0).random((10, 6))), train=True)
-    np.testing.assert_allclose(z.data.mean(axis=0), 0, atol=1e-12)
+    head = placed(ProjectionHead(6, 5, 4).astype(np.float64))
+    z = head(tensor(np.random.default_rng(0).random((10, 6))), train=True)
+    assert_close(z.data.mean(axis=0), np.zeros(4), atol=1e-12)
 
 
 def test_a_head_without_layers_is_refused():
@@ -94,8 +97,8 @@ def test_model_answers_with_h_and_z():
     model, (images, _) = tiny(), two()
     h, z = model(images)
     assert (h.shape, z.shape) == ((4, 16), (4, 8))
-    assert np.array_equal(h.data, model.encoder(images).data)
-    assert np.array_equal(z.data, model.head(h).data)
+    assert_same(h.data, model.encoder(images).data)
+    assert_same(z.data, model.head(h).data)
 
 
 def test_names_tell_encoder_from_head():
@@ -106,21 +109,21 @@ def test_names_tell_encoder_from_head():
 
 # ── The loss ──────────────────────────────────────────────────────────────────────────────────────
 
-def test_loss_is_nt_xent_of_one_batch_of_both_views():
+def test_loss_is_nt_xent_of_one_batch_of_both_views(xp):
     """Value, embeddings and gradient are those of an explicit batch [views a; views b]."""
     model, (a, b) = tiny(), two()
     loss, za, zb = model.loss(a, b, 0.2)
-    _, z = tiny()(np.concatenate([a, b]), train=True)
+    _, z = tiny()(xp.concatenate([a, b]), train=True)
     explicit = nt_xent(z[:4], z[4:], 0.2)
     assert loss.item() == explicit.item()
-    assert np.array_equal(np.concatenate([za, zb]), z.data)
+    assert_same(xp.concatenate([za, zb]), z.data)
     # the parameters must be those of the model that computed it
     np.testing.assert_allclose(gradient(model, loss), gradient_of_explicit_batch(a, b), rtol=1e-12, atol=1e-14)
 
 
 def gradient_of_explicit_batch(a: Array, b: Array) -> Array:
     model = tiny()
-    _, z = model(np.concatenate([a, b]), train=True)
+    _, z = model(devices.xp().concatenate([a, b]), train=True)
     return gradient(model, nt_xent(z[:len(a)], z[len(a):], 0.2))
 
 
@@ -152,7 +155,7 @@ def test_in_training_the_loss_does_not_depend_on_the_running_statistics():
 def test_loss_of_random_images_starts_near_chance():
     """log(2N−1): the embeddings of unrelated images know nothing of who belongs to whom."""
     rng = np.random.default_rng(0)
-    a, b = rng.random((2, 32, 8, 8, 3), np.float32)
+    a, b = on_device(rng.random((2, 32, 8, 8, 3), np.float32))
     loss, za, zb = tiny(np.float32).loss(a, b, temperature=1.0)
     assert loss.item() == pytest.approx(math.log(63), rel=0.1)
     assert contrastive_accuracy(za, zb) < 0.2
@@ -169,7 +172,7 @@ def test_swapping_the_views_or_permuting_the_images_changes_nothing():
 def test_every_parameter_gets_a_gradient():
     model = tiny()
     model.loss(*two())[0].backward()
-    assert all(p.grad is not None and np.abs(p.grad).max() > 0 for p in model.parameters())
+    assert all(p.grad is not None and abs(p.grad).max() > 0 for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.bias", "encoder.layer2.0.conv2.weight",
@@ -177,7 +180,7 @@ def test_every_parameter_gets_a_gradient():
 def test_gradient_of_the_whole_model_integrates_to_the_change_of_its_loss(name):
     """f(w + v) − f(w) = ∫⟨∇f, v⟩ along a segment of one parameter, short enough to meet no ReLU's kink."""
     model, (a, b) = tiny(), two()
-    before = dict(model.named_parameters())[name].data.copy()
+    before = host(dict(model.named_parameters())[name].data).copy()
     owner = model
     *path, last = name.split(".")
     for part in path:
@@ -188,4 +191,4 @@ def test_gradient_of_the_whole_model_integrates_to_the_change_of_its_loss(name):
         return model.loss(a, b, 0.5)[0]
 
     step = 1e-6 * np.random.default_rng(3).standard_normal(before.shape)
-    check_path(loss, before, before + step, nodes=3, tolerance=1e-7)
+    check_path(loss, on_device(before), on_device(before + step), nodes=3, tolerance=1e-7)
