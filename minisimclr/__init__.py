@@ -19,6 +19,7 @@ The files, in the order in which they are best read; each uses only what came be
     optim        SGD, LARS, and the learning rate of each step
     precision    float32, TF32, or half precision where it does no harm
     config       the settings of a run, and what is built from them
+    views        the views of each step, also ahead of it by worker processes
     checkpoint   one file, replaced atomically
     run          a run's folder: kept, stopped, resumed
     meter        a step's numbers, and when they are read

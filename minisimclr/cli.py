@@ -114,7 +114,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         print(f"minisimclr: note: {backend.device_name(config.device)}; {images.nbytes / 2**20:,.0f} MiB of images "
               f"are sent there {sent}", file=sys.stderr)
     with _training(config, start) as progress:
-        run = pretrain(config, images, folder=folder, resume=options.resume, progress=progress)
+        run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers,
+                       progress=progress)
     print(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
@@ -267,6 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/NAME-OF-THE-DATA)")
     train.add_argument("--resume", action="store_true",
                        help="go on with the run in --out, with its configuration, from its last checkpoint")
+    train.add_argument("--workers", type=int, default=0, metavar="N",
+                       help="processes that make the views of coming steps, for many cores and large images; the "
+                            "views are the same with any number (default: 0: the training process makes them)")
     for item in dataclasses.fields(Config):
         _add_setting(train, item)
 

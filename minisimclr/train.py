@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .augment import two_views
 from .backend import blas_at_one_thread
-from .config import ORDER, VIEWS, Config, build_model, build_optimizer
-from .data import DataError, batch_source, epoch_order, load_dataset
+from .config import Config, build_model, build_optimizer
+from .data import DataError, load_dataset
 from .meter import READ_EVERY, Meter
 from .ntxent.loss import contrastive_accuracy
 from .optim import warmup_cosine
@@ -29,17 +28,20 @@ from .run import (
     restore,
     stop_signals,
 )
+from .views import views_ahead
 
 __all__ = ["NonFiniteError", "pretrain"]
 
 
 def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, folder: str | Path | None = None,
-             resume: bool = False, progress: Callable[[Metrics], None] = lambda metrics: None) -> Run:
+             resume: bool = False, workers: int = 0,
+             progress: Callable[[Metrics], None] = lambda metrics: None) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
     images    uint8 (N,H,W,3); by default the training split of config.data
     folder    where to keep config.json, metrics.jsonl and checkpoint.npz; None: nowhere
     resume    go on from the folder's checkpoint, with the same configuration
+    workers   processes that make the views of coming steps; the views are the same with any number (views.py)
     progress  is called with the metrics of every step
 
     Raises ValueError for data or a folder that does not fit, NonFiniteError, Interrupted (SIGINT, SIGTERM).
@@ -57,18 +59,15 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
     run = Run(config, model, folder=claim(folder, resume), images=fingerprint(images))
     if resume:
         restore(run, optimizer, scale)
-    batch_of, meter = batch_source(images, config.device), Meter(READ_EVERY[config.device])
-    epoch = -1
+    meter = Meter(READ_EVERY[config.device])
     with (blas_at_one_thread(), scale.quiet(), stop_signals() as stop, metrics_file(run) as write,
-          keeper(run, optimizer, scale) as save):
+          keeper(run, optimizer, scale) as save,
+          views_ahead(config, images, range(run.steps, total_steps), workers) as views):
         for step in range(run.steps, total_steps):
-            if step // steps_per_epoch != epoch:
-                epoch = step // steps_per_epoch
-                batches = epoch_order(len(images), config.batch, config.rng(ORDER, epoch))
             lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
-            meter.begin(step=step, steps=total_steps, epoch=epoch, lr=lr, chance=math.log(2 * config.batch - 1))
-            batch = batch_of(batches[step % steps_per_epoch])                                          # (N,H,W,3) uint8
-            a, b = two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur, config.min_area)
+            meter.begin(step=step, steps=total_steps, epoch=step // steps_per_epoch, lr=lr,
+                        chance=math.log(2 * config.batch - 1))
+            a, b = views(step)                                                                   # (N,size,size,3) each
             loss, za, zb = model.loss(a, b, config.temperature)
             meter.note(loss=loss.data)
             loss.backward(scale.value)

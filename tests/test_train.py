@@ -17,7 +17,7 @@ import devices
 import numpy as np
 import pytest
 
-from minisimclr import backend, checkpoint, run, train
+from minisimclr import backend, checkpoint, run, train, views
 from minisimclr.augment import two_views
 from minisimclr.autograd import Tensor
 from minisimclr.checkpoint import CheckpointError
@@ -153,7 +153,7 @@ def test_no_step_sees_the_views_of_another_and_none_the_same_images_in_a_row(mon
         seen.append((repr(rng.bit_generator.state).encode(), which))
         return two_views(batch, rng, *options)
 
-    monkeypatch.setattr(train, "two_views", spy)
+    monkeypatch.setattr(views, "two_views", spy)
     pretrain(CONFIG, IMAGES)
     states, images = [state for state, _ in seen], [which for _, which in seen]
     assert len(set(states)) == STEPS
@@ -267,7 +267,7 @@ def test_handlers_are_restored_after_a_run_and_after_a_failure(monkeypatch):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    monkeypatch.setattr(train, "two_views", lambda *args: 1 / 0)
+    monkeypatch.setattr(views, "two_views", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
@@ -413,7 +413,7 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], No
         action(next(steps))
         return two_views(*args)
 
-    monkeypatch.setattr(train, "two_views", spy)
+    monkeypatch.setattr(views, "two_views", spy)
 
 
 @pytest.mark.usefixtures("every_fourth")
