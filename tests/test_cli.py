@@ -305,7 +305,7 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
     def fails(*args, **options):
         raise full("Out of memory allocating 8,589,934,592 bytes (allocated so far: 0 bytes).")
 
-    monkeypatch.setattr("minisimclr.train.two_views", fails)
+    monkeypatch.setattr("minisimclr.views.two_views", fails)
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, *THERE]) == 2
     line = error_line(capsys)
     assert says in line
