@@ -278,7 +278,7 @@ def table(rows: list[Row]) -> str:
         f"{column:>{18 if column == 'rate' else 11 if column == 'memory' else 9}}" for column in columns)]
     for row in rows:
         if "median" not in row:
-            lines.append(f"  {row['name']:34}  – {row.get('failed', 'no time left')}")
+            lines.append(f"  {row['name']:34}  – {row.get('failed', 'no time left')[:80]}")
             continue
         low, high = (digits(scale * t) for t in row["quartiles"])
         line = f"  {row['name']:34}{digits(scale * row['median']):>12}{f'{low} – {high}':>20}"
@@ -290,7 +290,7 @@ def table(rows: list[Row]) -> str:
             off = f"{row['off by']:.0e}" if row.get("off by") else "–"
             line += (f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
                      f"{digits(scale * row['host']):>9}{off:>9}")
-        lines.append((line + (f"   then: {row['failed']}" if "failed" in row else "")).rstrip())
+        lines.append((line + (f"   then: {row['failed'][:40]}" if "failed" in row else "")).rstrip())
     return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from minisimclr import backend, ntxent, ops  # noqa: E402
 from minisimclr.augment import two_views  # noqa: E402
 from minisimclr.config import Config, build_model  # noqa: E402
 from minisimclr.optim import SGD  # noqa: E402
+from minisimclr.precision import LossScale  # noqa: E402
 
 Case = dict[str, Any]
 Work = tuple[Callable[[], Any], Callable[[Any], float]]
@@ -256,21 +256,19 @@ def our_views(machine: CuPy, case: Case, precision: str, how: str) -> Work:
 def our_step(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     import train_step
 
-    settings: dict[str, Any] = {"encoder": case["encoder"], "size": case["size"], "device": "cuda"}
-    if "precision" in {field.name for field in fields(Config)}:
-        settings["precision"] = precision.lower()
-    elif precision in ("float16", "bfloat16"):
-        raise RuntimeError("minisimclr has no mixed precision")
-    model = build_model(Config(**settings)).to("cuda")
+    model = build_model(Config(encoder=case["encoder"], size=case["size"], device="cuda",
+                               precision=precision.lower())).to("cuda")
     optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
+    scale = LossScale(optimizer, dynamic=precision == "float16")
     images = backend.to_device(pictures({"images": case["views"] // 2, "side": case["size"]}), "cuda")
     given, rng = [backend.to_device(v, "cuda") for v in train_step.views(case)], np.random.default_rng(1)
 
     def run() -> Any:
         a, b = two_views(images, rng, case["size"], 0.5, case["size"] > 96) if how == "with views" else given
         loss, _, _ = model.loss(a, b, TEMPERATURE)
-        loss.backward()
-        optimizer.step()
+        loss.backward(scale.value)
+        scale.unscale()
+        scale.step(LR)
         optimizer.zero_grad()
         return loss.data
 

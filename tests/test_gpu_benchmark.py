@@ -53,10 +53,10 @@ def test_every_section_is_measured(smoke: Any, gpu: Any) -> None:
 
 
 def test_all_that_the_stand_in_can_do_is_timed(smoke: Any) -> None:
-    """What it cannot: bfloat16, and kernels of its own. Half precision in a whole step waits for mixed precision."""
+    """What it cannot: bfloat16, and kernels of its own."""
     _, report = smoke
     for row in report["rows"]:
-        if row["precision"] in ("float32", "TF32") and "cuda" not in row["name"]:
+        if row["precision"] != "bfloat16" and "cuda" not in row["name"]:
             assert "failed" not in row, row
             assert row["median"] > 0
             assert row["quartiles"][0] <= row["median"] <= row["quartiles"][1]
@@ -67,7 +67,7 @@ def test_a_row_that_fails_says_why_and_harms_no_other(smoke: Any) -> None:
     failed = [row for row in report["rows"] if "failed" in row]
     assert failed
     for row in failed:
-        assert row["failed"] in text
+        assert row["failed"][:80] in text
         assert any("median" in other for other in report["rows"] if other["case"] == row["case"])
 
 
