@@ -297,6 +297,7 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
             raise RuntimeError(f"backward from shape {tensor.shape} needs the gradient to start with: backward(grad)")
         return xp.ones_like(tensor._data)
     grad = grad._data if isinstance(grad, Tensor) else grad if is_array(grad) else xp.asarray(grad)
+    array_module(tensor._data, grad)  # raises if they are on different devices
     if grad.shape != tensor.shape:
         raise ValueError(f"backward: the gradient has shape {grad.shape}, the tensor {tensor.shape}")
     return grad.astype(tensor.dtype, copy=False)

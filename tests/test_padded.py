@@ -6,8 +6,10 @@ import ctypes
 from types import SimpleNamespace
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
+from devices import host, on_device
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,10 +36,10 @@ def case(shape: tuple[int, ...], kernel: tuple[int, int], dtype: Any = np.float6
 
 
 def both_ways(form: Any, x: Any, w: Any, **geometry: int) -> tuple[Any, ...]:
-    """y, dx, dw for a gradient that is the same for every form."""
-    y, vjp = form(np, x, w, **geometry)
-    g = np.random.default_rng(5).standard_normal(y.shape).astype(y.dtype)
-    return y, *(gradient() for gradient in vjp(g))
+    """y, dx, dw for a gradient that is the same for every form, computed on the device."""
+    y, vjp = form(devices.xp(), on_device(x), on_device(w), **geometry)
+    g = on_device(np.random.default_rng(5).standard_normal(y.shape).astype(y.dtype))
+    return host((y, *(gradient() for gradient in vjp(g))))
 
 
 def assert_equal(x: Any, w: Any, tolerance: float, **geometry: int) -> None:
@@ -76,6 +78,7 @@ def test_inputs_in_any_order_of_memory() -> None:
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.host
 def test_neither_inputs_nor_gradient_are_written_to_or_handed_out() -> None:
     for kernel, padding in [((1, 20), 0), ((3, 4), 1)]:
         x, w = case((4, 4, 2, 20), kernel)
@@ -87,6 +90,7 @@ def test_neither_inputs_nor_gradient_are_written_to_or_handed_out() -> None:
             assert not any(np.shares_memory(gradient, array) for array in (x, w, g, y))
 
 
+@pytest.mark.host
 def test_what_lies_beyond_the_edge_is_never_read() -> None:
     """In the columns that are computed for nothing stands a huge number; no result shows it."""
     x, w = case((6, 6, 2, 20), (3, 4))
@@ -98,6 +102,7 @@ def test_what_lies_beyond_the_edge_is_never_read() -> None:
     assert np.abs(dw[:, 1:]).max() < 1e3
 
 
+@pytest.mark.host
 def test_half_precision_is_summed_in_single() -> None:
     """2048 + 1 is 2048 in float16, however often it is added."""
     x, w = np.ones((3, 3, 1, 20), np.float16), np.zeros((3, 3, 20, 1), np.float16)
@@ -124,6 +129,7 @@ class Counted:
         return getattr(np, name)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(("stride", "most"), [(1, 16), (2, 40)])
 def test_calls_are_few_and_do_not_grow_with_the_map(stride: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[None] = []
@@ -197,6 +203,7 @@ def on_cublas(out: Any, a: Any, b: Any) -> CuBLAS:
     return library
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(("dtype", "into"), [(np.float64, np.float64), (np.float32, np.float32),
                                              (np.float16, np.float32)])
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
@@ -211,6 +218,7 @@ def test_gemm_adds_matrices_in_either_order(dtype: Any, into: Any, turned: str) 
     assert library.computed == [COMPUTE_64F if dtype == np.float64 else COMPUTE_32F]
 
 
+@pytest.mark.host
 def test_gemm_takes_parts_of_matrices_and_matrices_in_no_order() -> None:
     rng = np.random.default_rng(2)
     a, b, out = rng.standard_normal((9, 3)), rng.standard_normal((3, 8))[:, ::2], np.zeros((7, 4))
@@ -218,12 +226,14 @@ def test_gemm_takes_parts_of_matrices_and_matrices_in_no_order() -> None:
     np.testing.assert_allclose(out, a[1:8] @ b, rtol=1e-14)
 
 
+@pytest.mark.host
 def test_gemm_of_nothing_adds_nothing() -> None:
     out = np.ones((2, 3))
     assert on_cublas(out, np.ones((2, 0)), np.ones((0, 3))).computed == []
     np.testing.assert_array_equal(out, 1)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(("setting", "computed"), [("1", FAST_TF32), ("0", COMPUTE_32F), (None, COMPUTE_32F)])
 def test_tf32_is_cupys_own_switch(setting: str | None, computed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUPY_TF32", raising=False)
