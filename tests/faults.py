@@ -81,6 +81,27 @@ FAULTS = [
     Fault("saved-arrays-unguarded", "engine", "autograd.py",
           "lock(vjp) if vjp is not None else ()", "()", "autograd optim"),
 
+    # ── What a graph keeps ────────────────────────────────────────────────────────────────────────
+    Fault("needed-at-most-once", "kept", "kept.py", "_needed_by.get(key, 0) + 1", "1", "autograd"),
+    Fault("view-locked-but-not-its-owner", "kept", "kept.py",
+          "return array.base if is_array(array.base) else array", "return array", "autograd"),
+    Fault("locked-for-ever", "kept", "kept.py", "array.flags.writeable = True", "pass", "autograd optim"),
+    Fault("no-checksum", "kept", "kept.py", "_sealed[key] = _checksum(array)", "pass", "autograd"),
+    Fault("shared-array-counted-twice", "kept", "kept.py", "seen.add(id(array))", "pass", "autograd"),
+
+    # ── The gradient checks ───────────────────────────────────────────────────────────────────────
+    Fault("last-input-alone-checked", "gradcheck", "gradcheck.py", "found += [Comparison(", "found = [Comparison(",
+          "gradcheck"),
+    Fault("difference-of-the-wrong-order", "gradcheck", "gradcheck.py", "(8 * near - far)", "(8 * near + far)",
+          "gradcheck"),
+    Fault("path-twice-as-long", "gradcheck", "gradcheck.py",
+          "np.tile(weights / 2, panels)", "np.tile(weights, panels)", "gradcheck"),
+    Fault("nan-is-no-error", "gradcheck", "gradcheck.py",
+          "key=lambda c: (np.isnan(c.error), c.error)", "key=lambda c: (not np.isnan(c.error), c.error)",
+          "gradcheck ops"),
+    Fault("slope-along-nothing", "gradcheck", "gradcheck.py",
+          "self.points[k] + h * direction,", "self.points[k] + h * abs(direction),", "gradcheck"),
+
     # ── Operations ────────────────────────────────────────────────────────────────────────────────
     Fault("minus-with-plus", "operations", "ops/basic.py", "(g, lambda: -g)", "(g, lambda: g)", "ops autograd"),
     Fault("quotient", "operations", "ops/basic.py", "-g * (x / y) / y", "-g * (x / y)", "ops autograd"),
@@ -111,6 +132,15 @@ FAULTS = [
     Fault("length-not-differentiated", "operations", "ops/norm.py",
           "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
 
+    Fault("winograd-wrong-denominators", "operations", "ops/winograd.py",
+          "g.append([p ** k / denominator", "g.append([p ** k * denominator", "winograd"),
+    Fault("winograd-seams-overwritten", "operations", "ops/winograd.py",
+          "dx[:, :, images][here] += window[inside]", "dx[:, :, images][here] = window[inside]", "winograd"),
+    Fault("winograd-last-block-of-kernel-gradient", "operations", "ops/winograd.py",
+          "du[p] += product", "du[p] = product", "winograd"),
+    Fault("winograd-window-not-cleared", "operations", "ops/winograd.py",
+          "        window[...] = 0", "        pass", "winograd"),
+
     # ── Layers ────────────────────────────────────────────────────────────────────────────────────
     Fault("batch-mean-is-a-constant", "layers", "ops/norm.py",
           "part += dshift / len(table)", "part += 0", "ops simclr"),
@@ -118,7 +148,8 @@ FAULTS = [
           "((table[rows] - mean) ** 2,))[0] / len(table)", "(table[rows] ** 2,))[0] / len(table) - mean ** 2",
           "ops nn"),
     Fault("eps-outside-the-root", "layers", "ops/norm.py",
-          "xp.sqrt(variance + xp.asarray(eps, x.dtype))", "(xp.sqrt(variance) + xp.asarray(eps, x.dtype))", "ops nn"),
+          "xp.sqrt(variance + xp.asarray(eps, variance.dtype))",
+          "(xp.sqrt(variance) + xp.asarray(eps, variance.dtype))", "ops nn"),
     Fault("relu-opened-by-its-input", "layers", "ops/norm.py",
           "xp.multiply(g[rows], y[rows] > 0,", "xp.multiply(g[rows], table[rows] > 0,", "ops simclr"),
     Fault("batch-statistics-are-constants", "layers", "nn.py", "batch=True, relu=relu", "batch=False, relu=relu",
@@ -135,7 +166,8 @@ FAULTS = [
           'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
           "resnet simclr"),
     Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",
-          "h = x.mean(axis=(0, 1))", "h = ops.max(x, axis=(0, 1))", "resnet"),
+          "in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))",
+          "ops.max(in_dtype(x, self.conv1.weight.dtype), axis=(0, 1))", "resnet"),
     Fault("views-forwarded-apart", "layers", "simclr.py",  # lightly-ai/lightly#2031
           "_, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)",
           "z = ops.concatenate(self(views_a, train=True)[1], self(views_b, train=True)[1])", "simclr"),
@@ -190,16 +222,34 @@ FAULTS = [
     Fault("strength-ignored", "augmentation", "augment.py",
           "spread = strength * np.array(JITTER_SPREAD)", "spread = np.array(JITTER_SPREAD)", "augment"),
 
+    Fault("mirror-shows-the-border-twice", "augmentation", "transforms.py",
+          "wide[:, :, radius - beyond]", "wide[:, :, radius - beyond + 1]", "augment"),
+    Fault("grey-for-another-eye", "augmentation", "transforms.py",
+          "GREY_WEIGHTS, dtype=x.dtype)", "GREY_WEIGHTS[::-1], dtype=x.dtype)", "augment"),
+    Fault("colours-turned-the-other-way", "augmentation", "transforms.py",
+          "xp.copysign(h, g - b, out=h)", "xp.copysign(h, b - g, out=h)", "augment"),
+    Fault("blur-brightens", "augmentation", "transforms.py",
+          "kernel /= kernel.sum(axis=1, keepdims=True)", "kernel /= 1", "augment"),
+
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────
     Fault("written-in-place", "checkpoint", "checkpoint.py",
           "os.replace(temporary, path)", "path.write_bytes(Path(temporary).read_bytes())", "checkpoint"),
     Fault("not-on-the-disk", "checkpoint", "checkpoint.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
     Fault("pickles-opened", "checkpoint", "checkpoint.py", "allow_pickle=False", "allow_pickle=True", "checkpoint"),
     Fault("momentum-not-restored", "checkpoint", "run.py",
-          'velocity[...] = to_device(arrays[f"momentum/{k}"], run.config.device)', "velocity[...] = 0", "train"),
+          'velocity[...] = to_device(arrays[f"momentum/{k}"], device_of(velocity))', "velocity[...] = 0", "train"),
     Fault("begins-again", "checkpoint", "run.py", 'run.steps = int(meta["steps"])', "run.steps = 0", "train"),
     Fault("metrics-twice", "checkpoint", "run.py", 'and line["step"] < steps:', "and True:", "train"),
     Fault("not-finite-but-saved", "checkpoint", "run.py", "if not np.isfinite(array).all():", "if False:", "train"),
+
+    Fault("settings-not-compared", "checkpoint", "run.py",
+          "if before.get(name) != value and name", "if False and name", "train cli"),
+    Fault("runs-overwritten", "checkpoint", "run.py",
+          'if not resume and (folder / "checkpoint.npz").exists():', "if False:", "train cli"),
+    Fault("stopped-without-saving", "checkpoint", "train.py",
+          "save(now=bool(stop) or run.steps == total_steps)", "save(now=run.steps == total_steps)", "train cli"),
+    Fault("not-saved-at-the-end", "checkpoint", "train.py",
+          "save(now=bool(stop) or run.steps == total_steps)", "save(now=bool(stop))", "train cli"),
 
     # ── Training ──────────────────────────────────────────────────────────────────────────────────
     Fault("gradients-pile-up", "training", "train.py", "            optimizer.zero_grad()", "            pass",
@@ -232,22 +282,39 @@ FAULTS = [
           "_standardised(h, self.mean, self.std)", "_standardised(h, h.mean(axis=0), h.std(axis=0) + 1e-6)",
           "evaluate"),
     Fault("last-penalty-taken", "evaluation", "evaluate.py", "if accuracy > best:", "if accuracy >= 0:", "evaluate"),
+    Fault("farthest-first", "evaluation", "evaluate.py",
+          "order = xp.argsort(-xp.take_along_axis", "order = xp.argsort(xp.take_along_axis", "evaluate"),
+    Fault("penalty-doubled-in-the-value", "evaluation", "evaluate.py", "0.5 * l2 * float(", "l2 * float(", "evaluate"),
+    Fault("probe-without-the-held-out-rows", "evaluation", "evaluate.py",
+          "_fit(x, y, start, l2, iterations), l2)", "start, l2)", "evaluate"),
+    Fault("ties-to-the-last-class", "evaluation", "evaluate.py",
+          "(votes.argmax(axis=1) == test_y)", "(votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1) == test_y)",
+          "evaluate"),
+
+    # ── The command line ──────────────────────────────────────────────────────────────────────────
+    Fault("refusals-end-with-1", "command line", "cli.py",
+          "isinstance(error, OSError) else 2", "isinstance(error, OSError) else 1", "cli"),
+    Fault("unreadable-is-a-usage-error", "command line", "cli.py",
+          "else 4 if isinstance", "else 2 if isinstance", "cli"),
+    Fault("not-finite-is-a-usage-error", "command line", "cli.py", "code = 3 if", "code = 2 if", "cli"),
+    Fault("stopped-looks-done", "command line", "cli.py", "return 128 + error.signum", "return 0", "cli"),
 ]
-AREAS = ("loss", "engine", "operations", "layers", "optimiser", "schedule", "augmentation", "checkpoint", "training",
-         "evaluation")
+AREAS = ("loss", "engine", "kept", "gradcheck", "operations", "layers", "optimiser", "schedule", "augmentation",
+         "checkpoint", "training", "evaluation", "command line")
 
 # ── What kind of test is it? By what it holds the code against ────────────────────────────────────
 
 # The first rule that is found in "file::Class::name" decides.
 KINDS = [
-    ("differences", r"three_checks|finite_differences|along_a_path|integrates|the_checks|passes_for_every|"
-                    r"test_gradcheck::"),
+    ("differences", r"three_checks|finite_differences|along_a_path|integrates|the_checks|passes_for_every"),
+    ("wrong gradient", r"rejects|sees_one|is_found_among|should_be_is_not|is_caught|own_scale|not_excused"),
+    ("right gradient", r"false_alarm|outputs_of_any_shape|may_be_float32"),
     ("oracle", r"_loops|reference|formula|equation_1|forward_mode|numpys|pillow|composed|written_out|"
                r"one_batch_of_both|minimum_of_its_loss|distributions|means_and_deviations"),
     ("closed form", r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
                     r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
                     r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
-                    r"silent|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side"),
+                    r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side"),
     ("round trip", r"come_back|puts_back|loads_bit|survive_json|the_one_that_was_saved"),
     ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run|survived_by"),
     ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
@@ -257,7 +324,7 @@ KINDS = [
                  r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays|whoever_ties|"
                  r"scale_with"),
     ("statistics", r"how_often|cover|reach_every|smallest_area|epoch|same_views_and|learns"),
-    ("refusal", r"refuse|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite"),
+    ("refusal", r"refuse|guarded|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite"),
 ]
 
 

@@ -519,7 +519,8 @@ def test_a_view_is_guarded_like_the_array_behind_it() -> None:
 @pytest.mark.parametrize("view", [lambda a: a[:], lambda a: a[1:], lambda a: a.T, lambda a: a.reshape(9),
                                   lambda a: a[1:][:1], lambda a: np.broadcast_to(a, (2, 3, 3))[0]])
 @pytest.mark.parametrize("of", ["leaf", "computed"])
-def test_a_view_taken_before_the_op_is_written_through_only_to_raise(view: Callable[[Array], Array], of: str) -> None:
+def test_backward_raises_if_a_view_taken_before_the_op_was_written_through(
+        view: Callable[[Array], Array], of: str) -> None:
     """NumPy cannot make a view read-only after the fact; `backward` compares checksums of what was lent out."""
     x = leaf(3, 3)
     y = x if of == "leaf" else x * 2

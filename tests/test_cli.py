@@ -17,7 +17,10 @@ import pytest
 from PIL import Image
 
 from minisimclr import cli, data
+from minisimclr.checkpoint import CheckpointError
 from minisimclr.cli import main
+from minisimclr.data import DataError
+from minisimclr.run import Interrupted, NonFiniteError
 
 SMALL = ["--size", "16", "--batch", "4", "--epochs", "2", "--head-dim", "8"]
 THERE = ["--device", devices.DEVICE]
@@ -206,6 +209,20 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]) == 3
     assert "step 0" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (Interrupted("stopped", signal.SIGINT), 130), (Interrupted("stopped", signal.SIGTERM), 143),
+    (NonFiniteError("loss"), 3), (CheckpointError("cut off"), 4), (PermissionError(13, "denied"), 4),
+    (OSError(28, "disk full"), 4), (ValueError("batch"), 2), (DataError("no images"), 2), (RuntimeError("no GPU"), 2),
+    (MemoryError(), 2), (KeyError("surprise"), 1), (KeyboardInterrupt(), 130),
+], ids=repr)
+def test_each_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypatch):
+    def fail(threads: int | None) -> None:
+        raise error
+    monkeypatch.setattr(cli.backend, "set_threads", fail)
+    assert main(["gradcheck"]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 but no archive", os.urandom(1000)])

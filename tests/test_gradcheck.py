@@ -92,10 +92,26 @@ def test_each_check_accepts_the_right_gradient_and_rejects_one_a_thousandth_off(
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_each_check_sees_one_wrong_input_among_several(check: str) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_each_check_sees_one_wrong_input_among_several(check: str, which: int) -> None:
     f, arrays = PLAIN["matmul"]
     with pytest.raises(GradcheckError):
-        CHECKS[check](lambda x, y: f(x, falsify(y, factor=1.001)), *arrays)
+        CHECKS[check](lambda *xs: f(*(falsify(x, factor=1.001 if k == which else 1) for k, x in enumerate(xs))), *arrays)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_each_check_rejects_a_single_nan(check: str) -> None:
+    with pytest.raises(GradcheckError, match="nan"):
+        CHECKS[check](lambda x: falsify(ops.exp(x), factor=np.nan, only=(0, 1)), rng(0).standard_normal((2, 4)))
+
+
+@pytest.mark.parametrize("check", [gradcheck, check_direction])
+@pytest.mark.parametrize("worst", [0, 1])
+def test_the_report_names_the_worst_of_several_inputs(check: Callable[..., bool], worst: int) -> None:
+    f, arrays = PLAIN["matmul"]
+    with pytest.raises(GradcheckError, match=f"^input {worst}"):
+        check(lambda *xs: f(*(falsify(x, factor=1.5 if k == worst else 1.001) for k, x in enumerate(xs))),
+              *on_device(arrays))
 
 
 @pytest.mark.parametrize("check", CHECKS)

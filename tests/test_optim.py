@@ -103,6 +103,13 @@ def test_lars_moves_zero_weights_or_by_zero_gradients_with_trust_1(w, g):
     assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=0.0), w - 0.5 * g)
 
 
+def test_lars_trusts_small_norms_too():
+    """Only a norm of exactly 0 gives nothing to trust."""
+    w, g = np.full((2, 2), 1e-3), np.full((2, 2), 1e-5)
+    moved = w - one_step(LARS, w, g, lr=0.5, weight_decay=0.0, trust_coefficient=0.01)
+    np.testing.assert_allclose(moved, 0.5 * 0.01 * w)
+
+
 def test_lars_gives_biases_and_batch_norm_neither_decay_nor_trust():
     w, g = np.full(3, 2.0), np.full(3, 1.0)
     assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=10.0), w - 0.5 * g)
@@ -136,6 +143,15 @@ def test_lars_keeps_the_rate_inside_the_momentum():
 @pytest.fixture(params=[SGD, LARS])
 def kind(request):
     return request.param
+
+
+@pytest.mark.parametrize(("left_out", "written_out"), [
+    (lambda p: SGD(p, 1), lambda p: SGD(p, 1, momentum=0.9, weight_decay=0.0, nesterov=False)),
+    (lambda p: LARS(p, 1), lambda p: LARS(p, 1, momentum=0.9, weight_decay=1e-6, trust_coefficient=1e-3)),
+])
+def test_options_left_out_have_the_values_of_the_papers_code(left_out, written_out):
+    for a, b in zip(trained(left_out), trained(written_out)):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
