@@ -106,7 +106,7 @@ def test_maps_that_are_views_are_read_as_they_are():
     assert all(np.array_equal(a, b) for a, b in zip(fast(x_view, w, g_view), fast(x, w, g_view.copy())))
 
 
-@pytest.mark.parametrize("shape", [(9, 6, 5, 16, 8), (4, 4, 16, 64, 96)])
+@pytest.mark.parametrize("shape", [(9, 6, 5, 16, 8), (4, 4, 16, 64, 96), (4, 4, 70, 16, 8)])  # one block and several
 def test_the_gradients_are_the_adjoints_of_the_value(shape):
     """⟨g, y(x, w)⟩ = ⟨dx, x⟩ = ⟨dw, w⟩: y is linear in each of x and w."""
     x, w, g = arrays(*shape)
