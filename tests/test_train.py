@@ -516,6 +516,16 @@ def test_images_that_fit_are_sent_once_and_others_batch_by_batch(whole, tmp_path
     assert kept(tmp_path) == kept(whole)
 
 
+def test_a_checkpoint_of_before_there_were_devices_was_made_on_a_processor_in_float32(whole, tmp_path):
+    arrays, meta = checkpoint.load(whole / "checkpoint.npz")
+    for name in ("device", "precision"):
+        del meta["environment"][name]
+    checkpoint.save(tmp_path / "checkpoint.npz", arrays, meta)
+    assert environment_changes(tmp_path, "cpu") == []
+    changed = environment_changes(tmp_path, "cpu", "float16")
+    assert changed == ["precision was float32, is float16"]
+
+
 # ── Not a number ──────────────────────────────────────────────────────────────────────────────────
 
 @pytest.fixture
