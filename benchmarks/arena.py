@@ -10,10 +10,15 @@ returns its result, finished; `answer(result)` makes a dictionary of plain array
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import importlib.util
 import json
 import math
 import os
+import platform
+import select
 import statistics
 import subprocess
 import sys
@@ -23,15 +28,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ntxent
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 from minisimclr import backend
+from minisimclr.ntxent import tiled
 
 Case = dict[str, Any]
 Prepare = Callable[[Case], tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]
-FLOOR = "floor"
+FLOOR = "floor"  # the contestant that measures the machine
+MEMORY_LIMIT = 10 * 2**30  # a contestant that wants more is left out
 
 
 def rates(threads: int) -> dict[str, float]:
@@ -63,10 +70,14 @@ def rates(threads: int) -> dict[str, float]:
 
 # ── A contestant's process ────────────────────────────────────────────────────────────────────────
 
-def serve(prepare: Prepare | None, torch: bool, threads: int) -> None:
+def serve(prepare: Prepare | None, torch: bool, threads: int, floor: Callable[[int], dict[str, float]] = rates) -> None:
     """Answer the questions that come in on stdin, one JSON object a line."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))  # fail alone, not with the machine
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     if torch:
@@ -79,34 +90,112 @@ def serve(prepare: Prepare | None, torch: bool, threads: int) -> None:
         reply: dict[str, Any] = {}
         try:
             if prepare is None:
-                reply["rates"] = rates(threads)
+                reply["rates"] = floor(threads)
             elif "prepare" in question:
                 run, answer = prepare(question["prepare"])
                 first = answer(run())
                 if question["file"]:
                     np.savez(question["file"], **first)
                 del first
-                reply["memory"] = ntxent.extra_memory(run)
+                if question.get("memory", True):
+                    reply["memory"] = extra_memory(run)
             else:
-                start, work = time.perf_counter(), time.process_time()
-                run()
-                reply["time"], reply["cpu"] = time.perf_counter() - start, time.process_time() - work
+                reply["times"], reply["cpu"] = turn(run)
         except Exception as exception:
-            reply["failed"] = (str(exception).splitlines() or [""])[0][:120] or type(exception).__name__
+            text = f"{type(exception).__name__}: {exception}" if str(exception) else type(exception).__name__
+            reply["failed"] = text.splitlines()[0][:120]
         print(json.dumps(reply), file=answers, flush=True)
 
 
-class Contestant(ntxent.Contestant):
-    """The same as NT-Xent's, served by the script that is running."""
+def turn(run: Any) -> tuple[list[float], float]:
+    """Seconds of each call for a thirtieth of a second, at least one, and CPU seconds a call.
+
+    Of several calls the first warms the caches up and is not counted.
+    """
+    times: list[float] = []
+    begin, work = time.perf_counter(), time.process_time()
+    while not times or time.perf_counter() - begin < 1 / 30:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[1:] or times, (time.process_time() - work) / len(times)
+
+
+def extra_memory(run: Any) -> int | None:
+    """How far one call pushes up this process's resident memory (Linux only)."""
+    if not os.path.exists("/proc/self/clear_refs"):
+        return None
+    tiled.release()  # what waits for the next call counts as part of the call
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory that the process still holds would hide the call's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+class Contestant:
+    """The other side of the pipe: a process that runs the same script with --serve."""
 
     def __init__(self, name: str, threads: int) -> None:
-        self.name, self.failed = name, None
+        self.name = name
         keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
         self.process = subprocess.Popen(
             [sys.executable, sys.argv[0], "--serve", name, "--threads", str(threads)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=os.environ | dict.fromkeys(keys, str(threads)),
         )
+        self.failed: str | None = None
+
+    def ask(self, patience: float, **question: Any) -> dict[str, Any]:
+        """The answer, or {} from now on if the contestant fails, dies or takes longer than its patience."""
+        if self.failed is not None:
+            return {}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        answer: dict[str, Any] = {}
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            ready, _, _ = select.select([self.process.stdout], [], [], patience)
+            if not ready:
+                self.failed = f"no answer in {patience:.0f} s"
+                self.process.kill()
+                return {}
+            answer = json.loads(self.process.stdout.readline() or '{"failed": "the process died (out of memory?)"}')
+        except BrokenPipeError:
+            answer = {"failed": "the process died"}
+        self.failed = answer.get("failed")
+        return {} if self.failed else answer
+
+    def leave(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+# ── The machine ───────────────────────────────────────────────────────────────────────────────────
+
+def device() -> dict[str, Any]:
+    """What ran this, without names of hosts or folders."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    models = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    pools = [pool for pool in threadpoolctl.threadpool_info() if "numpy" in pool["filepath"]]
+    return {
+        "cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "numpy": np.__version__,
+        "blas": [f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}" for pool in pools],
+    }  # fmt: skip
+
+
+def commit() -> str:
+    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
+                            capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
 
 
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +221,7 @@ def measure(
         for c in contestants:
             time.sleep(0.002)  # let the threads of the one before fall asleep
             if reply := c.ask(options.patience, run=True):
-                times[c.name].append(reply.get("time", reply.get("rates")))
+                times[c.name] += reply.get("times") or [reply["rates"]]
                 work[c.name].append(reply.get("cpu", 0.0))
     best = {key: max(rate[key] for rate in times[FLOOR]) for key in times[FLOOR][0]}
     for c in contestants:
@@ -236,7 +325,7 @@ def main(
     missing = [name for name in wanted if name in peers and importlib.util.find_spec(peers[name][0]) is None]
     names = [name for name in wanted if name not in missing]
     peer = next((name for name in names if name in peers), names[0])
-    hardware = ntxent.device()
+    hardware = device()
     print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
         print(f"not installed: {', '.join(missing)}   (pip install \"minisimclr[peers]\")")
@@ -256,7 +345,7 @@ def main(
 
         packages = sorted({peers[name][0] for name in names if name in peers})
         Path(options.json).write_text(json.dumps({
-            "benchmark": benchmark, "commit": ntxent.commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
+            "benchmark": benchmark, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
             "versions": {package: metadata.version(package) for package in packages}, "threads": options.threads,
             "peer": peer, "cases": {name: cases[name] for name in options.cases}, "rows": rows,
         }, indent=1) + "\n")

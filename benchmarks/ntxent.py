@@ -5,7 +5,7 @@
     python benchmarks/ntxent.py --json out.json --plot out.png
 
 Each contestant lives in a process of its own, so that neither its memory nor its threads touch another's.
-They take turns of a thirtieth of a second (or one call), so that a slow minute of the machine is everybody's.
+They take turns of a thirtieth of a second (or one call), so that a slow minute of the machine is everybody's (arena.py).
 Shown are:
 
     median      of the time over the rounds; quartiles, the first and the third; fastest, of all rounds
@@ -21,17 +21,10 @@ Shown are:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import gc
 import importlib.util
 import json
 import math
-import os
-import platform
-import select
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,89 +32,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
 
+import arena
 import peers
+from arena import FLOOR, Contestant
 
 from minisimclr import backend
 from minisimclr.ntxent import tiled
 
-MEMORY_LIMIT = 10 * 2**30  # a contestant that wants more is left out
-FLOOR = "floor"  # the contestant that measures the machine
+GROWTH, GROWING = "tiled, E recomputed", (2048, 4096, 8192)  # where overhead does not rule, and no memory runs out
 
 
-# ── A contestant's process ────────────────────────────────────────────────────────────────────────
+def prepare(name: str) -> arena.Prepare:
+    """A contestant as the arena wants it: a case is a file of inputs, and a temperature."""
+    def prepared(case: arena.Case) -> tuple[Any, Any]:
+        with np.load(case["inputs"]) as file:
+            za, zb = file["za"], file["zb"]
+        run = {**peers.OURS, **peers.GPU, **peers.PEERS}[name](za, zb, case["temperature"])
+        return run, lambda result: dict(zip(("loss", "da", "db"), map(plain, result)))
 
-def serve(name: str, threads: int) -> None:
-    """Answer the questions that come in on stdin, one JSON object a line."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    with contextlib.suppress(ImportError):  # not on Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))  # fail alone, not with the machine
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    if "torch" in sys.modules or peers.PACKAGE.get(name) in ("torch", "lightly", "pytorch_metric_learning"):
-        import torch
-
-        torch.set_num_threads(threads)
-    run: Any = None
-    for line in sys.stdin:
-        question = json.loads(line)
-        answer: dict[str, Any] = {}
-        try:
-            if "prepare" in question:
-                za, zb, *_ = load(question["prepare"])
-                if name == FLOOR:
-                    run = machine_rates
-                else:
-                    run = {**peers.OURS, **peers.PEERS}[name](za, zb, question["temperature"])
-                    run()
-                    answer["memory"] = extra_memory(run)
-            elif "error" in question:
-                answer["error"] = error(run(), *load(question["error"])[2:])
-            elif name == FLOOR:
-                answer["rates"] = run(threads)
-            else:
-                answer["times"] = turn(run)
-        except Exception as exception:
-            answer["failed"] = f"{type(exception).__name__}: {exception}".splitlines()[0][:120]
-        print(json.dumps(answer), file=answers, flush=True)
+    return prepared
 
 
-def turn(run: Any) -> list[float]:
-    """Seconds of each call for a thirtieth of a second, at least one, after one to warm up if calls are short."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while not times or time.perf_counter() - begin < 1 / 30:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times[1:] or times
+def plain(array: Any) -> Any:
+    """A result as a NumPy array, from NumPy, CuPy, PyTorch or JAX."""
+    return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
-def extra_memory(run: Any) -> int | None:
-    """How far one call pushes up this process's resident memory (Linux only)."""
-    if not os.path.exists("/proc/self/clear_refs"):
-        return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else freed memory that the process still holds would hide the call's
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = status("VmRSS")
-    run()
-    return status("VmHWM") - before
-
-
-def status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
-
-
-def machine_rates(threads: int) -> tuple[float, float]:
+def machine_rates(threads: int) -> dict[str, float]:
     """Multiply–adds and exponentials a second, over `threads` threads, on tiles as ours."""
     rng = np.random.default_rng(0)
     one, two = rng.random((256, 256), np.float32), rng.random((256, 128), np.float32)
@@ -136,57 +77,7 @@ def machine_rates(threads: int) -> tuple[float, float]:
         start = time.perf_counter()
         backend.parallel(task, buffers)
         times.append((time.perf_counter() - start) / 50 / threads)
-    return 256 * 256 * 128 / times[0], 256 * 256 / times[1]
-
-
-def error(result: tuple[Any, Any, Any], loss: Any, dz: Any) -> float:
-    got, *gradients = (np.asarray(x, np.float64) for x in result)
-    in_gradient = np.linalg.norm(np.concatenate(gradients) - dz) / np.linalg.norm(dz)
-    return float(max(abs(got - loss) / abs(loss), in_gradient))
-
-
-def load(path: str) -> list[Any]:
-    with np.load(path) as file:
-        return [file[key] for key in ("za", "zb", "loss", "dz")]
-
-
-# ── The other side of the pipe ────────────────────────────────────────────────────────────────────
-
-class Contestant:
-    def __init__(self, name: str, threads: int) -> None:
-        self.name = name
-        keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
-        environment = os.environ | dict.fromkeys(keys, str(threads))
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name, "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-        )
-        self.failed: str | None = None
-
-    def ask(self, patience: float, **question: Any) -> dict[str, Any]:
-        """The answer, or {} from now on if the contestant fails, dies or takes longer than its patience."""
-        if self.failed is not None:
-            return {}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        answer: dict[str, Any] = {}
-        try:
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
-            ready, _, _ = select.select([self.process.stdout], [], [], patience)
-            if not ready:
-                self.failed = f"no answer in {patience:.0f} s"
-                self.process.kill()
-                return {}
-            answer = json.loads(self.process.stdout.readline() or '{"failed": "the process died (out of memory?)"}')
-        except BrokenPipeError:
-            answer = {"failed": "the process died"}
-        self.failed = answer.get("failed")
-        return {} if self.failed else answer
-
-    def leave(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    return {"products": 256 * 256 * 128 / times[0], "exponentials": 256 * 256 / times[1]}
 
 
 # ── A benchmark of one size ───────────────────────────────────────────────────────────────────────
@@ -195,24 +86,21 @@ def measure(
     contestants: list[Contestant], n: int, options: argparse.Namespace, folder: Path, progress: Any
 ) -> list[dict[str, Any]]:
     rng = np.random.default_rng([options.seed, n])
-    random = views(rng, n, options.dim, noise=1.0)
-    aligned = views(rng, n, options.dim, noise=0.1)
-    path, aligned_path = (str(folder / f"{what}{n}.npz") for what in ("random", "aligned"))
-    save(path, *random, options.temperature)
-    save(aligned_path, *aligned, 0.05)
-
+    # The errors on aligned views first: the last thing prepared is what is timed.
+    cases = {"error_aligned": (views(rng, n, options.dim, noise=0.1), 0.05),
+             "error": (views(rng, n, options.dim, noise=1.0), options.temperature)}
+    truth = {what: save(folder / f"{what}.npz", *pair, temperature) for what, (pair, temperature) in cases.items()}
+    answer = folder / "answer.npz"
     rows: dict[str, dict[str, Any]] = {}
     for c in contestants:
         progress.set_postfix_str(f"N = {n}: {c.name}")
         row = rows[c.name] = {"name": c.name, "n": n}
-        if c.failed is None and c.name != FLOOR:
-            # The errors first: the last thing prepared is what is timed.
-            if c.ask(options.patience, prepare=aligned_path, temperature=0.05):
-                row["error_aligned"] = c.ask(options.patience, error=aligned_path).get("error")
-            row.update(c.ask(options.patience, prepare=path, temperature=options.temperature))
-            row.update(c.ask(options.patience, error=path))
-        elif c.name == FLOOR:
-            c.ask(options.patience, prepare=path, temperature=options.temperature)
+        for what, (_, temperature) in cases.items() if c.name != FLOOR else ():
+            case = {"inputs": str(folder / f"{what}.npz"), "temperature": temperature}
+            reply = c.ask(options.patience, prepare=case, file=str(answer), memory=what == "error")
+            if c.failed is None:
+                with np.load(answer) as got:
+                    row |= {**reply, what: error([got[key] for key in ("loss", "da", "db")], *truth[what])}
         progress.update(1)
 
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
@@ -230,7 +118,7 @@ def measure(
     progress.update(1)
 
     pairs = (2 * n) ** 2 / 2
-    floor = min(pairs * (3 * options.dim / products + 1 / exponentials) for products, exponentials in times.pop(FLOOR))
+    floor = min(pairs * (3 * options.dim / rate["products"] + 1 / rate["exponentials"]) for rate in times.pop(FLOOR))
     for c in contestants:
         row = rows[c.name]
         if c.failed is not None:
@@ -253,10 +141,37 @@ def views(rng: np.random.Generator, n: int, d: int, noise: float) -> tuple[Any, 
     return za.astype(np.float32), (za + noise * rng.standard_normal((n, d))).astype(np.float32)
 
 
-def save(path: str, za: Any, zb: Any, temperature: float) -> None:
-    """The inputs, and the answer in float64."""
+def save(path: Path, za: Any, zb: Any, temperature: float) -> tuple[Any, Any]:
+    """Store the inputs; return the loss and its gradient in float64."""
+    np.savez(path, za=za, zb=zb)
     loss, da, db = tiled.value_and_grad(za.astype(np.float64), zb.astype(np.float64), temperature)
-    np.savez(path, za=za, zb=zb, loss=loss, dz=np.concatenate([da, db]))
+    return loss, np.concatenate([da, db])
+
+
+def error(result: list[Any], loss: Any, dz: Any) -> float:
+    """The larger of the relative errors of loss and gradient."""
+    got, *gradients = (np.asarray(x, np.float64) for x in result)
+    in_gradient = np.linalg.norm(np.concatenate(gradients) - dz) / np.linalg.norm(dz)
+    return float(max(abs(got - loss) / abs(loss), in_gradient))
+
+
+def growth(contestant: Contestant, options: argparse.Namespace, folder: Path, progress: Any) -> dict[str, Any]:
+    """The exponent k of time ∝ N^k: a line through the logarithms of the fastest of three runs at each size."""
+    rng = np.random.default_rng(options.seed)
+    fastest = {}
+    for n in GROWING:
+        progress.set_postfix_str(f"growth, N = {n}")
+        za, zb = views(rng, n, options.dim, noise=1.0)
+        np.savez(folder / "growth.npz", za=za, zb=zb)
+        case = {"inputs": str(folder / "growth.npz"), "temperature": options.temperature}
+        contestant.ask(options.patience, prepare=case, file=None, memory=False)
+        times = [t for _ in range(3) for t in contestant.ask(options.patience, run=True).get("times", [])]
+        if not times:
+            return {}
+        fastest[n] = min(times)
+        progress.update(1)
+    exponent = np.polyfit(np.log(list(fastest)), np.log(list(fastest.values())), 1)[0]
+    return {"exponent": float(exponent), "fastest": fastest}
 
 
 # ── What is shown ─────────────────────────────────────────────────────────────────────────────────
@@ -277,16 +192,6 @@ def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -
             f"{memory:>12}{row.get('error') or math.nan:>9.0e}{row.get('error_aligned') or math.nan:>9.0e}"
         )
     return "\n".join(lines)
-
-
-def growth(rows: list[dict[str, Any]]) -> str:
-    """The exponent k of time ∝ N^k, fitted over the sizes from 1024 on."""
-    own = [row for row in rows if row["name"] == "tiled, E recomputed" and "times" in row]
-    points = [(row["n"], min(row["times"])) for row in own if row["n"] >= 1024]
-    if len(points) < 2:
-        return ""
-    slope = np.polyfit(*np.log(np.array(points)).T, 1)[0]
-    return f"tiled, E recomputed: time grows as N^{slope:.2f} from N = {points[0][0]} to {points[-1][0]}"
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
@@ -315,24 +220,6 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure.savefig(path, dpi=160)
 
 
-def device() -> dict[str, Any]:
-    """What ran this, without names of hosts or folders."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    models = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
-    pools = [pool for pool in threadpoolctl.threadpool_info() if "numpy" in pool["filepath"]]
-    return {
-        "cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "numpy": np.__version__,
-        "blas": [f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}" for pool in pools],
-    }  # fmt: skip
-
-
-def commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
-                            capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
 def versions(names: list[str]) -> dict[str, str]:
     from importlib import metadata
 
@@ -356,37 +243,46 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.threads)
+        torch = peers.PACKAGE.get(options.serve) in ("torch", "lightly", "pytorch_metric_learning")
+        arena.serve(None if options.serve == FLOOR else prepare(options.serve), torch, options.threads, machine_rates)
         return
 
-    wanted = [*peers.OURS, *(peers.PEERS if options.peers else ["torch eager"])]
-    wanted = [name for name in wanted if not options.only or name in options.only]
+    ours = [*peers.OURS, *(peers.GPU if peers.has_gpu() else [])]
+    wanted = [*ours, *(peers.PEERS if options.peers else ["torch eager"])]
+    if unknown := set(options.only or ()) - {*ours, *peers.PEERS}:
+        parser.error(f"no contestant {', '.join(sorted(unknown))}; there are: {', '.join([*ours, *peers.PEERS])}")
+    wanted = [name for name in [*ours, *peers.PEERS] if name in (options.only or wanted)]
     missing = [name for name in wanted if name in peers.PEERS and importlib.util.find_spec(peers.PACKAGE[name]) is None]
     names = [name for name in wanted if name not in missing]
-    hardware = device()
+    hardware = arena.device()
     print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
         print(f"not installed: {', '.join(missing)}   (pip install \"minisimclr[peers]\")")
 
     rows: list[dict[str, Any]] = []
+    grown: dict[str, Any] = {}
     peer = next((name for name in names if name in peers.PEERS), "NumPy textbook")
     contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
     try:
+        steps = len(options.sizes) * (len(contestants) + 1) + len(GROWING)
         with tempfile.TemporaryDirectory() as folder, \
-                tqdm(total=len(options.sizes) * (len(contestants) + 1), leave=False, disable=None,
-                     bar_format="{bar:20} {postfix}") as progress:
+                tqdm(total=steps, leave=False, disable=None, bar_format="{bar:20} {postfix}") as progress:
             for n in sorted(options.sizes):
                 rows += (now := measure(contestants, n, options, Path(folder), progress))
                 tqdm.write("\n" + table(now, peer, options.dim, options.temperature))
+            if GROWTH in names:
+                grown = growth(contestants[names.index(GROWTH)], options, Path(folder), progress)
     finally:
         for contestant in contestants:
             contestant.leave()
-    print("\n" + growth(rows))
+    if grown:
+        sizes = ", ".join(f"{1e3 * t:,.0f} ms at {n}" for n, t in grown["fastest"].items())
+        print(f"\n{GROWTH}: time grows as N^{grown['exponent']:.2f} ({sizes})")
     if options.json:
         result = {
-            "benchmark": "ntxent", "commit": commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
+            "benchmark": "ntxent", "commit": arena.commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
             "versions": versions(names), "threads": options.threads, "dim": options.dim,
-            "temperature": options.temperature, "seed": options.seed, "peer": peer, "rows": rows,
+            "temperature": options.temperature, "seed": options.seed, "peer": peer, "growth": grown, "rows": rows,
         }
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:

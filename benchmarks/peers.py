@@ -55,6 +55,32 @@ def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
     return prepare
 
 
+def on_gpu(method: str) -> Prepare:
+    def prepare(za: Any, zb: Any, temperature: float) -> Run:
+        import cupy
+
+        from minisimclr.ntxent import METHODS
+
+        a, b = cupy.asarray(za), cupy.asarray(zb)
+
+        def run() -> tuple[Any, Any, Any]:
+            result = METHODS[method](a, b, temperature)
+            cupy.cuda.get_current_stream().synchronize()
+            return result
+
+        return run
+
+    return prepare
+
+
+def has_gpu() -> bool:
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return bool(cupy.cuda.is_available())
+
+
 # ── PyTorch ───────────────────────────────────────────────────────────────────────────────────────
 
 def _torch_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
@@ -153,6 +179,10 @@ OURS: dict[str, Prepare] = {
     "tiled, E recomputed": minisimclr("tiled", 0),
     "reference": minisimclr("reference"),
     "NumPy textbook": numpy_textbook,
+}
+GPU: dict[str, Prepare] = {
+    "cuda": on_gpu("cuda"),
+    "reference on the GPU": on_gpu("reference"),
 }
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
