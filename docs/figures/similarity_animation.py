@@ -38,7 +38,7 @@ def fixed_batch() -> tuple[Any, list[str]]:
 
 
 def training(batch: Any) -> list[tuple[int, float, Any]]:
-    """The run: (step, loss of that step, cosines of the batch's embeddings), at some forty steps, more of them early."""
+    """The run: (step, its loss, cosines of the batch's embeddings) at some forty steps, more of them early."""
     images = ms.load_dataset(CONFIG.data).images
     per_epoch = len(images) // CONFIG.batch
     total = CONFIG.epochs * per_epoch
@@ -109,10 +109,12 @@ def main() -> None:
                   duration=[900, *[140] * (len(shown) - 2), 4000])
     classes = np.arange(len(batch)) // (2 * PER_CLASS)
     images = np.arange(len(batch)) // 2
+    same, alike = images[:, None] == images, classes[:, None] == classes
+    itself = np.eye(len(batch), dtype=bool)
     for step, loss, cosines in (frames[0], frames[len(frames) // 2], frames[-1]):
-        same, alike = images[:, None] == images, classes[:, None] == classes
-        print(f"step {step}: loss {loss:.2f}; mean cosine of the two views {cosines[same & ~np.eye(len(same), dtype=bool)].mean():.2f}, "
-              f"of others of the class {cosines[alike & ~same].mean():.2f}, of other classes {cosines[~alike].mean():.2f}")
+        positive, kin, other = (cosines[mask].mean() for mask in (same & ~itself, alike & ~same, ~alike))
+        print(f"step {step}: loss {loss:.2f}; mean cosine of the two views {positive:.2f}, of others of the class "
+              f"{kin:.2f}, of other classes {other:.2f}")
 
 
 if __name__ == "__main__":
