@@ -93,7 +93,7 @@ def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
     compiled = ("compile", "TF32")
     sizes = (8, 16) if smoke else (256, 1024, 4096, 16384, 65536)
     v, w = (8, 8) if smoke else (1024, 256)  # views of 32 pixels, of 224
-    c = 8 if smoke else 64
+    c = 4 if smoke else 64
     ways = [("", "float32"), ("", "TF32"), ("with views", "TF32"), ("", "float16"), ("", "bfloat16")]
     theirs = [*single, ("", "bfloat16"), compiled, ("compile", "bfloat16")]
     return {
@@ -125,9 +125,9 @@ def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
              "side": 256 if not smoke else 32, "size": 224 if not smoke else 24, "strength": 1.0, "blur": True}]),
         "step": Section(0.4, several("minisimclr", *ways) + several("torch", *theirs), [
             {"name": "ResNet-18, CIFAR stem, 512 images", "encoder": "resnet18" if not smoke else "small",
-             "views": 1024 if not smoke else 4, "size": 32 if not smoke else 16},
+             "views": 1024 if not smoke else 4, "size": 32 if not smoke else 8},
             {"name": "ResNet-50, 224, 128 images", "encoder": "resnet50" if not smoke else "small",
-             "views": 256 if not smoke else 4, "size": 224 if not smoke else 16}], rounds=2, keep=False),
+             "views": 256 if not smoke else 4, "size": 224 if not smoke else 8}], rounds=2, keep=False),
     }
 
 
