@@ -1,11 +1,14 @@
 // CUDA's threads on a CPU, to test a kernel without a GPU: a block's threads are fibres (ucontext) on one core.
 // Each runs until its next __syncthreads or shuffle; then the others do, in an order drawn anew each time from
 // `seed`. Whoever reads what another thread has yet to write, with no barrier between, reads garbage. One block at a
-// time; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each barrier.
+// time, in such an order too; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each
+// barrier. A copy on its way to shared memory arrives when it is waited for, and no earlier. A block must not tell
+// others that it has arrived (atomicAdd) before each of its threads has published what it wrote (__threadfence).
 #include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <ucontext.h>
 #include <algorithm>
 #include <functional>
@@ -13,6 +16,7 @@
 #include <random>
 #include <vector>
 
+#define ON_A_CPU
 #define __global__
 #define __device__
 #define __shared__ static
@@ -21,11 +25,25 @@
 struct alignas(16) float4 { float x, y, z, w; };
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-struct Index { int x; };
-static Index threadIdx, blockIdx;
+using std::max;
+using std::min;
+static float fast_exp(float x) { return exp2f(x * 1.44269504f); }  // as the GPU does, with the rounding of the product
+#define __expf fast_exp  // the C library has the name too
+static float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+static unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
+static float __ldcg(const float* from) { return *from; }
+
+struct Index { int x, y; };
+static Index threadIdx, blockIdx, gridDim;
 
 enum State { RUNS, AT_BARRIER, AT_SHUFFLE, DONE };
-struct Fibre { ucontext_t context; jmp_buf here; bool entered; std::vector<char> stack; State state; double out; };
+struct Copy { void* to; const void* from; int bytes; };
+struct Fibre {
+    ucontext_t context; jmp_buf here; bool entered; std::vector<char> stack; State state;
+    char out[32];              // what the other lanes of the warp may see
+    std::vector<Copy> copies;  // on their way
+    bool published;            // nothing written since the last __threadfence that others count on
+};
 static std::vector<Fibre> fibres;
 static jmp_buf scheduler;
 static std::function<void()> body;
@@ -46,24 +64,47 @@ static int left_out = -1;  // the barrier that a test takes away, counted from t
 static void barrier(int number) { if (number != left_out) pause(AT_BARRIER); }
 #define __syncthreads() barrier(__COUNTER__)
 extern "C" void leave_out(int number) { left_out = number; }
+// What each lane of a warp brings, for all of them to see as long as this lives.
+template <class T> struct Together {
+    Together(const T& mine) {
+        static_assert(sizeof(T) <= sizeof(Fibre::out), "too large to show");
+        memcpy(fibres[threadIdx.x].out, &mine, sizeof(T));
+        pause(AT_SHUFFLE);  // all lanes have put theirs
+    }
+    ~Together() { pause(AT_SHUFFLE); }  // all lanes have taken theirs
+    const T& operator[](int lane) const { return *(const T*)fibres[threadIdx.x / 32 * 32 + lane].out; }
+};
 template <class T> static T __shfl_xor_sync(unsigned, T value, int mask) {
-    int me = threadIdx.x;
-    fibres[me].out = value;  // a double holds every float
-    pause(AT_SHUFFLE);       // all lanes have put theirs
-    T other = (T)fibres[me ^ mask].out;
-    pause(AT_SHUFFLE);       // all lanes have taken theirs
-    return other;
+    return Together<T>(value)[threadIdx.x % 32 ^ mask];
+}
+static void copy_later(void* to, const void* from, int bytes) { fibres[threadIdx.x].copies.push_back({to, from, bytes}); }
+static void copy_now() {
+    for (Copy& copy : fibres[threadIdx.x].copies) {
+        memcpy(copy.to, copy.from, copy.bytes);
+        memset((char*)copy.to + copy.bytes, 0, 16 - copy.bytes);
+    }
+    fibres[threadIdx.x].copies.clear();
+}
+static void __threadfence() { fibres[threadIdx.x].published = true; }
+static int atomicAdd(int* number, int more) {
+    for (Fibre& fibre : fibres) if (!fibre.published) stuck = true;
+    int before = *number;
+    *number += more;
+    return before;
 }
 static void enter() { body(); pause(DONE); }
 
-static bool launch(int blocks, int threads, unsigned seed, std::function<void()> kernel) {
+static bool launch(int columns, int rows, int threads, unsigned seed, std::function<void()> kernel) {
     std::mt19937 random(seed);
-    std::vector<int> order(threads);
-    std::iota(order.begin(), order.end(), 0);
-    body = kernel, fibres.resize(threads), stuck = false;
-    for (blockIdx.x = 0; blockIdx.x < blocks && !stuck; blockIdx.x++) {
+    std::vector<int> order(threads), blocks(columns * rows);
+    std::iota(order.begin(), order.end(), 0), std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), random);
+    body = kernel, fibres.resize(threads), stuck = false, gridDim = {columns, rows};
+    for (int block : blocks) {
+        blockIdx = {block % columns, block / columns};
         for (Fibre& fibre : fibres) {
-            fibre.stack.resize(1 << 16), fibre.state = RUNS, fibre.entered = false;
+            fibre.stack.resize(1 << 16), fibre.state = RUNS, fibre.entered = fibre.published = false;
+            fibre.copies.clear();
             getcontext(&fibre.context);
             fibre.context.uc_stack.ss_sp = fibre.stack.data(), fibre.context.uc_stack.ss_size = fibre.stack.size();
             makecontext(&fibre.context, enter, 0);
@@ -80,19 +121,23 @@ static bool launch(int blocks, int threads, unsigned seed, std::function<void()>
             auto wake = [&](int from, int to) { for (int t = from; t < to; t++) fibres[t].state = RUNS; moved = true; };
             if (all(0, threads, AT_BARRIER)) wake(0, threads);
             for (int warp = 0; warp < threads; warp += 32) if (all(warp, warp + 32, AT_SHUFFLE)) wake(warp, warp + 32);
-            if (!moved) { stuck = true; break; }
+            if (!moved) stuck = true;
+            if (stuck) return false;
         }
     }
-    return !stuck;
+    return true;
 }
 
-// KERNEL(name) makes run_name for Python: like cuLaunchKernel it takes a pointer to each argument. False: stuck.
+// KERNEL(name) makes run_name for Python: like cuLaunchKernel it takes a pointer to each argument. False: stuck, or an
+// arrival before its time.
 template <class... A, size_t... I>
-static bool run(void (*kernel)(A...), int blocks, int threads, unsigned seed, void** to, std::index_sequence<I...>) {
-    return launch(blocks, threads, seed, [&] { kernel(*(A*)to[I]...); });
+static bool run(void (*kernel)(A...), int columns, int rows, int threads, unsigned seed, void** to,
+                std::index_sequence<I...>) {
+    return launch(columns, rows, threads, seed, [&] { kernel(*(A*)to[I]...); });
 }
-template <class... A> static bool run(void (*kernel)(A...), int blocks, int threads, unsigned seed, void** to) {
-    return run(kernel, blocks, threads, seed, to, std::index_sequence_for<A...>());
+template <class... A>
+static bool run(void (*kernel)(A...), int columns, int rows, int threads, unsigned seed, void** to) {
+    return run(kernel, columns, rows, threads, seed, to, std::index_sequence_for<A...>());
 }
-#define KERNEL(name) extern "C" bool run_##name(int blocks, int threads, unsigned seed, void** to) { \
-    return run(name, blocks, threads, seed, to); }
+#define KERNEL(name) extern "C" bool run_##name(int columns, int rows, int threads, unsigned seed, void** to) { \
+    return run(name, columns, rows, threads, seed, to); }

@@ -1,12 +1,10 @@
-"""NT-Xent on an NVIDIA GPU: three kernels, in float32, equal to `loss.py` up to rounding.
+"""NT-Xent on an NVIDIA GPU: three kernels, equal to `loss.py` up to rounding, in one of three precisions.
 
-The kernels are in `ntxent.cu`, with the same equation tags; this file compiles them, once a process, and
-launches them. As in `tiled.py` the (2N, 2N) matrix is never whole: a block of threads owns 64 anchors, and
-visits the columns tile by tile, once for the softmax's denominators and once for the gradient. It
-computes with float32 accuracy throughout and does not use tensor cores.
-
-Any D works. The gradient is gathered for 128 of its D entries at a time, and the cosines are computed
-anew for each such part: up to D = 128 (SimCLR's) nothing is computed more often than needed.
+The kernels are in `ntxent.cu` (float32) and `tensor.cu` (tensor cores), each behind what they share, `common.cuh`,
+with the same equation tags; this file compiles them, once a process, and launches them. As in `tiled.py` the
+(2N, 2N) matrix is never whole: a block of threads owns 64 or 128 anchors, and visits the columns tile by tile,
+once for the softmax's denominators and once for the gradient. If that gives too few blocks for the GPU, several
+blocks share the columns of the same anchors, and the last to finish adds up their parts in a fixed order.
 """
 
 from __future__ import annotations
@@ -14,75 +12,117 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, array_module
 
-SOURCE = Path(__file__).with_name("ntxent.cu")
-THREADS, ROWS, SLAB = 256, 64, 16  # as in ntxent.cu
+THREADS, SLAB = 256, 16  # as in the kernels: of a block; and what a row of u is padded to a multiple of
 KERNELS = ("normalise", "row_sums", "gradient")
 
 
-def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Array, Array]:
+class Precision(NamedTuple):
+    """Where the kernels of one precision are, and the sizes that they were written for."""
+
+    source: str
+    rows: int  # anchors of a block
+    columns: int  # of a tile
+    parts: int  # bfloat16 numbers that stand for one of float32; 0: float32 itself
+    options: tuple[str, ...] = ()
+    most_entries: float = float("inf")  # of D
+
+
+FLOAT32 = Precision("ntxent.cu", rows=64, columns=128, parts=0)
+BFLOAT16X3 = Precision("tensor.cu", rows=128, columns=32, parts=2, options=("-DTERMS=3",), most_entries=128)
+BFLOAT16 = Precision("tensor.cu", rows=128, columns=64, parts=1, options=("-DTERMS=1",), most_entries=128)
+
+
+def value_and_grad(
+    za: Array, zb: Array, temperature: float, precision: Precision = FLOAT32
+) -> tuple[Array, Array, Array]:
     """The loss and its gradient, as `loss.value_and_grad` computes them.
 
     Shapes: za, zb (N, D), CuPy, float32 -> loss (), dza (N, D), dzb (N, D).
-    Memory: u (2N, D rounded up to 16) and seven numbers an anchor.
+    Memory: u (2N, D rounded up to 16), twice that on tensor cores, five numbers an anchor, and while there are
+    fewer anchors than fill the GPU, the parts of the gradient: about 130 anchors a multiprocessor.
+    Tensor cores serve D up to 128, SimCLR's; larger D is computed in float32.
     """
     xp = array_module(za, zb)
     if xp is np:
         raise RuntimeError('method "cuda" takes CuPy arrays; use "auto" for NumPy arrays')
     if za.dtype != xp.float32 or zb.dtype != xp.float32:
         raise TypeError('method "cuda" computes in float32; use "reference" for float64 arrays')
-    with za.device:
-        return _launch(xp, kernels(xp), xp.ascontiguousarray(za), xp.ascontiguousarray(zb), temperature)
+    if za.shape[1] > precision.most_entries:
+        precision = FLOAT32
+    with za.device as device:
+        kernel = kernels(xp, precision)
+        blocks = 2 * device.attributes["MultiProcessorCount"]
+        return launch(xp, kernel, precision, blocks, xp.ascontiguousarray(za), xp.ascontiguousarray(zb), temperature)
 
 
-def _launch(
-    xp: ModuleType, kernel: dict[str, Any], za: Array, zb: Array, temperature: float
+def launch(
+    xp: ModuleType, kernel: dict[str, Any], precision: Precision, wanted: int, za: Array, zb: Array, temperature: float
 ) -> tuple[Array, Array, Array]:
+    """The three launches, with about as many blocks as are `wanted`."""
     images, entries = za.shape
     n = 2 * images
     width = -(-entries // SLAB) * SLAB  # rows of u are padded with zeros
-    u, dz = xp.empty((n, width), xp.float32), xp.empty((n, entries), xp.float32)
-    norm, scale, positive, shift, weight, q, loss = xp.empty((7, n), xp.float32)
+    blocks = -(-n // precision.rows)
+    share, shares = shared_out(n, precision.columns, wanted // blocks)
+    first = -(-images // (THREADS // 32))  # blocks of the first launch: a warp an image
+
+    u = xp.empty((n + n // 2 * precision.parts, width), xp.float32)  # behind the rows, their parts in bfloat16
+    norm, scale, positive, loss = xp.empty((4, -(-n // 4) * 4), xp.float32)  # each begins at 16 bytes
+    highest, total = xp.empty((2, shares, n), xp.float32)
+    arrived = xp.empty(2 * first, xp.int32)
+    dz = xp.empty((n, entries), xp.float32)
+    parts = dz if shares == 1 else xp.empty((shares, n, entries), xp.float32)
     value = xp.empty((), xp.float32)
-    N, D, W, rows = np.int32(images), np.int32(entries), np.int32(width), np.int32(n)
     with np.errstate(over="ignore", under="ignore"):
         invtau, factor = np.float32(1 / temperature), np.float32(1 / (n * temperature))
-    blocks, per_block = -(-n // ROWS), THREADS // 32  # a warp an image
-    kernel["normalise"](
-        (-(-images // per_block),), (THREADS,), (za, zb, u, norm, scale, positive, N, D, W)
-    )
+    N, D, W, rows, S = (np.int32(x) for x in (images, entries, width, n, share))
+
+    kernel["normalise"]((first,), (THREADS,), (za, zb, u, norm, scale, positive, arrived, N, D, W))
     kernel["row_sums"](
-        (blocks,), (THREADS,), (u, positive, shift, weight, q, loss, invtau, rows, W)
+        (blocks, shares), (THREADS,), (u, positive, highest, total, loss, arrived, invtau, rows, W, S)
     )
     kernel["gradient"](
-        (blocks + 1,), (THREADS,),  # one more takes the mean
-        (u, norm, scale, positive, shift, weight, q, loss, value, dz, invtau, factor, rows, D, W),
+        (blocks + 1, shares), (THREADS,),  # one more takes the mean
+        (u, norm, scale, positive, loss, value, parts, dz, arrived, invtau, factor, rows, D, W, S),
     )  # fmt: skip
     return value, dz[:images], dz[images:]
+
+
+def shared_out(n: int, tile: int, blocks: int) -> tuple[int, int]:
+    """How many columns each of several blocks takes, whole tiles, and how many blocks that makes: none idle."""
+    tiles = -(-n // tile)
+    share = -(-tiles // max(1, min(blocks, tiles)))
+    return share * tile, -(-tiles // share)
 
 
 @functools.cache
 def usable(xp: ModuleType) -> bool:
     """Whether kernels can be compiled here at all: what stands in for CuPy in tests cannot."""
     try:
-        kernels(xp)
+        kernels(xp, FLOAT32)
     except (AttributeError, NotImplementedError):
         return False
     return True
 
 
 @functools.cache
-def kernels(xp: ModuleType) -> dict[str, Any]:
+def kernels(xp: ModuleType, precision: Precision) -> dict[str, Any]:
     """The kernels by name, compiled for this GPU (CuPy keeps them on disk for the next process)."""
-    module = xp.RawModule(code=ascii_source(), options=("--std=c++17",))
+    module = xp.RawModule(code=ascii_source(precision), options=("--std=c++17", *precision.options))
     return {name: module.get_function(name) for name in KERNELS}
 
 
-def ascii_source() -> str:
+def ascii_source(precision: Precision) -> str:
     """The kernels without the mathematics in their comments: CuPy may write them down in any encoding."""
-    return SOURCE.read_text(encoding="utf-8").encode("ascii", "replace").decode()
+    return source(precision).encode("ascii", "replace").decode()
+
+
+def source(precision: Precision) -> str:
+    folder = Path(__file__).parent
+    return "".join((folder / name).read_text(encoding="utf-8") for name in ("common.cuh", precision.source))
