@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -21,20 +22,22 @@ __all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad"]
 Method: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
 
 
-def nt_xent(za: Any, zb: Any, temperature: float = 0.1) -> Tensor:
+def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") -> Tensor:
     """NT-Xent of two views' embeddings, the mean over all 2N anchors: a scalar to call `backward` on.
 
     za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalised here.
     Tensors or arrays, (N, D) each; the rest is as `nt_xent_value_and_grad` says.
     """
-    return _nt_xent(za, zb, temperature=temperature)
+    return _nt_xent(za, zb, temperature=temperature, method=method)
 
 
 @primitive
-def _nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float) -> tuple[Array, Vjp]:
+def _nt_xent(
+    xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str = "auto"
+) -> tuple[Array, Vjp]:
     check(za, zb, temperature)
     # The gradient is computed along with the value, so that nothing of size (2N, 2N) waits for `backward`.
-    value, dza, dzb = compute(za, zb, temperature, "auto")
+    value, dza, dzb = compute(za, zb, temperature, method)
 
     def vjp(g: Array) -> tuple[Array, Array]:
         return g * dza, g * dzb
@@ -54,11 +57,11 @@ def nt_xent_value_and_grad(
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
 
     method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
-    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64
     or CuPy cannot compile kernels here.
+    "cuda-bf16x3" and "cuda-bf16" are cuda on tensor cores: cuda.py says what accuracy that leaves.
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
-    and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda";
-    RuntimeError for NumPy arrays with "cuda".
+    and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda…";
+    RuntimeError for NumPy arrays with "cuda…".
     """
     check(za, zb, temperature)
     value, dza, dzb = compute(za, zb, temperature, method)
@@ -118,4 +121,6 @@ METHODS: dict[str, Method] = {
     "reference": reference.value_and_grad,
     "tiled": tiled.value_and_grad,
     "cuda": cuda.value_and_grad,
+    "cuda-bf16x3": partial(cuda.value_and_grad, precision=cuda.BFLOAT16X3),
+    "cuda-bf16": partial(cuda.value_and_grad, precision=cuda.BFLOAT16),
 }

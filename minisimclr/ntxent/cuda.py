@@ -57,8 +57,7 @@ def value_and_grad(
         precision = FLOAT32
     with za.device as device:
         kernel = kernels(xp, precision)
-        blocks = 2 * device.attributes["MultiProcessorCount"]
-        return launch(xp, kernel, precision, blocks, xp.ascontiguousarray(za), xp.ascontiguousarray(zb), temperature)
+        return launch(xp, kernel, precision, 2 * processors(xp, device.id), xp.ascontiguousarray(za), xp.ascontiguousarray(zb), temperature)
 
 
 def launch(
@@ -103,19 +102,31 @@ def shared_out(n: int, tile: int, blocks: int) -> tuple[int, int]:
 
 @functools.cache
 def usable(xp: ModuleType) -> bool:
-    """Whether kernels can be compiled here at all: what stands in for CuPy in tests cannot."""
+    """Whether kernels can be compiled here at all: not without NVRTC, nor by what stands in for CuPy in tests."""
     try:
         kernels(xp, FLOAT32)
-    except (AttributeError, NotImplementedError):
+    except RuntimeError:
         return False
     return True
 
 
 @functools.cache
+def processors(xp: ModuleType, device: int) -> int:
+    """How many multiprocessors the GPU has."""
+    return int(xp.cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+@functools.cache
 def kernels(xp: ModuleType, precision: Precision) -> dict[str, Any]:
     """The kernels by name, compiled for this GPU (CuPy keeps them on disk for the next process)."""
-    module = xp.RawModule(code=ascii_source(precision), options=("--std=c++17", *precision.options))
-    return {name: module.get_function(name) for name in KERNELS}
+    try:
+        module = xp.RawModule(code=ascii_source(precision), options=("--std=c++17", *precision.options))
+        return {name: module.get_function(name) for name in KERNELS}  # each is compiled here
+    except Exception as error:  # of CuPy's own making, and from several layers of it
+        raise RuntimeError(
+            f'method "cuda" cannot be compiled for this GPU; NVRTC, its compiler, comes with '
+            f'pip install "cupy-cuda12x[ctk]" (or 13x); method "reference" needs none. CuPy says: {error}'
+        ) from error
 
 
 def ascii_source(precision: Precision) -> str:
