@@ -4,12 +4,16 @@
 // time, in such an order too; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each
 // barrier. A copy on its way to shared memory arrives when it is waited for, and no earlier. A block must not tell
 // others that it has arrived (atomicAdd) before each of its threads has published what it wrote (__threadfence).
+// CuPy compiles with -ftz=true: numbers too small for full precision are 0. On x86 they are here too.
 #include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 #include <algorithm>
 #include <functional>
 #include <numeric>
@@ -94,7 +98,16 @@ static int atomicAdd(int* number, int more) {
 }
 static void enter() { body(); pause(DONE); }
 
+struct FlushToZero {
+#ifdef __SSE__
+    unsigned before = _mm_getcsr();
+    FlushToZero() { _mm_setcsr(before | 0x8040); }  // results, and what is read
+    ~FlushToZero() { _mm_setcsr(before); }
+#endif
+};
+
 static bool launch(int columns, int rows, int threads, unsigned seed, std::function<void()> kernel) {
+    FlushToZero like_the_gpu;
     std::mt19937 random(seed);
     std::vector<int> order(threads), blocks(columns * rows);
     std::iota(order.begin(), order.end(), 0), std::iota(blocks.begin(), blocks.end(), 0);
@@ -111,13 +124,17 @@ static bool launch(int columns, int rows, int threads, unsigned seed, std::funct
         }
         for (;;) {
             std::shuffle(order.begin(), order.end(), random);
-            for (int t : order)
-                if (fibres[t].state == RUNS) threadIdx.x = t, resume(fibres[t]);
+            unsigned awake = random();  // a bit for each warp: some run ahead of others, until a barrier
+            bool moved = false;
+            for (int t : order) {
+                if (fibres[t].state != RUNS) continue;
+                moved = true;  // now or next time
+                if (awake >> t / 32 & 1) threadIdx.x = t, resume(fibres[t]);
+            }
             auto all = [&](int from, int to, State state) {
                 return std::all_of(&fibres[from], &fibres[0] + to, [&](Fibre& f) { return f.state == state; });
             };
             if (all(0, threads, DONE)) break;
-            bool moved = false;
             auto wake = [&](int from, int to) { for (int t = from; t < to; t++) fibres[t].state = RUNS; moved = true; };
             if (all(0, threads, AT_BARRIER)) wake(0, threads);
             for (int warp = 0; warp < threads; warp += 32) if (all(warp, warp + 32, AT_SHUFFLE)) wake(warp, warp + 32);

@@ -229,17 +229,22 @@ def tolerance(method: str, kind: str, temperature: float) -> float:
     return 5e-6 * max(1, 0.05 / temperature) * (6 if kind in ("collapsed", "antipodal", "opposed") else 1)
 
 
-def check_accuracy(method: str, kind: str, n: int, d: int, temperature: float, seed: int) -> None:
+def check_accuracy(
+    method: str, kind: str, n: int, d: int, temperature: float, seed: int, times: float = 1, tiny: float = 1e-36
+) -> None:
+    """Value and gradient to the tolerance, or `times` that for methods that multiply with less than float32.
+
+    Below `tiny`, float32 has no full precision to offer.
+    """
     a, b = rows(kind, n, d, np.random.default_rng([seed, n, d]))
     loss, da, db = nt_xent_value_and_grad(a, b, temperature, method)
     oracle = "tiled" if n > 1000 and "tiled" in METHODS else "reference"
     exact, ea, eb = nt_xent_value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature, oracle)
     length = np.linalg.norm(np.concatenate([a, b]).astype(np.float64), axis=1, keepdims=True)
     dz, ez = (np.concatenate(g).astype(np.float64) for g in ((da, db), (ea, eb)))
-    tiny = 1e-36  # below this, float32 has no full precision to offer
     length[np.linalg.norm(ez, axis=1) < tiny] = 1
     du, eu = dz * length, ez * length  # as of unit rows, so that the shortest rows do not decide alone
-    allowed = tolerance(method, kind, temperature)
+    allowed = times * tolerance(method, kind, temperature)
     what = f"{method}, {kind}, N={n}, d={d}, τ={temperature}"
     assert abs(loss - exact) <= allowed * exact + tiny, what
     assert np.linalg.norm(du - eu) <= allowed * np.linalg.norm(eu) + tiny * len(eu) / temperature, what

@@ -1,14 +1,17 @@
 """The CUDA kernels of NT-Xent without a GPU: compiled for two of them, and run on a CPU.
 
-`fibres.h` runs the very same file on a CPU, thread by thread, in an order that is shuffled at every
-barrier. So a result that is right, and the same bit for bit for every shuffle, does not owe it to the order.
+`Gpu` below is what cuda.py needs of CuPy. Its RawModule builds the very same files for this CPU; `fibres.h` runs
+them, thread by thread, in an order that is shuffled at every barrier. So a result that is right, and the same bit
+for bit for every shuffle, does not owe it to the order.
 The tests marked `gpu` repeat the comparison on a real one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,49 +27,48 @@ import pytest
 from test_ntxent import KINDS, check_accuracy, rows, views
 
 from minisimclr import backend
-from minisimclr.ntxent import METHODS, cuda, nt_xent_value_and_grad
+from minisimclr.ntxent import METHODS, cuda, nt_xent, nt_xent_value_and_grad
 from minisimclr.ntxent import loss as readable
 
-pytestmark = pytest.mark.host
+pytestmark = pytest.mark.host("the kernels run on fibres, or on a real GPU")
 
 HERE = Path(__file__).parent
-CODE = cuda.SOURCE.read_text(encoding="utf-8")
-BARRIERS = len(re.findall(r"^ *__syncthreads\(\);", CODE, re.MULTILINE))
+PRECISIONS = {"cuda": cuda.FLOAT32, "cuda-bf16x3": cuda.BFLOAT16X3, "cuda-bf16": cuda.BFLOAT16}
+TENSOR = [name for name in PRECISIONS if name != "cuda"]
+AS_CUPY_DOES = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")  # cupy/cuda/compiler.py
+# How many times the error of float32 each may make; cuda.py states what is measured.
+TIMES = {"cuda": 1, "cuda-bf16x3": 12, "cuda-bf16": 6000}
+
+FLUSHED = 3e-33  # with -ftz=true an entry below 1.2e-38 becomes 0: an error of 5e-6 in a row of this length
 
 
 # ── Compiled for a GPU ────────────────────────────────────────────────────────────────────────────
 
-def test_nvcc_compiles(tmp_path: Path) -> None:
-    """To machine code of both GPUs: only then is the assembly checked, and that shared memory suffices."""
+def by_nvcc(code: str, target: str, options: tuple[str, ...], folder: Path) -> str:
+    """Compile to machine code: only then is the assembly checked, and that shared memory suffices. -> its remarks."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (80, 90)]
-    command = [nvcc, *targets, "--threads=2", "-fatbin", "-Werror=all-warnings",
-               "-o", str(tmp_path / "out"), str(cuda.SOURCE)]
+    source = folder / "kernels.cu"
+    source.write_text(code, encoding="utf-8")
+    command = [nvcc, f"-arch={target}", "-cubin", "-Xptxas=-v", "-Werror=all-warnings", "--std=c++17", "-ftz=true",
+               *options, "-o", str(folder / "out"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-def nvrtc() -> Any:
-    """NVRTC, the compiler that CuPy uses, from a wheel in this environment or from the system."""
-    found = [path for folder in sys.path for path in
-             glob.glob(f"{folder}/nvidia/*/lib/libnvrtc.so.1*") + glob.glob(f"{folder}/nvidia/*/lib/libnvrtc.so")]
-    for name in [*found, "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
-
-
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_nvrtc_compiles(target: str) -> None:
-    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = cuda.ascii_source().encode()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"ntxent.cu", 0, None, None) == 0
-    options = (ctypes.c_char_p * 2)(f"--gpu-architecture={target}".encode(), b"--std=c++17")
-    result = library.nvrtcCompileProgram(program, 2, options)
+def by_nvrtc(code: str, target: str, options: tuple[str, ...], folder: Path) -> str:
+    """The same by NVRTC, as CuPy does it, from a wheel in this environment or from the system."""
+    found = [path for path_ in sys.path for path in
+             glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so.1*") + glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so")]
+    library = next(filter(None, map(loaded, [*found, "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])), None)
+    if library is None:
+        pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None) == 0
+    every = [f"--gpu-architecture={target}", "--ptxas-options=-v", *AS_CUPY_DOES, *options]
+    result = library.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*map(str.encode, every)))
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     library.nvrtcGetProgramLog(program, log)
@@ -73,67 +76,185 @@ def test_nvrtc_compiles(target: str) -> None:
     assert library.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0
     assert size.value > 0
     library.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode()
 
 
-def test_the_launches_fit_the_kernels() -> None:
-    for name in ("THREADS", "ROWS", "SLAB"):
-        assert re.search(rf"#define {name} +{getattr(cuda, name)}\b", CODE), name
-    assert tuple(re.findall(r"__launch_bounds__\(THREADS\)\n(\w+)\(", CODE)) == cuda.KERNELS
+def loaded(name: str) -> Any:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
+def check_compiles(compiler: Callable[..., str], precision: cuda.Precision, target: str, folder: Path) -> None:
+    remarks = compiler(cuda.ascii_source(precision), target, precision.options, folder)
+    assert len(re.findall(r"Compiling entry function", remarks)) == len(cuda.KERNELS)
+    spilled = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", remarks)
+    assert spilled == [("0", "0")] * len(cuda.KERNELS)  # registers suffice
+
+
+def test_a_compiler_for_gpus_accepts_the_kernels(tmp_path: Path) -> None:
+    check_compiles(by_nvcc if shutil.which("nvcc") else by_nvrtc, cuda.BFLOAT16X3, "sm_90", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [by_nvcc, by_nvrtc])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_each_compiler_accepts_all_kernels(compiler: Any, target: str, name: str, tmp_path: Path) -> None:
+    check_compiles(compiler, PRECISIONS[name], target, tmp_path)
+
+
+# ── The shape of the launches ─────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_the_launches_fit_the_kernels(name: str) -> None:
+    precision = PRECISIONS[name]
+    terms = 3 if precision.parts == 2 else precision.parts
+    code = cuda.source(precision)
+    sizes = {"TERMS": str(terms)}
+    for size, meaning in re.findall(r"^#define (\w+) +(.*?) *(?://.*)?$", code, re.MULTILINE):
+        choice = re.fullmatch(r"\(TERMS == 1 \? (\d+) : (\d+)\)", meaning)
+        sizes[size] = choice[1 if terms == 1 else 2] if choice else meaning
+    assert (sizes["THREADS"], sizes["ROWS"], sizes["COLUMNS"]) == (
+        str(cuda.THREADS), str(precision.rows), str(precision.columns))
+    if precision.parts:
+        assert (sizes["PARTS"], sizes["DEPTH"]) == (str(precision.parts), str(precision.most_entries))
+        assert precision.options == (f"-DTERMS={terms}",)
+    assert tuple(re.findall(r"__launch_bounds__\(THREADS\)\n(\w+)\(", code)) == cuda.KERNELS
+
+
+@pytest.mark.parametrize("tile", [32, 64, 128])
+@pytest.mark.parametrize("n", [2, 130, 512, 8192])
+def test_the_blocks_shares_cover_each_column_once_and_none_is_idle(n: int, tile: int) -> None:
+    for blocks in (0, 1, 2, 3, 7, 66, 10**6):
+        share, shares = cuda.shared_out(n, tile, blocks)
+        assert share % tile == 0
+        assert (shares - 1) * share < n <= shares * share
+        assert shares <= max(1, blocks)
+
+
+def test_few_anchors_are_spread_over_the_gpu_and_many_need_not_be() -> None:
+    assert cuda.shared_out(512, 128, 2 * 132 // 8) == (128, 4)  # N = 256: as many blocks as there are tiles
+    assert cuda.shared_out(8192, 128, 2 * 132 // 128) == (4096, 2)  # N = 4096: two for each multiprocessor
+    assert cuda.shared_out(131072, 128, 2 * 132 // 2048) == (131072, 1)
 
 
 # ── Run on a CPU ──────────────────────────────────────────────────────────────────────────────────
 
-class OnFibres:
-    """The kernels as cuda.py launches them, and what a test may change about them."""
+class Device:
+    """A GPU that has as many multiprocessors as its number says."""
 
-    def __init__(self, library: Path) -> None:
-        self.library, self.seed = ctypes.CDLL(str(library)), 0
+    def __init__(self, number: int) -> None:
+        self.id, self.attributes = number, {"MultiProcessorCount": number}
 
-    def kernel(self, name: str) -> Callable[..., None]:
-        function = getattr(self.library, f"run_{name}")
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+
+class Gpu:
+    """What cuda.py needs of CuPy, on this CPU, and what a test may change about it."""
+
+    float32, int32, empty, ascontiguousarray = np.float32, np.int32, staticmethod(np.empty), np.ascontiguousarray
+    cuda = SimpleNamespace(Device=Device)
+
+    def __init__(self, folder: Path, *options: str, change: tuple[str, str] = ("", "")) -> None:
+        self.folder, self.options, self.change = folder, ("-O1", *options), change
+        self.seed, self.libraries, self.launched = 0, list[Any](), list[Any]()
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
+        assert code.isascii()
+        library = ctypes.CDLL(str(self.build(code, options)))
+        self.libraries.append(library)
+        return SimpleNamespace(get_function=functools.partial(self.function, library, code))
+
+    def build(self, code: str, options: tuple[str, ...]) -> Path:
+        """The kernels as a library for this CPU. (A hardened longjmp takes a change of fibres for an attack.)"""
+        compiler = shutil.which("g++")
+        if compiler is None:
+            pytest.skip("g++ is not installed")
+        library = self.folder / (hashlib.sha256(f"{code} {options}".encode()).hexdigest()[:16] + ".so")
+        if not library.exists():
+            source = library.with_suffix(".cpp")
+            kernels = "\n".join(f"KERNEL({name})" for name in cuda.KERNELS)
+            source.write_text(f'#include "fibres.h"\n{code.replace(*self.change)}\n{kernels}\n')
+            command = [compiler, *options, *self.options, "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}",
+                       "-o", str(library), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+        return library
+
+    def function(self, library: Any, code: str, name: str) -> Callable[..., None]:
+        function = getattr(library, f"run_{name}")
         function.restype = ctypes.c_bool
+        signature = re.search(rf"\n{name}\((.*?)\) {{", code, re.DOTALL)
+        assert signature
+        types = [declared.split()[-2] for declared in signature[1].split(",")]
+        dtypes = {"float*": np.float32, "int*": np.int32, "float": np.float32, "int": np.int32}
 
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+            assert len(arguments) == len(types)
+            for declared, argument in zip(types, arguments):  # a GPU would take whatever bits it gets
+                assert argument.dtype == dtypes[declared], (name, declared, argument)
+                assert isinstance(argument, np.ndarray) == declared.endswith("*"), (name, declared, argument)
+                assert not isinstance(argument, np.ndarray) or argument.flags.c_contiguous
+            self.launched.append((name, grid))
             # An array is passed as its address, a number as it is: here a pointer to either.
             values = [np.array(x.ctypes.data if isinstance(x, np.ndarray) else x) for x in arguments]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
-            if not function(grid[0], block[0], self.seed, pointers):
-                raise RuntimeError(f"{name}: threads wait for each other for ever")
+            columns, height = (*grid, 1)[:2]
+            if not function(columns, height, block[0], self.seed, pointers):
+                raise RuntimeError(f"{name}: threads wait for each other for ever, or a block arrives too early")
 
         return launch
 
-    def __call__(self, za: Any, zb: Any, temperature: float) -> tuple[Any, Any, Any]:
-        kernels = {name: self.kernel(name) for name in cuda.KERNELS}
-        return cuda._launch(np, kernels, np.ascontiguousarray(za), np.ascontiguousarray(zb), temperature)
+
+class OnGpu(np.ndarray[Any, Any]):
+    """An array that cuda.py takes for one of CuPy's."""
+
+    device = Device(8)
 
 
-def build(folder: Path, *options: str, code: str = CODE) -> Path:
-    """The kernels as a library for this CPU. (A hardened longjmp takes a change of fibres for an attack.)"""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed")
-    kernels = "\n".join(f"KERNEL({name})" for name in cuda.KERNELS)
-    source, library = folder / "ntxent.cpp", folder / "ntxent.so"
-    source.write_text(f'#include "fibres.h"\n{code}\n{kernels}\n', encoding="utf-8")
-    command = [compiler, "-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}", *options,
-               "-o", str(library), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return library
+class Fibres:
+    """A method of nt_xent_value_and_grad on fibres, of and to NumPy arrays."""
+
+    def __init__(self, gpu: Gpu, method: str) -> None:
+        self.gpu, self.method = gpu, METHODS[method]
+
+    def __call__(self, za: Any, zb: Any, temperature: float, processors: int = 8) -> tuple[Any, Any, Any]:
+        a, b = za.view(OnGpu), zb.view(OnGpu)
+        a.device = Device(processors)
+        return self.method(a, b, temperature)
 
 
 @pytest.fixture(scope="session")
-def on_fibres(tmp_path_factory: pytest.TempPathFactory) -> OnFibres:
-    return OnFibres(build(tmp_path_factory.mktemp("fibres"), "-O2"))
+def session_gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+    return Gpu(tmp_path_factory.mktemp("fibres"))
 
 
 @pytest.fixture
-def fibres(on_fibres: OnFibres, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnFibres]:
-    """The kernels on this CPU, also as method "fibres"."""
-    monkeypatch.setitem(METHODS, "fibres", on_fibres)
-    on_fibres.seed = 0
-    yield on_fibres
-    on_fibres.library.leave_out(-1)
+def gpu(session_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    monkeypatch.setattr(cuda, "array_module", lambda *arrays: session_gpu)
+    session_gpu.seed = 0
+    yield session_gpu
+    for library in session_gpu.libraries:
+        library.leave_out(-1)
+
+
+@pytest.fixture(params=PRECISIONS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def fibres(gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch) -> Fibres:
+    """The kernels of each precision in turn, on this CPU; also as method "fibres"."""
+    run = Fibres(gpu, name)
+    monkeypatch.setitem(METHODS, "fibres", run)
+    return run
 
 
 def single(n: int, d: int, seed: int = 0) -> tuple[Any, Any]:
@@ -141,50 +262,89 @@ def single(n: int, d: int, seed: int = 0) -> tuple[Any, Any]:
     return a.astype(np.float32), b.astype(np.float32)
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 1])
-@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 32), (33, 3), (64, 16), (65, 130)])
-def test_kernels_equal_the_readable_version(fibres: OnFibres, n: int, d: int, temperature: float) -> None:
-    a, b = single(n, d, seed=1)
-    exact = readable.value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature)
-    result = fibres(a, b, temperature)
-    allowed = 5e-6 * max(1, 0.05 / temperature)
+def exactly(a: Any, b: Any, temperature: float) -> tuple[float, Any, Any]:
+    return readable.value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature)
+
+
+def check_close(result: tuple[Any, ...], exact: tuple[Any, ...], temperature: float, times: float) -> None:
+    allowed = times * 5e-6 * max(1, 0.05 / temperature)
     assert float(result[0]) == pytest.approx(float(exact[0]), rel=allowed)
     for g, e in zip(result[1:], exact[1:]):
-        assert np.linalg.norm(g - e) <= allowed * np.linalg.norm(e) + 1e-12 / temperature
+        assert np.linalg.norm(g - e) <= allowed * np.linalg.norm(e) + times * 1e-12 / temperature
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 32), (33, 3), (65, 130)])
+def test_kernels_equal_the_readable_version(fibres: Fibres, name: str, n: int, d: int, temperature: float) -> None:
+    a, b = single(n, d, seed=1)
+    check_close(fibres(a, b, temperature), exactly(a, b, temperature), temperature, TIMES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "d"), [(64, 16), (65, 128), (97, 17), (200, 112)])
+def test_kernels_equal_the_readable_version_in_several_tiles(fibres: Fibres, name: str, n: int, d: int) -> None:
+    a, b = single(n, d, seed=8)
+    for processors in (1, 2, 3, 8):
+        check_close(fibres(a, b, 0.1, processors), exactly(a, b, 0.1), 0.1, TIMES[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_accuracy_of_the_kernels(fibres: OnFibres, kind: str) -> None:
+def test_accuracy_of_the_kernels(fibres: Fibres, name: str, kind: str) -> None:
     for temperature in (1e-3, 0.05, 1e3):
         for n, d in [(1, 8), (3, 16), (33, 20)]:
-            check_accuracy("fibres", kind, n, d, temperature, seed=11)
+            check_accuracy("fibres", kind, n, d, temperature, seed=11, times=TIMES[name], tiny=FLUSHED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_accuracy_of_the_kernels_in_large_batches(fibres: OnFibres, kind: str) -> None:
+def test_accuracy_of_the_kernels_in_large_batches(fibres: Fibres, name: str, kind: str) -> None:
     for temperature in (0.01, 0.1, 1):
         for n, d in [(129, 130), (2, 512), (300, 64)]:
-            check_accuracy("fibres", kind, n, d, temperature, seed=12)
+            check_accuracy("fibres", kind, n, d, temperature, seed=12, times=TIMES[name], tiny=FLUSHED)
 
 
-def test_the_order_of_threads_changes_no_bit(fibres: OnFibres) -> None:
+def test_the_order_of_threads_and_blocks_changes_no_bit(fibres: Fibres) -> None:
     a, b = single(66, 20, seed=2)
     first = fibres(a, b, 0.1)
-    for fibres.seed in (1, 2, 3):
+    for fibres.gpu.seed in (1, 2):
         for x, y in zip(fibres(a, b, 0.1), first):
             np.testing.assert_array_equal(x, y)
 
 
-def test_zero_rows(fibres: OnFibres) -> None:
+def test_blocks_share_the_columns_if_anchors_are_few(fibres: Fibres) -> None:
+    a, b = single(66, 3, seed=9)
+    alone, together = fibres(a, b, 0.1, processors=1), fibres(a, b, 0.1, processors=99)
+    shares = [grid[1] for kernel, grid in fibres.gpu.launched[-6:] if kernel == "gradient"]
+    assert shares[0] < shares[1]
+    for x, y in zip(alone, together):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TENSOR, indirect=True)
+def test_rows_too_long_for_tensor_cores_are_computed_in_float32(gpu: Gpu, name: str) -> None:
+    a, b = single(3, 129)
+    for x, y in zip(Fibres(gpu, name)(a, b, 0.1), Fibres(gpu, "cuda")(a, b, 0.1)):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", TENSOR, indirect=True)
+def test_equal_rows_stay_equal_in_bfloat16(fibres: Fibres, name: str) -> None:
+    """All rows equal: log(2N−1), to float32's rounding whatever bfloat16 makes of the rows, and no gradient."""
+    z = np.tile(np.linspace(-0.3, 1, 20, dtype=np.float32), (9, 1))
+    loss, da, db = fibres(z, z, 0.1)
+    assert float(loss) == pytest.approx(np.log(17), rel=1e-5)
+    assert max(abs(da).max(), abs(db).max()) < 1e-4
+
+
+def test_zero_rows(fibres: Fibres, name: str) -> None:
     a, b = single(4, 16, seed=14)
     a[1] = 0
-    exact = readable.value_and_grad(a.astype(np.float64), b.astype(np.float64), 0.1)
+    exact = exactly(a, b, 0.1)
     loss, da, db = fibres(a, b, 0.1)
-    assert float(loss) == pytest.approx(float(exact[0]), rel=1e-6)
+    assert float(loss) == pytest.approx(float(exact[0]), rel=1e-6 * TIMES[name])
     assert not da[1].any()
-    np.testing.assert_allclose(da, exact[1], atol=1e-6)
-    np.testing.assert_allclose(db, exact[2], atol=1e-6)
+    np.testing.assert_allclose(da, exact[1], atol=1e-6 * TIMES[name])
+    np.testing.assert_allclose(db, exact[2], atol=1e-6 * TIMES[name])
     loss, da, db = fibres(0 * a, 0 * b, 0.1)
     assert float(loss) == pytest.approx(np.log(7), rel=1e-6)
     assert not da.any()
@@ -192,8 +352,8 @@ def test_zero_rows(fibres: OnFibres) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("n", [1, 2, 70])
-def test_not_finite_in_nan_out(fibres: OnFibres, bad: float, n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 35])
+def test_not_finite_in_nan_out(fibres: Fibres, bad: float, n: int) -> None:
     for where in (0, 1):
         ab = single(n, 3)
         ab[where][n - 1] = 0
@@ -201,7 +361,7 @@ def test_not_finite_in_nan_out(fibres: OnFibres, bad: float, n: int) -> None:
         assert np.isnan(fibres(*ab, 0.1)[0])
 
 
-def test_one_image_has_no_negatives(fibres: OnFibres) -> None:
+def test_one_image_has_no_negatives(fibres: Fibres) -> None:
     loss, da, db = fibres(*single(1, 40), 0.1)
     assert loss == 0
     assert not da.any()
@@ -209,7 +369,7 @@ def test_one_image_has_no_negatives(fibres: OnFibres) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-30, 1e30, 1e300])
-def test_any_temperature(fibres: OnFibres, temperature: float) -> None:
+def test_any_temperature(fibres: Fibres, temperature: float) -> None:
     loss, da, db = fibres(*single(3, 4), temperature)
     assert np.isfinite(loss)
     assert np.isfinite(da).all()
@@ -218,63 +378,129 @@ def test_any_temperature(fibres: OnFibres, temperature: float) -> None:
 
 # ── The harness sees planted faults ───────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize("number", range(BARRIERS))
-def test_a_missing_barrier_is_seen(fibres: OnFibres, number: int) -> None:
+def barriers(precision: cuda.Precision) -> int:
+    return len(re.findall(r"^ *__syncthreads\(\);", cuda.source(precision), re.MULTILINE))
+
+
+def check_barrier(fibres: Fibres, number: int) -> None:
+    """Without it, the gradient is another, or a block arrives before it has written all."""
     a, b = single(66, 20, seed=3)
-    right = np.concatenate(fibres(a, b, 0.1)[1:])
-    fibres.library.leave_out(number)
-    assert not np.array_equal(np.concatenate(fibres(a, b, 0.1)[1:]), right)
+    seen = False
+    for processors in (1, 8):
+        right = fibres(a, b, 0.1, processors)
+        fibres(b, -a, 0.2, processors)  # leaves something else in shared memory
+        for library in fibres.gpu.libraries:
+            library.leave_out(number)
+        try:
+            seen |= not all(np.array_equal(x, y) for x, y in zip(fibres(a, b, 0.1, processors), right))
+        except RuntimeError as error:
+            assert "arrives too early" in str(error)
+            seen = True
+        for library in fibres.gpu.libraries:
+            library.leave_out(-1)
+    assert seen
+
+
+@pytest.mark.parametrize("name", ["cuda"], indirect=True)
+@pytest.mark.parametrize("number", range(barriers(cuda.FLOAT32)))
+def test_a_missing_barrier_is_seen(fibres: Fibres, number: int) -> None:
+    check_barrier(fibres, number)
+
+
+@pytest.mark.parametrize("name", ["cuda-bf16"], indirect=True)
+@pytest.mark.parametrize("number", range(barriers(cuda.BFLOAT16)))
+def test_a_missing_barrier_is_seen_on_tensor_cores(fibres: Fibres, number: int) -> None:
+    check_barrier(fibres, number)
 
 
 SANITIZED = """
-import sys; sys.path[:0] = sys.argv[2:]
+import sys; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
 import numpy as np
-from test_ntxent_cuda import OnFibres, single
-run = OnFibres(sys.argv[1])
-for n, d in [(1, 1), (3, 16), (65, 17)]:
-    a, b = (z.reshape(-1).copy().reshape(n, d) for z in single(n, d))
-    assert np.isfinite(run(a, b, 0.1)[0])
+from test_ntxent_cuda import Fibres, Gpu, cuda, single
+gpu = Gpu(Path(sys.argv[1]))
+cuda.array_module = lambda *arrays: gpu
+for method in sys.argv[3].split():
+    for n, d in [(1, 1), (3, 16), (65, 17)]:
+        a, b = (z.reshape(-1).copy().reshape(n, d) for z in single(n, d))
+        assert np.isfinite(Fibres(gpu, method)(a, b, 0.1)[0])
 print("done")
 """
 
 
-def sanitized(folder: Path, code: str = CODE) -> subprocess.CompletedProcess[str]:
-    library = build(folder, "-O1", "-fsanitize=address", code=code)
+def sanitized(folder: Path, methods: str, change: tuple[str, str] = ("", "")) -> subprocess.CompletedProcess[str]:
+    gpu = Gpu(folder, "-fsanitize=address", change=change)
+    for method in methods.split():  # built here: the child's compiler would be preloaded too
+        precision = PRECISIONS[method]
+        gpu.build(cuda.ascii_source(precision), ("--std=c++17", *precision.options))
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(runtime).exists():
         pytest.skip("g++ has no AddressSanitizer here")
     environment = os.environ | {"LD_PRELOAD": os.path.realpath(runtime), "ASAN_OPTIONS": "detect_leaks=0",
                                 "PYTHONMALLOC": "malloc"}
-    return subprocess.run([sys.executable, "-c", SANITIZED, library, str(HERE)], env=environment,
+    return subprocess.run([sys.executable, "-c", SANITIZED, folder, str(HERE), methods], env=environment,
                           capture_output=True, text=True, timeout=300)
 
 
-def test_address_sanitizer(tmp_path: Path) -> None:
-    done = sanitized(tmp_path)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_address_sanitizer(name: str, tmp_path: Path) -> None:
+    done = sanitized(tmp_path, name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "done\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("right", "wrong"), [
-    ("if (row < n && d < width)", "if (d < width)"),
-    ("if (image >= N) return;", ""),
-    ("if (threadIdx.x % 16 == 0 && i < n)", "if (threadIdx.x % 16 == 0)"),
-    ("j < n ? weight[j] : 0", "weight[j]"),
+@pytest.mark.parametrize(("name", "right", "wrong"), [
+    ("cuda", "if (row < n && d < width)", "if (d < width)"),
+    ("cuda", "if (image >= N) return;", ""),
+    ("cuda", "if (threadIdx.x % 16 == 0 && i < n)", "if (threadIdx.x % 16 == 0)"),
+    ("cuda", "j < n ? loss[j] : 0", "loss[j]"),
+    ("cuda-bf16", "left + column < n && d < width", "d < width"),
+    ("cuda-bf16x3", "min(16, 4 * (n - left - j))", "16"),
+    ("cuda-bf16x3", "if (i < n && d < D) parts", "if (d < D) parts"),
+    ("cuda-bf16", "bool exists = i < n && d < width;", "bool exists = d < width;"),
 ])
-def test_address_sanitizer_sees_a_missing_bound(right: str, wrong: str, tmp_path: Path) -> None:
-    assert CODE.count(right) == 1
-    done = sanitized(tmp_path, CODE.replace(right, wrong))
+def test_address_sanitizer_sees_a_missing_bound(name: str, right: str, wrong: str, tmp_path: Path) -> None:
+    assert cuda.source(PRECISIONS[name]).count(right) == 1
+    done = sanitized(tmp_path, name, (right, wrong))
     assert done.returncode != 0
     assert "ERROR: AddressSanitizer" in done.stderr
 
 
-# ── The choice of the method ──────────────────────────────────────────────────────────────────────
+# ── The door ──────────────────────────────────────────────────────────────────────────────────────
 
-def test_numpy_arrays_are_refused() -> None:
+@pytest.mark.parametrize("method", PRECISIONS)
+def test_numpy_arrays_are_refused(method: str) -> None:
     z = np.ones((2, 2), np.float32)
     with pytest.raises(RuntimeError, match='method "cuda" takes CuPy arrays'):
-        nt_xent_value_and_grad(z, z, method="cuda")
+        nt_xent_value_and_grad(z, z, method=method)
+
+
+def test_float64_is_refused(gpu: Gpu) -> None:
+    z = np.ones((2, 2)).view(OnGpu)
+    with pytest.raises(TypeError, match="computes in float32"):
+        nt_xent_value_and_grad(z, z, method="cuda-bf16")
+
+
+def test_a_gpu_without_the_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**module: Any) -> Any:
+        raise OSError("libnvrtc.so.12: cannot open shared object file")
+
+    module = SimpleNamespace(RawModule=missing)
+    monkeypatch.setattr(cuda, "kernels", cuda.kernels.__wrapped__)  # a namespace cannot be remembered
+    monkeypatch.setattr(cuda, "usable", cuda.usable.__wrapped__)
+    with pytest.raises(RuntimeError, match=r"cupy-cuda12x\[ctk\].*libnvrtc\.so\.12") as caught:
+        cuda.kernels(module, cuda.FLOAT32)
+    assert "\n" not in str(caught.value)
+    assert not cuda.usable(module)  # then "auto" takes "reference"
+
+
+def test_the_loss_of_tensors_takes_a_method_too() -> None:
+    a, b = single(5, 4)
+    assert nt_xent(a, b, 0.1, method="reference").item() == pytest.approx(nt_xent(a, b, 0.1).item(), rel=1e-6)
+    with pytest.raises(RuntimeError, match='method "cuda" takes CuPy arrays'):
+        nt_xent(a, b, 0.1, method="cuda-bf16")
 
 
 # ── On a GPU ──────────────────────────────────────────────────────────────────────────────────────
@@ -296,20 +522,35 @@ def on_gpu() -> Callable[..., tuple[float, Any, Any]]:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("method", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.05, 0.1, 1, 1e3])
-def test_accuracy_on_a_gpu(on_gpu: Any, kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "on gpu", lambda za, zb, t: on_gpu(za, zb, t) if za.dtype == np.float32 else None)
-    for n, d in [(1, 8), (2, 512), (5, 130), (129, 32), (1000, 128), (4096, 128)]:
-        check_accuracy("on gpu", kind, n, d, temperature, seed=11)
+def test_accuracy_on_a_gpu(
+    on_gpu: Any, method: str, kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "on gpu", lambda za, zb, t: on_gpu(za, zb, t, method))
+    for n, d in [(1, 8), (2, 512), (5, 130), (129, 32), (256, 128), (1000, 128), (4096, 128)]:
+        check_accuracy("on gpu", kind, n, d, temperature, seed=11, times=TIMES[method], tiny=FLUSHED)
 
 
 @pytest.mark.gpu
-def test_a_gpu_repeats_itself_bit_for_bit(on_gpu: Any) -> None:
-    a, b = single(1000, 128, seed=4)
-    first = on_gpu(a, b, 0.1)
-    for x, y in zip(on_gpu(a, b, 0.1), first):
+@pytest.mark.parametrize("method", PRECISIONS)
+@pytest.mark.parametrize("n", [5, 256, 1000, 9000])
+def test_a_gpu_repeats_itself_bit_for_bit(on_gpu: Any, method: str, n: int) -> None:
+    a, b = single(n, 128, seed=4)
+    first = on_gpu(a, b, 0.1, method)
+    for x, y in zip(on_gpu(a, b, 0.1, method), first):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", PRECISIONS)
+def test_fibres_say_what_a_gpu_does(on_gpu: Any, gpu: Gpu, method: str) -> None:
+    """As near as rounding in another order allows: so the errors measured on a CPU are the GPU's."""
+    a, b = single(200, 128, seed=7)
+    expected = Fibres(gpu, method)(a, b, 0.1)
+    for x, y in zip(on_gpu(a, b, 0.1, method), expected):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-6 * TIMES[method] ** 0.5 * np.abs(y).max())
 
 
 @pytest.mark.gpu

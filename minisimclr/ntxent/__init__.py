@@ -57,6 +57,7 @@ def nt_xent_value_and_grad(
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
 
     method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
+    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64
     or CuPy cannot compile kernels here.
     "cuda-bf16x3" and "cuda-bf16" are cuda on tensor cores: cuda.py says what accuracy that leaves.
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
