@@ -1,6 +1,6 @@
 // CUDA's threads on a CPU, to test a kernel without a GPU: a block's threads are fibres (ucontext) on one core.
 // Each runs until its next __syncthreads or shuffle; then the others do, in an order drawn anew each time from
-// `seed`. Whoever reads what another thread has yet to write, with no barrier between, reads garbage. One block at a
+// `seed`, and some warps not at all until the next time. Whoever reads what another thread has yet to write, with no barrier between, reads garbage. One block at a
 // time, in such an order too; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each
 // barrier. A copy on its way to shared memory arrives when it is waited for, and no earlier. A block must not tell
 // others that it has arrived (atomicAdd) before each of its threads has published what it wrote (__threadfence).
@@ -14,10 +14,8 @@
 #ifdef __SSE__
 #include <xmmintrin.h>
 #endif
-#include <algorithm>
 #include <functional>
-#include <numeric>
-#include <random>
+#include <utility>
 #include <vector>
 
 #define ON_A_CPU
@@ -29,8 +27,8 @@
 struct alignas(16) float4 { float x, y, z, w; };
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-using std::max;
-using std::min;
+static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 static float fast_exp(float x) { return exp2f(x * 1.44269504f); }  // as the GPU does, with the rounding of the product
 #define __expf fast_exp  // the C library has the name too
 static float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -53,9 +51,15 @@ static jmp_buf scheduler;
 static std::function<void()> body;
 static bool stuck;  // some threads of a block, or lanes of a warp, wait for others that have ended or wait elsewhere
 
+static std::vector<int> running;            // threads of each warp that run …
+static std::vector<int> at_shuffle;         // … or wait for the other lanes
+static int at_barrier;                      // threads of the block that wait at a barrier
 static void pause(State state) {
     int me = threadIdx.x;
     fibres[me].state = state;
+    running[me / 32]--;
+    if (state == AT_SHUFFLE) at_shuffle[me / 32]++;
+    if (state == AT_BARRIER) at_barrier++;
     if (!_setjmp(fibres[me].here)) _longjmp(scheduler, 1);  // swapcontext would call the system each time
 }
 static void resume(Fibre& fibre) {
@@ -106,43 +110,65 @@ struct FlushToZero {
 #endif
 };
 
+static unsigned drawn;  // a permuted congruential generator: short, and quick enough to be asked all the time
+static unsigned random_below(unsigned limit) {
+    drawn = drawn * 747796405u + 2891336453u;
+    return (((drawn >> (drawn >> 28) + 4) ^ drawn) * 277803737u >> 8) % limit;
+}
+
+// f(0 … count − 1) in one of many orders; count is a power of two.
+template <class F> static void in_some_order(int count, F f) {
+    int step = 2 * random_below(count) + 1, first = random_below(count);
+    for (int x = 0; x < count; x++) f((first + step * x) % count);
+}
+
+static void start(Fibre& fibre) {
+    fibre.stack.resize(1 << 16), fibre.state = RUNS, fibre.entered = fibre.published = false, fibre.copies.clear();
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.data(), fibre.context.uc_stack.ss_size = fibre.stack.size();
+    makecontext(&fibre.context, enter, 0);
+}
+
+static void wake(int warp) {
+    for (int t = 32 * warp; t < 32 * warp + 32; t++) fibres[t].state = RUNS;
+    running[warp] = 32, at_shuffle[warp] = 0;
+}
+
+static void run_block(int threads) {
+    int warps = threads / 32;
+    running.assign(warps, 32), at_shuffle.assign(warps, 0), at_barrier = 0;
+    for (Fibre& fibre : fibres) start(fibre);
+    for (bool moved = true; moved && !stuck;) {
+        moved = false;
+        in_some_order(warps, [&](int warp) {
+            if (running[warp]) moved = true;                 // now, or
+            if (!running[warp] || random_below(2)) return;  // the next time: some run ahead of others, until a barrier
+            in_some_order(32, [&](int lane) {
+                int t = 32 * warp + lane;
+                if (fibres[t].state == RUNS) threadIdx.x = t, resume(fibres[t]);
+            });
+            if (at_shuffle[warp] == 32) wake(warp);
+        });
+        if (at_barrier < threads) continue;
+        at_barrier = 0;
+        for (int warp = 0; warp < warps; warp++) wake(warp);
+        moved = true;
+    }
+    for (Fibre& fibre : fibres) if (fibre.state != DONE) stuck = true;
+}
+
 static bool launch(int columns, int rows, int threads, unsigned seed, std::function<void()> kernel) {
     FlushToZero like_the_gpu;
-    std::mt19937 random(seed);
-    std::vector<int> order(threads), blocks(columns * rows);
-    std::iota(order.begin(), order.end(), 0), std::iota(blocks.begin(), blocks.end(), 0);
-    std::shuffle(blocks.begin(), blocks.end(), random);
-    body = kernel, fibres.resize(threads), stuck = false, gridDim = {columns, rows};
+    body = kernel, fibres.resize(threads), stuck = false, gridDim = {columns, rows}, drawn = seed;
+    std::vector<int> blocks;
+    for (int block = 0; block < columns * rows; block++)
+        blocks.insert(blocks.begin() + random_below(block + 1), block);
     for (int block : blocks) {
         blockIdx = {block % columns, block / columns};
-        for (Fibre& fibre : fibres) {
-            fibre.stack.resize(1 << 16), fibre.state = RUNS, fibre.entered = fibre.published = false;
-            fibre.copies.clear();
-            getcontext(&fibre.context);
-            fibre.context.uc_stack.ss_sp = fibre.stack.data(), fibre.context.uc_stack.ss_size = fibre.stack.size();
-            makecontext(&fibre.context, enter, 0);
-        }
-        for (;;) {
-            std::shuffle(order.begin(), order.end(), random);
-            unsigned awake = random();  // a bit for each warp: some run ahead of others, until a barrier
-            bool moved = false;
-            for (int t : order) {
-                if (fibres[t].state != RUNS) continue;
-                moved = true;  // now or next time
-                if (awake >> t / 32 & 1) threadIdx.x = t, resume(fibres[t]);
-            }
-            auto all = [&](int from, int to, State state) {
-                return std::all_of(&fibres[from], &fibres[0] + to, [&](Fibre& f) { return f.state == state; });
-            };
-            if (all(0, threads, DONE)) break;
-            auto wake = [&](int from, int to) { for (int t = from; t < to; t++) fibres[t].state = RUNS; moved = true; };
-            if (all(0, threads, AT_BARRIER)) wake(0, threads);
-            for (int warp = 0; warp < threads; warp += 32) if (all(warp, warp + 32, AT_SHUFFLE)) wake(warp, warp + 32);
-            if (!moved) stuck = true;
-            if (stuck) return false;
-        }
+        run_block(threads);
+        if (stuck) break;
     }
-    return true;
+    return !stuck;
 }
 
 // KERNEL(name) makes run_name for Python: like cuLaunchKernel it takes a pointer to each argument. False: stuck, or an
