@@ -181,6 +181,8 @@ def serve(name: str, device: str) -> None:
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[0]
             reply = {"failed": f"{type(error).__name__}: {text}"[:160]}
+        if "failed" in reply:
+            worker.release()  # memory that it filled in vain: others want it
         print(json.dumps(reply), file=answers, flush=True)
 
 
@@ -221,9 +223,9 @@ class Worker:
 
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
 
-def measure(name: str, section: Section, case: Case, workers: dict[str, Worker], seconds: float,
+def measure(name: str, section: Section, case: Case, workers: dict[str, Worker], seconds: float, deadline: float,
             rates: dict[str, float]) -> list[Row]:
-    """One row a contestant: everyone takes turns until the time is up, but one turn at least."""
+    """One row a contestant: everyone takes turns until the time is up, but one turn at least before the deadline."""
     contestants = [c for c in section.contestants if c.worker in workers]
     rows: list[Row] = [{"section": name, "case": case["name"], "name": c.name, "who": c.who, "precision": c.precision,
                         "times": []} for c in contestants]
@@ -231,10 +233,12 @@ def measure(name: str, section: Section, case: Case, workers: dict[str, Worker],
     turn = seconds / len(rows) / section.rounds / 2  # the other half goes into preparing
     for number in range(section.rounds if seconds else 1):
         for c, row in zip(contestants, rows):
-            if "failed" in row or (number and seconds - (time.monotonic() - begin) < turn):
+            left = deadline - time.monotonic()
+            if "failed" in row or left < 0 or (number and seconds - (time.monotonic() - begin) < turn):
                 continue
-            reply = workers[c.worker].ask(max(60.0, 2 * seconds) if number == 0 else 60.0, section=name, case=case,
-                                          who=c.who, how=c.how, precision=c.precision, seconds=turn, keep=section.keep)
+            patience = min(left, max(60.0, 2 * seconds))
+            reply = workers[c.worker].ask(patience, section=name, case=case, who=c.who, how=c.how,
+                                          precision=c.precision, seconds=turn, keep=section.keep)
             row["times"] += reply.pop("times", [])
             row.update(reply)
     for worker in workers.values():
@@ -350,7 +354,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -> int:
-    about = workers["cupy"].ask(60, describe=True)
+    about = workers["cupy"].ask(120, describe=True)
     if "failed" in about:
         print(f"benchmarks/gpu.py: {about['failed'].removeprefix('RuntimeError: ')}", file=sys.stderr)
         return 2
@@ -372,9 +376,9 @@ def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -
               "smoke": options.smoke, "rates": rates, "rows": rows}
     write(options.json, report)
     whole = sum(section.share for section in chosen.values())
+    deadline = begin + 60 * options.minutes
     for name, section in chosen.items():
-        left = 60 * options.minutes - (time.monotonic() - begin)
-        end = time.monotonic() + left * section.share / whole
+        end = time.monotonic() + (deadline - time.monotonic()) * section.share / whole
         whole -= section.share
         for k, case in enumerate(section.cases):
             seconds = 0.0 if options.smoke else (end - time.monotonic()) / (len(section.cases) - k)
@@ -382,7 +386,7 @@ def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -
                 rows.append({"section": name, "case": case["name"], "name": "everyone", "failed": "no time left"})
                 now = rows[-1:]
             else:
-                now = measure(name, section, case, workers, seconds, rates)
+                now = measure(name, section, case, workers, seconds, deadline, rates)
                 rows += now
             print(table(now), flush=True)
             write(options.json, report)

@@ -385,7 +385,7 @@ class Worker:
             return self.machine.describe()  # type: ignore[no-any-return]
         if "forget" in question:
             self.prepared.clear()
-            self.machine.release()
+            self.release()
             return {}
         key = str([question[part] for part in ("section", "case", "who", "how", "precision")])
         if key not in self.prepared:
@@ -397,6 +397,11 @@ class Worker:
             del run
             if not question["keep"]:
                 self.prepared.clear()
+            self.release()
+
+    def release(self) -> None:
+        """Give the memory back that only the allocator holds."""
+        if self.machine is not None:
             self.machine.release()
 
     def prepare(self, question: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

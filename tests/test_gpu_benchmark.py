@@ -120,6 +120,16 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
+def test_time_that_is_up_is_said_so(gpu: Any, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    done = subprocess.run([sys.executable, str(SCRIPT), "--device", "stand-in", "--without-torch", "--minutes", "0",
+                           "--json", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == sum(len(section.cases) for section in gpu.sections(False, []).values())
+    assert {row["failed"] for row in rows} == {"no time left"}
+
+
 # ── Its arithmetic ────────────────────────────────────────────────────────────────────────────────
 
 def test_floor_is_the_longer_of_products_and_copies_and_their_sum_for_a_step(gpu: Any) -> None:
