@@ -1,7 +1,8 @@
 """A run and its folder: what is kept while training, how it is stopped, and how it goes on.
 
     config.json      the settings
-    metrics.jsonl    one JSON object per step
+    metrics.jsonl    one JSON object per step: "loss", "top1", "gradient" (Σ max|g| over the parameters; 0: a step that
+                     float16 left out), "lr" …
     checkpoint.npz   weights, momentum, position (checkpoint.py)
 """
 
