@@ -8,6 +8,8 @@ from minisimclr.config import build_model
 from minisimclr.evaluate import Score
 from minisimclr.run import Run
 
+pytestmark = pytest.mark.host
+
 
 @pytest.fixture(scope="module")
 def run():

@@ -19,6 +19,8 @@ from minisimclr.data import epoch_order
 from minisimclr.train import pretrain
 from minisimclr.views import step_views, views_ahead
 
+pytestmark = pytest.mark.host
+
 CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, strength=1.0, seed=3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)
 STEPS = range(1, 6)                                        # as a resumed run would ask for
