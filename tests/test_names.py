@@ -47,6 +47,7 @@ ASKS = {
     "autograd.py": "only NumPy's arrays can be locked",
     "precision.py": "refuses number formats that a processor does not have",
     "cli.py": "tells what a GPU is sent, and when",
+    "views.py": "processes draw the views ahead of a processor; a GPU draws them itself",
 }
 
 
