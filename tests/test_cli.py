@@ -45,6 +45,8 @@ def photos(tmp_path_factory):
 def trained(photos, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
     assert main(["pretrain", "--data", str(photos), "--out", str(run), *SMALL, *THERE]) == 0
+    # Looked at here, where no other test has evaluated the run yet, whatever the order of the tests.
+    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.npz"}
     return run
 
 
@@ -60,7 +62,6 @@ def error_line(capsys):
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────
 
 def test_pretrain_keeps_the_configuration_the_metrics_and_a_checkpoint(trained):
-    assert {"config.json", "metrics.jsonl", "checkpoint.npz"} == {path.name for path in trained.iterdir()}
     config = json.loads((trained / "config.json").read_text())
     assert (config["batch"], config["size"], config["temperature"]) == (4, 16, 0.1)
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]

@@ -213,6 +213,13 @@ def test_options_that_make_no_sense_are_refused(kind, options, says):
         kind([tensor(np.ones(2), requires_grad=True)], **options)
 
 
+def test_an_optimizer_without_a_rule_of_its_own_must_not_step():
+    p = Tensor(np.ones(2), requires_grad=True)
+    p.grad = np.ones(2)
+    with pytest.raises(NotImplementedError):
+        Optimizer([p], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+
+
 def test_no_parameters_are_refused(kind):
     with pytest.raises(ValueError, match="no parameters"):
         kind([], lr=0.1)
