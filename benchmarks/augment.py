@@ -1,6 +1,7 @@
 """How many views a second: the whole random pipeline of SimCLR for a batch of images?
 
     python benchmarks/augment.py --threads 1
+    python benchmarks/augment.py --threads 2 --peers        # two processes, too, with half of the images each
     python benchmarks/augment.py --json out.json --plot out.png
 
 Each contestant makes two views of every image of the batch, from uint8 images in memory to float32 views. They live
@@ -11,7 +12,9 @@ their pixels, shows that they do about the same (exactness per image is a matter
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,7 @@ def torchvision_transforms(version: int) -> arena.Prepare:
         library = kept.setdefault("torchvision", torch.library.Library("torchvision", "FRAGMENT"))
         with contextlib.suppress(RuntimeError):  # without torchvision's compiled part the transforms ask for its op
             library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.set_num_threads(1)  # as in a worker of a DataLoader
         from PIL import Image
 
         if version == 1:
@@ -88,15 +92,57 @@ def torchvision_transforms(version: int) -> arena.Prepare:
     return prepare
 
 
+# ── Two processes ─────────────────────────────────────────────────────────────────────────────────
+
+def in_two(prepare: arena.Prepare) -> arena.Prepare:
+    """The same by two processes of one thread, each with half of the images; views stay where they are made."""
+
+    def prepared(case: arena.Case) -> Any:
+        half = {**case, "images": case["images"] // 2}
+        team = [helper(prepare, half) for _ in range(2)]
+        used = [0.0, 0.0]
+
+        def run() -> float:
+            for connection in team:
+                connection.send(None)
+            replies = [connection.recv() for connection in team]
+            used[:] = [seconds for _, seconds in replies]
+            return float(np.mean([mean for mean, _ in replies]))
+
+        run.others = lambda: sum(used)  # type: ignore[attr-defined]
+        return run, lambda mean: {"mean": mean}
+
+    return prepared
+
+
+def helper(prepare: arena.Prepare, case: arena.Case) -> Any:
+    """The connection to a new process, which makes views whenever something comes in."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    context.Process(target=help_out, args=(there, prepare, case), daemon=True).start()
+    return here
+
+
+def help_out(connection: Any, prepare: arena.Prepare, case: arena.Case) -> None:
+    backend.set_threads(1)
+    run, answer = prepare(case)
+    mean = answer(run())["mean"]
+    while True:
+        connection.recv()
+        run()
+        connection.send((mean, time.process_time()))
+
+
 def view_bytes(case: arena.Case) -> float:
     return 2.0 * case["images"] * case["size"] ** 2 * 3 * 4
 
 
 if __name__ == "__main__":
     arena.main(
-        "augment", __doc__ or "", {"minisimclr": ours},
+        "augment", __doc__ or "", {"minisimclr": ours, "minisimclr, 2 processes": in_two(ours)},
         {"torchvision, Pillow": ("torch", torchvision_transforms(1)),
-         "torchvision v2, tensors": ("torch", torchvision_transforms(2))},
+         "torchvision v2, tensors": ("torch", torchvision_transforms(2)),
+         "Pillow, 2 processes": ("torch", in_two(torchvision_transforms(1)))},
         CASES, default=list(CASES), defaults=["torchvision, Pillow", "torchvision v2, tensors"],
         floor=lambda case, best: view_bytes(case) / best["copy"], unit="views/s",
         per_run=lambda case: 2.0 * case["images"], seconds=10,
