@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -76,6 +77,23 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= threads() <= (os.cpu_count() or 1)
     with pytest.raises(ValueError, match="at least 1"):
         set_threads(0)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2),
+                                              ("50000 100000", 1), ("9900000 100000", 8), ("", 8), (None, 8)])
+def test_the_default_is_the_affinity_within_the_control_groups_quota(
+        monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int) -> None:
+    def opened(path: str) -> io.StringIO:
+        assert path == "/sys/fs/cgroup/cpu.max"
+        if quota is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(quota)
+
+    set_threads(None)
+    monkeypatch.delenv("MINISIMCLR_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(backend, "open", opened, raising=False)
+    assert threads() == cores
 
 
 # ── Parallel work ─────────────────────────────────────────────────────────────────────────────────
