@@ -61,6 +61,28 @@ FAULTS = [
           "copy=False), float(temperature)", "copy=False), 2 * float(temperature)", "ntxent"),
     Fault("seed-ignored", "loss", "ntxent/__init__.py", "return g * dza, g * dzb", "return dza, dzb", "ntxent ops"),
 
+    # ── The loss, on a GPU ────────────────────────────────────────────────────────────────────────
+    Fault("last-anchors-without-a-block", "loss", "ntxent/cuda.py",
+          "blocks = -(-n // precision.rows)", "blocks = max(1, n // precision.rows)", "ntxent_cuda"),
+    Fault("last-columns-without-a-block", "loss", "ntxent/cuda.py",
+          "return share * tile, -(-tiles // share)", "return share * tile, tiles // share", "ntxent_cuda"),
+    Fault("no-block-for-the-mean", "loss", "ntxent/cuda.py", "(blocks + 1, shares)", "(blocks, shares)", "ntxent_cuda"),
+    Fault("gradient-of-the-first-share", "loss", "ntxent/common.cuh",
+          "part < gridDim.y; part++) du +=", "part < 1; part++) du +=", "ntxent_cuda"),
+    Fault("kernel-keeps-the-positive", "loss", "ntxent/common.cuh",
+          "j != i && j != partner_of(i, n)", "j != i", "ntxent_cuda"),
+    Fault("partners-to-the-right-overlooked", "loss", "ntxent/common.cuh",
+          "from <= top + n / 2;", "from <= top;", "ntxent_cuda"),
+    Fault("kernel-pulls-by-its-own-loss", "loss", "ntxent/common.cuh",
+          "-expm1f(-loss[i]) - expm1f(-loss[partner])", "-2 * expm1f(-loss[i])", "ntxent_cuda"),
+    Fault("operand-halves-swapped", "loss", "ntxent/tensor.cu",
+          "row = lane / 8 % 2 * 8 + lane % 8, side = lane / 16 * 8",
+          "row = lane / 16 * 8 + lane % 8, side = lane / 8 % 2 * 8", "ntxent_cuda"),
+    Fault("second-part-forgotten", "loss", "ntxent/tensor.cu",
+          "rounded += low_half(next)", "rounded = low_half(next)", "ntxent_cuda"),
+    Fault("tensor-columns-forgotten", "loss", "ntxent/tensor.cu",
+          "(x - tile.positive[j]) * invtau - tile.loss[j]", "(x - here[r]) * invtau - loss[r]", "ntxent_cuda"),
+
     # ── The engine ────────────────────────────────────────────────────────────────────────────────
     Fault("last-contribution-wins", "engine", "autograd.py",
           "gradients[parent] = _solid(gradients[parent] + answer)", "gradients[parent] = answer", "autograd"),
