@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from ..autograd import Vjp, primitive
 from ..backend import Array, blocks, few_large_calls, parallel, threads
 from . import padded, winograd
+from .products import SMALL, by_rows, over_rows
 
 SLAB_BYTES = 1 << 20  # of output at a time: a slab, its input and the kernel then fit a core's cache
 THIN = 160            # a kernel over fewer numbers than this (K·K·C: the stems) is one product per row
@@ -103,7 +104,9 @@ def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0,
     def vjp(g: Array) -> tuple[Any, Any]:
         def dx() -> Array:
             back = xp.empty(x.shape, g.dtype)
-            _sum_of_products(xp, back, g, w.transpose(0, 1, 3, 2), _turned(rows), _turned(columns))
+            wt = w.transpose(0, 1, 3, 2)
+            wt = xp.ascontiguousarray(wt) if C * D <= SMALL else wt
+            _sum_of_products(xp, back, g, wt, _turned(rows), _turned(columns))
             return back
 
         def dw() -> Array:
@@ -143,7 +146,8 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
         for i, p in _at(r, rows):
             for j, here, there in inside:
                 slab = source[p, there].reshape(-1, C)
-                product = xp.matmul(slab, matrices[i, j], out=buffer[:len(slab)])
+                product = buffer[:len(slab)]
+                by_rows(xp, slab, matrices[i, j], product)
                 target[here] += product.reshape(target[here].shape)
 
     parallel(run, [(r, part, inside) for r in range(height) for part, inside in meetings])
@@ -161,7 +165,7 @@ def _kernel_gradient(xp: Any, x: Array, g: Array, w: Array, rows: list[Meeting],
         for r in range(worker, height, workers):
             for i, p in _at(r, rows):
                 for j, here, there in inside:
-                    xp.matmul(x[p, there].reshape(-1, C).T, g[r, here].reshape(-1, D), out=product)
+                    over_rows(xp, x[p, there].reshape(-1, C), g[r, here].reshape(-1, D), product)
                     parts[worker, i, j] += product
 
     parallel(work, range(workers))

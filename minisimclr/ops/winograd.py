@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..autograd import Vjp
 from ..backend import Array, blocks, parallel, threads
+from .products import SMALL, by_columns, by_rows, over_rows, unpacked_products
 
 TILE, WINDOW = 4, 6
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # and ∞
@@ -56,10 +57,12 @@ def applies(xp: Any, x: Array, w: Array, stride: int, padding: int, method: str)
 
 
 def worthwhile(shape: tuple[int, ...], D: int) -> bool:
-    """Where this is faster than nine products, as measured (benchmarks/notes.md): from 16 channels on, if the nine
-    products, which leave out what lies beyond the edge, are at least 64 for every 36 of ours (3.6)."""
+    """Where this is faster than nine products, as measured (benchmarks/notes.md): from 16 channels on (from 33 on if
+    BLAS takes slim products without packing), if the nine products, which leave out what lies beyond the edge, are
+    at least 64 for every 36 of ours (3.6)."""
     H, W, _, C = shape
-    return min(C, D) >= 16 and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
+    enough = C * D > 32 * 32 if unpacked_products() else True
+    return enough and min(C, D) >= 16 and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
 
 
 # ── The transforms ────────────────────────────────────────────────────────────────────────────────
@@ -135,14 +138,15 @@ def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
 
     def vjp(dy: Array) -> tuple[Array, Array]:
         dx = xp.zeros(x.shape, x.dtype)
-        u = _at_points(xp, w)
+        ut = _at_points(xp, w).transpose(0, 2, 1)
+        ut = xp.ascontiguousarray(ut) if C * D <= SMALL else ut  # unpacked, a transposed matrix is slow to read
         sums = [_buffer(xp, f"dU of worker {k}", (36, C, D)) for k in range(plan.workers)]
 
         def work(worker: int) -> None:  # images of its own, so that no two threads add to the same place
             fresh = True
             for images in plan.images[worker::plan.workers]:
                 for run in plan.runs:
-                    _backward(xp, x[:, :, images], u, dy[:, :, images], dx[:, :, images], sums[worker], run, fresh)
+                    _backward(xp, x[:, :, images], ut, dy[:, :, images], dx[:, :, images], sums[worker], run, fresh)
                     fresh = False
 
         parallel(work, range(plan.workers))
@@ -161,16 +165,16 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile]) -> None:
 
     def enter(piece: Piece) -> None:
         k, images = piece
-        xp.matmul(bt, _read(xp, x[:, :, images], run[k], -1, WINDOW), out=_flat(v[:, k, images]))
+        by_columns(xp, bt, _read(xp, x[:, :, images], run[k], -1, WINDOW), _flat(v[:, k, images]))
 
     def multiply(p: slice) -> None:
-        xp.matmul(_rows(v[p]), u[p], out=_rows(m[p]))
+        by_rows(xp, _rows(v[p]), u[p], _rows(m[p]))
 
     def leave(piece: Piece) -> None:
         k, images = piece
         here, inside = _overlap(y, run[k], 0, TILE)
         tile = _buffer(xp, "tile", (TILE, TILE, images.stop - images.start, D))
-        xp.matmul(at, _flat(m[:, k, images]), out=tile.reshape(16, -1))
+        by_columns(xp, at, _flat(m[:, k, images]), tile.reshape(16, -1))
         y[:, :, images][here] = tile[inside]
 
     pieces = [(k, images) for images in blocks(N, max(1, PIECE // max(C, D))) for k in range(len(run))]
@@ -179,30 +183,30 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile]) -> None:
     parallel(leave, pieces)
 
 
-def _backward(xp: Any, x: Array, u: Array, dy: Array, dx: Array, du: Array, run: list[Tile], fresh: bool) -> None:
+def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run: list[Tile], fresh: bool) -> None:
     """(3.7) for a run of tiles; its part of d̄ is added to dx, its Ū to du (or is the first to be put there)."""
     at, _, bt = _transforms(xp)
-    N, (C, D) = x.shape[2], u.shape[1:]
+    N, (D, C) = x.shape[2], ut.shape[1:]
     v, m = _buffer(xp, "V", (36, len(run), N, C)), _buffer(xp, "M", (36, len(run), N, D))
 
     def enter(piece: Piece) -> None:
         k, images = piece
-        xp.matmul(bt, _read(xp, x[:, :, images], run[k], -1, WINDOW), out=_flat(v[:, k, images]))
-        xp.matmul(at.T, _read(xp, dy[:, :, images], run[k], 0, TILE), out=_flat(m[:, k, images]))
+        by_columns(xp, bt, _read(xp, x[:, :, images], run[k], -1, WINDOW), _flat(v[:, k, images]))
+        by_columns(xp, at.T, _read(xp, dy[:, :, images], run[k], 0, TILE), _flat(m[:, k, images]))
 
     def multiply(p: slice) -> None:
         vp, mp = _rows(v[p]), _rows(m[p])
         product = du[p] if fresh else _buffer(xp, "Ū", du[p].shape)
-        xp.matmul(vp.transpose(0, 2, 1), mp, out=product)
+        over_rows(xp, vp, mp, product)
         if not fresh:
             du[p] += product
-        xp.matmul(mp, u[p].transpose(0, 2, 1), out=vp)  # V has done its work, V̄ takes its place
+        by_rows(xp, mp, ut[p], vp)  # V has done its work, V̄ takes its place
 
     def leave(images: slice) -> None:  # the windows of neighbours overlap, so all those of an image are one task
         window = _buffer(xp, "window", (WINDOW, WINDOW, images.stop - images.start, C))
         for k, tile in enumerate(run):
             here, inside = _overlap(dx, tile, -1, WINDOW)
-            xp.matmul(bt.T, _flat(v[:, k, images]), out=window.reshape(36, -1))
+            by_columns(xp, bt.T, _flat(v[:, k, images]), window.reshape(36, -1))
             dx[:, :, images][here] += window[inside]
 
     parts = blocks(N, max(1, PIECE // max(C, D)))
