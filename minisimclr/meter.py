@@ -24,10 +24,12 @@ class Meter:
     def __init__(self, every: int) -> None:
         self.every = every
         self.lines: list[Metrics] = []            # of the steps not read yet
-        self.since = time.perf_counter()
+        self.since = math.nan                     # of the last reading, at first the beginning of a step
 
     def begin(self, **known: Any) -> None:
         """A new step, and what is known of it beforehand, "step" among it."""
+        if math.isnan(self.since):
+            self.since = time.perf_counter()
         self.lines.append(known)
 
     def note(self, **numbers: Array) -> None:
