@@ -248,6 +248,8 @@ def main() -> None:
         arena.serve(None if options.serve == FLOOR else prepare(options.serve), torch, options.threads, machine_rates)
         return
 
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "minisimclr[plot]"')
     ours = [*peers.OURS, *(peers.GPU if peers.has_gpu() else [])]
     wanted = [*ours, *(peers.PEERS if options.peers else ["torch eager"])]
     if unknown := set(options.only or ()) - {*ours, *peers.PEERS}:

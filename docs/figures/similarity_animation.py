@@ -1,6 +1,6 @@
 """Draw the cosines of a fixed batch while the small encoder learns: an animation of chapter 5, beside this file.
 
-    MINISIMCLR_THREADS=1 python docs/figures/similarity_animation.py      # one to two minutes of CPU time
+    MINISIMCLR_THREADS=1 python docs/figures/similarity_animation.py      # about a minute of CPU time
 
 A real run, the demo's with fewer epochs. The batch is 48 test images, three of each class, which training never sees.
 Each appears in two views next to each other, so that positives are 2×2 squares and classes 6×6 squares on the diagonal.
@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import minisimclr as ms
+from minisimclr.backend import blas_at_one_thread
 from minisimclr.cli import DEMO
 from minisimclr.config import ORDER, VIEWS, build_model, build_optimizer
 from minisimclr.data import epoch_order
 
 HERE = Path(__file__).resolve().parent
-CONFIG = dataclasses.replace(DEMO, epochs=8, conv="winograd")
-PER_CLASS, FRAMES, CELL = 3, 40, 5
+CONFIG = dataclasses.replace(DEMO, epochs=6, conv="winograd")
+PER_CLASS, FRAMES, CELL, COLOURS = 3, 28, 5, 17
 LEFT, TOP, RIGHT, BOTTOM = 92, 46, 64, 26  # margins of the matrix, pixels
 INK, SOFT, LINE = "#333a45", "#6e7781", "#c9ced6"
 STOPS = {-1.0: "#542788", -0.5: "#998ec3", 0.0: "#f7f7f7", 0.5: "#f1a340", 1.0: "#7f3b08"}
@@ -38,7 +39,7 @@ def fixed_batch() -> tuple[Any, list[str]]:
 
 
 def training(batch: Any) -> list[tuple[int, float, Any]]:
-    """The run: (step, its loss, cosines of the batch's embeddings) at some forty steps, more of them early."""
+    """The run: (step, its loss, cosines of the batch's embeddings) at some thirty steps, more of them early."""
     images = ms.load_dataset(CONFIG.data).images
     per_epoch = len(images) // CONFIG.batch
     total = CONFIG.epochs * per_epoch
@@ -65,9 +66,9 @@ def training(batch: Any) -> list[tuple[int, float, Any]]:
 
 
 def colours() -> Any:
-    """The 65 colours of the scale from −1 to 1, uint8 (65,3)."""
+    """The colours of the scale from −1 to 1, uint8 (COLOURS,3)."""
     rgb = np.array([[int(stop[k : k + 2], 16) for k in (1, 3, 5)] for stop in STOPS.values()])
-    at = np.linspace(-1, 1, 65)
+    at = np.linspace(-1, 1, COLOURS)
     return np.stack([np.interp(at, list(STOPS), rgb[:, k]) for k in range(3)], axis=1).round().astype(np.uint8)
 
 
@@ -77,7 +78,7 @@ def draw(step: int, total: int, loss: float, cosines: Any, names: list[str]) -> 
     picture = Image.new("RGB", (LEFT + side + RIGHT, TOP + side + BOTTOM), "white")
     pen = ImageDraw.Draw(picture)
     small, large = (ImageFont.load_default(size) for size in (12, 15))
-    index = np.clip(np.round(32 * (cosines + 1)), 0, 64).astype(int)
+    index = np.clip(np.round((cosines + 1) / 2 * (COLOURS - 1)), 0, COLOURS - 1).astype(int)
     matrix = Image.fromarray(scale[index]).resize((side, side), Image.Resampling.NEAREST)
     picture.paste(matrix, (LEFT, TOP))
     pen.text((LEFT, 14), f"step {step}", INK, large)
@@ -88,8 +89,9 @@ def draw(step: int, total: int, loss: float, cosines: Any, names: list[str]) -> 
     # The colour scale, and how far the run is.
     x, tall = LEFT + side + 16, side
     for k, colour in enumerate(scale[::-1]):
-        pen.rectangle((x, TOP + tall * k // 65, x + 12, TOP + tall * (k + 1) // 65 - 1), tuple(colour.tolist()))
-    for value, text in ((1, "1"), (0.5, "0.5"), (0, "0"), (-0.5, "−0.5"), (-1, "−1")):
+        upper, lower = (TOP + tall * edge // COLOURS for edge in (k, k + 1))
+        pen.rectangle((x, upper, x + 12, lower - 1), tuple(colour.tolist()))
+    for value, text in ((1, "1"), (0.5, "0.5"), (0, "0"), (-0.5, "-0.5"), (-1, "-1")):
         pen.text((x + 18, TOP + tall * (1 - value) / 2), text, SOFT, small, anchor={1: "lt", -1: "lb"}.get(value, "lm"))
     y = TOP + side + 13
     pen.line((LEFT, y, LEFT + side, y), LINE, 3)
@@ -99,11 +101,12 @@ def draw(step: int, total: int, loss: float, cosines: Any, names: list[str]) -> 
 
 def main() -> None:
     batch, names = fixed_batch()
-    frames = training(batch)
+    with blas_at_one_thread():
+        frames = training(batch)
     total = frames[-1][0]
     pictures = [draw(step, total, loss, cosines, names) for step, loss, cosines in frames]
     pictures[-1].save(HERE / "ntxent_similarity_last.png", optimize=True)  # for readers on paper
-    palette = pictures[-1].quantize(128)
+    palette = pictures[-1].quantize(48)
     shown = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     shown[0].save(HERE / "ntxent_similarity.gif", save_all=True, append_images=shown[1:], loop=0, optimize=True,
                   duration=[900, *[140] * (len(shown) - 2), 4000])

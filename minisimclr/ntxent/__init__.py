@@ -16,8 +16,9 @@ from ..autograd import Tensor, Vjp, primitive
 from ..backend import Array, array_module, is_array
 from . import cuda, tiled
 from . import loss as reference
+from .tiled import release
 
-__all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad"]
+__all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad", "release"]
 
 Method: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
 
@@ -58,7 +59,8 @@ def nt_xent_value_and_grad(
 
     method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
     float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64
-    or CuPy cannot compile kernels here.
+    or CuPy cannot compile kernels here. Tiled keeps exp(u·uᵀ/τ) between its two passes if that fits into
+    160 MiB (float32: N up to 4,500), and the memory for the next call; `release()` frees it.
     "cuda-bf16x3" and "cuda-bf16" are cuda on tensor cores: cuda.py says what accuracy that leaves.
     Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
     and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda…";
