@@ -229,7 +229,7 @@ def test_a_second_backward_raises_and_leaves_gradients_alone() -> None:
     y = x * x
     y.sum().backward()
     once = x.grad.copy()  # type: ignore[union-attr]
-    for again in (lambda: y.backward(np.ones(3)), lambda: (y + x).sum().backward()):
+    for again in (lambda: y.backward(on_device(np.ones(3))), lambda: (y + x).sum().backward()):
         with pytest.raises(RuntimeError, match="already gone"):
             again()
         assert_same(x.grad, once)
