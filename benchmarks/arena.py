@@ -38,6 +38,7 @@ from minisimclr.ntxent import tiled
 Case = dict[str, Any]
 Prepare = Callable[[Case], tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]
 FLOOR = "floor"  # the contestant that measures the machine
+TURN = 0.2  # seconds of calls at a stretch: in less, a processor that has just slept is still waking up
 MEMORY_LIMIT = 10 * 2**30  # a contestant that wants more is left out
 
 
@@ -108,14 +109,14 @@ def serve(prepare: Prepare | None, torch: bool, threads: int, floor: Callable[[i
 
 
 def turn(run: Any) -> tuple[list[float], float]:
-    """Seconds of each call for a thirtieth of a second, at least one, and CPU seconds a call.
+    """Seconds of each call for a fifth of a second, at least one, and CPU seconds a call.
 
     Of several calls the first warms the caches up and is not counted.
     """
     times: list[float] = []
     others = getattr(run, "others", lambda: 0.0)  # CPU seconds of processes that a contestant started
     begin, work = time.perf_counter(), time.process_time() + others()
-    while not times or time.perf_counter() - begin < 1 / 30:
+    while not times or time.perf_counter() - begin < TURN:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)

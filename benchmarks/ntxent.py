@@ -5,7 +5,7 @@
     python benchmarks/ntxent.py --json out.json --plot out.png
 
 Each contestant lives in a process of its own, so that neither its memory nor its threads touch another's.
-They take turns of a thirtieth of a second (or one call), so that a slow minute of the machine is everybody's
+They take turns of a fifth of a second (or one call), so that a slow minute of the machine is everybody's
 (arena.py).
 Shown are:
 
