@@ -613,6 +613,7 @@ def test_no_grad_records_nothing_also_nested_and_after_an_exception() -> None:
 
 def test_constants_and_detached_tensors_are_not_recorded() -> None:
     x = leaf(3)
+    assert x.detach().grad is None
     assert not (x.detach() * 2).requires_grad
     assert not (tensor(np.ones(3)) * 2).requires_grad
     (x * x.detach()).sum().backward()
