@@ -1,6 +1,6 @@
 """How does the cost of a training step grow with batch, width, depth and image side?
 
-    python benchmarks/growth.py                          # about a minute and a half on one core
+    python benchmarks/growth.py                          # about three minutes on one core
     python benchmarks/growth.py --json out.json --plot out.png
 
 One thing is varied at a time around the same network: a stem and three stages of one basic block each, 32 channels,
