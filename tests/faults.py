@@ -335,7 +335,8 @@ KINDS = [
     ("closed form", r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
                     r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
                     r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
-                    r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side"),
+                    r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side|"
+                    r"closed_form|tie_goes_to_the_first"),
     ("round trip", r"come_back|puts_back|loads_bit|survive_json|the_one_that_was_saved"),
     ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run|survived_by"),
     ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"

@@ -79,6 +79,26 @@ def test_a_tie_goes_to_the_first_class():
     assert knn_accuracy(train_h, train_y, directions(0), np.array([1]), k=4) == 1
 
 
+def test_neighbours_and_votes_equal_the_loops_over_all_pairs():
+    """One test row and one training row at a time, in float64; some rows are there twice, under two labels."""
+    rng = np.random.default_rng(0)
+    once = rng.standard_normal((12, 4)).astype(np.float32)
+    train_h, train_y = np.concatenate([once, once]), np.concatenate([np.arange(12) % 3, (np.arange(12) + 1) % 3])
+    test_h, test_y = rng.standard_normal((20, 4)).astype(np.float32), rng.integers(0, 3, 20)
+    indices, _ = nearest(once, test_h, 5)
+    right = 0
+    for row, (h, label) in enumerate(zip(test_h.astype(float), test_y)):
+        cosine = [h @ other / np.linalg.norm(h) / np.linalg.norm(other) for other in once.astype(float)]
+        first = sorted(range(12), key=lambda i: -cosine[i])
+        assert indices[row].tolist() == first[:5]
+        votes = [0.0, 0.0, 0.0]
+        for i in first[:2]:                              # each comes with its double: four neighbours
+            votes[train_y[i]] += math.exp(cosine[i] / 0.1)
+            votes[train_y[i + 12]] += math.exp(cosine[i] / 0.1)
+        right += max(range(3), key=lambda c: round(votes[c] / max(votes), 6)) == label     # the first of equals
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=4) == right / 20
+
+
 def test_k_may_be_all_rows():
     h, y = clusters(12)
     assert knn_accuracy(h, y, h, y, k=12) == 1
@@ -142,6 +162,13 @@ def test_the_probe_finds_the_minimum_of_its_loss():
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(3)[y]
     np.testing.assert_allclose(x.T @ p / 60 + 0.1 * probe.weights[:-1], 0, atol=1e-4)
     np.testing.assert_allclose(p.mean(axis=0), 0, atol=1e-4)
+
+
+def test_the_weight_that_balances_its_penalty_has_a_closed_form():
+    """x = ±1, a class each: log(1 + e^(−2w)) + l2·w² is least where l2·w = σ(−2w); l2 = 2σ(−1) makes that w = ½."""
+    h, y = np.tile(np.float32([[-1], [1]]), (20, 1)), np.tile([0, 1], 20)
+    probe = fit_linear_probe(h, y, l2_values=(2 / (1 + math.e),))
+    np.testing.assert_allclose(probe.weights, [[-0.5, 0.5], [0, 0]], atol=1e-4)
 
 
 def test_the_penalty_is_chosen_on_training_rows_alone():
