@@ -63,13 +63,11 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     p = e / total.astype(z.dtype)  # (n, n), the probability of each negative …       (5.7)
     even = base / total  # (n, 1), … is p + even
     q = negatives / total  # (n, 1), 1 − the probability of the positive              (5.8)
-    # Step 2 sums over a cosine's two rows, hence p + pᵀ and q + q[partner]. Step 3 will remove whatever
-    # is parallel to u, so we may leave out ±u from the positive already: if the two views nearly agree
-    # (or oppose each other) this large part would drown the rest in its rounding.
-    side = xp.where(positive < 0, -1, 1)
+    # Step 2 sums over a cosine's two rows, hence p + pᵀ and q + q[partner]. If the two views nearly agree, the
+    # positive is nearly parallel to u, and step 3 will remove most of it: in float64, or its rounding would remain.
     pull = q + even  # `common` lets every anchor's partner be among its negatives: taken out here
     common = even * exact.sum(axis=0) + (even * exact).sum(axis=0)  # (n, D)
-    du = (p + p.T) @ u + common - (pull + pull[partner]) * (exact[partner] - side * exact)  # (5.9), (5.10)
+    du = (p + p.T) @ u + common - (pull + pull[partner]) * exact[partner]  # (5.9), (5.10)
     dz = through_norm(exact, norm, scale, du / (n * temperature)).astype(z.dtype)  #  (5.11)
     loss = loss.astype(z.dtype)
     return loss, dz[: len(za)], dz[len(za) :]
