@@ -834,3 +834,10 @@ def test_the_tensor_looks_like_its_array() -> None:
     assert_same(x.reshape((3, 2)).data, x.reshape(3, 2).data)
     assert_same(x.transpose((1, 0)).data, x.T.data)
     assert [row.shape for row in x] == [(3,), (3,)]  # type: ignore[attr-defined]
+
+
+def test_transposing_may_turn_three_axes_any_way_round() -> None:
+    x = tensor(np.arange(24.0).reshape(2, 3, 4))
+    for axes in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)):
+        assert_same(x.transpose(*axes).data, host(x.data).transpose(axes))
+        assert_same(x.transpose(axes).data, host(x.data).transpose(axes))
