@@ -168,6 +168,7 @@ def blas_kernels() -> str:
     return ", ".join(sorted(found))
 
 
+@functools.cache
 def _usable_cores() -> int:
     """The cores this process may use: its affinity, and the quota of its control group if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

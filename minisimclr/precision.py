@@ -33,7 +33,7 @@ class LossScale:
 
     def __init__(self, optimizer: Optimizer, *, dynamic: bool) -> None:
         self.optimizer, self.dynamic = optimizer, dynamic
-        self.xp = array_module(optimizer.params[0].data)
+        self.xp = array_module(optimizer.params[0]._data)  # not .data: nothing is lent, nothing watched
         self.value: Array = self.xp.asarray(FIRST if dynamic else 1.0, dtype=np.float32)
         self.good: Array = self.xp.asarray(0, dtype=np.int32)        # steps in a row without overflow
         self.counts: Array = self.xp.asarray(True)                   # whether this step does
@@ -61,7 +61,7 @@ class LossScale:
         if not self.dynamic:
             self.optimizer.step(lr)
             return
-        xp, left_out, arrays = self.xp, ~self.counts, [p.data for p in self.optimizer.params] + self.optimizer.velocity
+        xp, left_out, arrays = self.xp, ~self.counts, [p._data for p in self.optimizer.params] + self.optimizer.velocity
         before = [array.copy() for array in arrays]
         for p in self.optimizer.params:
             if p.grad is not None:

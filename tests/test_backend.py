@@ -79,6 +79,25 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         set_threads(0)
 
 
+@pytest.fixture
+def cores_asked_anew() -> Iterator[None]:
+    backend._usable_cores.cache_clear()
+    yield
+    backend._usable_cores.cache_clear()  # the next test shall not see this one's machine
+
+
+@pytest.mark.usefixtures("cores_asked_anew")
+def test_the_system_is_asked_for_its_cores_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`threads()` stands in every `parallel`: it must not open a file each time."""
+    asked: list[int] = []
+    set_threads(None)
+    monkeypatch.delenv("MINISIMCLR_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: asked.append(process) or {0, 1}, raising=False)
+    assert [threads() for _ in range(3)] == [threads()] * 3
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("cores_asked_anew")
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2),
                                               ("50000 100000", 1), ("9900000 100000", 8), ("", 8), (None, 8)])
 def test_the_default_is_the_affinity_within_the_control_groups_quota(
