@@ -2,7 +2,7 @@
 
     python tests/mutate.py autograd optim             every mutant of these files
     python tests/mutate.py --sample 100 --seed 1      a hundred, drawn from each file
-    python tests/mutate.py --keep /tmp/mutants.jsonl  write down each verdict there, and go on from what it holds
+    python tests/mutate.py --keep mutants.jsonl  write down each verdict there, and go on from what it holds
     python tests/mutate.py --keep … --again           try those that survived once more
 
 Needs `pip install mutmut` (3.x), of which it takes the operators. mutmut itself passes over every function with a
