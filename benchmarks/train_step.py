@@ -25,6 +25,7 @@ import arena
 
 from minisimclr import backend
 from minisimclr.config import Config, build_model
+from minisimclr.memory import keep_freed_memory
 from minisimclr.optim import SGD
 
 CASES: dict[str, arena.Case] = {
@@ -71,10 +72,14 @@ def ours(conv: str) -> arena.Prepare:
     return prepare
 
 
-def torch_step(channels_last: bool = False, compiled: bool = False) -> arena.Prepare:
+def torch_step(channels_last: bool = False, compiled: bool = False, kept: bool = False) -> arena.Prepare:
+    """kept: with the memory of freed arrays kept for the next step, as ours does; PyTorch by itself does not."""
+
     def prepare(case: arena.Case) -> Any:
         import torch
 
+        if kept:
+            keep_freed_memory()
         own = model_of(case)
         net = torch_network(own)
         if channels_last:
@@ -208,7 +213,9 @@ if __name__ == "__main__":
         {
             "torch channels-last": ("torch", torch_step(channels_last=True)),
             "torch contiguous": ("torch", torch_step()),
+            "torch c.-l., memory kept": ("torch", torch_step(channels_last=True, kept=True)),
             "torch.compile": ("torch", torch_step(channels_last=True, compiled=True)),
+            "torch.compile, memory kept": ("torch", torch_step(channels_last=True, compiled=True, kept=True)),
         },
         CASES, default=["ResNet-18, 128 views"], defaults=["torch channels-last", "torch contiguous"],
         floor=floor, unit="views/s", per_run=lambda case: float(case["views"]), seconds=45,

@@ -16,6 +16,7 @@ The files, in the order in which they are best read; each uses only what came be
     transforms   resize, blur, colour: what can be done to a whole batch of images
     augment      the two random views
     data/        the doodles; your own images
+    memory       what a step frees is kept for the next
     optim        SGD, LARS, and the learning rate of each step
     precision    float32, TF32, or half precision where it does no harm
     config       the settings of a run, and what is built from them

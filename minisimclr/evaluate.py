@@ -29,6 +29,7 @@ from .backend import (
 )
 from .config import build_model
 from .data import Dataset
+from .memory import keep_freed_memory
 from .run import Run
 from .simclr import SimCLR
 
@@ -85,6 +86,7 @@ def embed(model: SimCLR, images: Matrix, *, batch: int = 500) -> tuple[Matrix, M
 
     Images come from the host and the answers return to it; in between they are where the model is.
     """
+    keep_freed_memory()  # each part of the images takes the arrays of the part before
     device = device_of(model.parameters()[0].data)
     hs, zs = [], []
     with no_grad():

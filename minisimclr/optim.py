@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from .autograd import Tensor
 from .backend import Array, array_module
+from .memory import keep_freed_memory
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -28,6 +29,7 @@ class Optimizer:
     """What both share: the parameters, one momentum buffer each, and the step over all of them."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        keep_freed_memory()  # whoever makes an optimiser is about to repeat a step
         self.params = list(params)
         if not self.params:
             raise ValueError("the optimizer got no parameters")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -222,6 +223,35 @@ def test_blas_is_held_at_one_thread_and_restored() -> None:
                 pass
             assert all(count == 1 for count in blas_threads())
         assert blas_threads() == before
+
+
+# ── Memory ────────────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
+def test_a_repeated_step_takes_no_fresh_memory() -> None:
+    code = """
+import resource
+import numpy as np
+from minisimclr import SGD, Tensor
+
+def step():
+    arrays = [np.ones(size, np.float32) for size in (700_000, 600_000, 800_000, 50_000_000)]
+
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = fresh_pages()
+SGD([Tensor(np.ones(2), requires_grad=True)], lr=0.1)
+step()
+print(first, fresh_pages())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    first, later = map(int, result.stdout.split())
+    assert first > 1000
+    assert later < 100
 
 
 # ── Processes ─────────────────────────────────────────────────────────────────────────────────────

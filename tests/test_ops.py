@@ -355,13 +355,23 @@ def test_batch_norm_equals_its_composed_form(shape: tuple[int, ...], others: int
         assert np.abs(gradient - gradient_c).max() <= 1e-11 * max(1, np.abs(gradient_c).max())
 
 
-def test_moments_are_numpys_mean_and_variance_also_far_from_zero(xp: Any) -> None:
-    for offset in (0.0, 1e4):
-        x = (offset + normal(50, 4, 3)).astype(np.float32)
+def test_moments_are_numpys_mean_and_variance_also_far_from_zero(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drift = np.arange(50)[:, None, None]  # chunks differ in their means
+    for offset, chunk in ((0.0, 1 << 20), (1e4, 1 << 20), (0.0, 700), (1e4, 700)):  # 700 bytes: 58 rows, 26 in the last
+        monkeypatch.setattr(norm_module, "CHUNK_BYTES", chunk)
+        x = (offset + drift + normal(50, 4, 3)).astype(np.float32)
         mean, variance = host(ops.moments(xp, on_device(x)))
         assert mean.dtype == variance.dtype == np.float32
         np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
+
+
+def test_the_order_of_rows_does_not_matter_to_their_moments(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_module, "CHUNK_BYTES", 200)
+    x = np.sort(normal(100, 3), axis=0)
+    shuffled = np.random.default_rng(0).permutation(x)
+    for ordered, mixed in zip(host(ops.moments(xp, on_device(x))), host(ops.moments(xp, on_device(shuffled)))):
+        np.testing.assert_allclose(ordered, mixed, rtol=1e-12)
 
 
 @given(rows=st.integers(1, 8), channels=st.integers(1, 5), seed=st.integers(0, 99), relu=st.booleans())

@@ -13,18 +13,38 @@ from typing import Any
 from ..autograd import Vjp, primitive
 from ..backend import Array, parallel, pieces
 
-CHUNK_BYTES = 1 << 20  # of the table at a time: smaller, and handing chunks to threads costs more than it saves
+CHUNK_BYTES = 2 << 20  # of the table at a time: in smaller ones threads wait for Python's lock too often
 
 
 def moments(xp: Any, x: Array) -> tuple[Array, Array]:
-    """Mean and (biased) variance of each channel, in two passes: E[x²] − E[x]² would cancel.
+    """Mean and (biased) variance of each channel, in two passes, for E[x²] − E[x]² would cancel: but chunk by chunk,
+    so that the second pass finds its chunk in the cache. The variance of the whole is the mean of the chunks'
+    variances plus the variance of their means.
 
     Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x, or in float32 if that is half precision
     """
     table = x.reshape(-1, x.shape[-1])
-    mean = _column_sums(xp, table, lambda rows: (table[rows],))[0] / len(table)
-    variance = _column_sums(xp, table, lambda rows: ((table[rows] - mean) ** 2,))[0] / len(table)
-    return mean, variance
+    chunks, wide = _chunks(xp, table), _wide(xp, table)
+    means = xp.empty((len(chunks), table.shape[1]), wide)
+    variances = xp.empty_like(means)
+
+    def run(task: tuple[int, slice]) -> None:
+        chunk, rows = task
+        part = table[rows].astype(wide, copy=False)
+        means[chunk] = _sum(xp, part) / len(part)
+        centred = part - means[chunk]
+        centred *= centred
+        variances[chunk] = _sum(xp, centred) / len(part)
+
+    parallel(run, enumerate(chunks))
+    share = xp.asarray([(rows.stop - rows.start) / len(table) for rows in chunks], wide)
+    mean = share @ means
+    return mean, share @ (variances + (means - mean) ** 2)
+
+
+def _sum(xp: Any, table: Array) -> Array:
+    """Over the rows: a row of ones times a matrix is the fastest sum."""
+    return xp.ones(len(table), table.dtype) @ table
 
 
 def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ...]], count: int = 1) -> Array:
@@ -89,7 +109,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
         for a in added:
             part += a[rows]
         if relu:
-            xp.maximum(part, xp.zeros((), wide), out=part)
+            xp.clip(part, 0, xp.inf, out=part)  # a third of the time of maximum with a number
         if wide != y.dtype:
             y[rows] = part
 

@@ -35,10 +35,11 @@ from .products import SMALL, by_columns, by_rows, over_rows, unpacked_products
 TILE, WINDOW = 4, 6
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # and ∞
 
-BLOCK_BYTES = 6 << 20   # of V and M while a thread takes a block through all of (3.6) by itself …
+BLOCK_BYTES = 3 << 20   # of V and M while a thread takes a block through all of (3.6) by itself …
 PHASE_BYTES = 32 << 20  # … and when all threads share one block, because U is too large for a core's cache:
 SHARED_U = 1 << 20      # … from this size of U on
-PIECE = 2048            # columns of a transform at a time
+PIECE = 4096            # columns of a transform at a time
+GAP = 16                # unused numbers, a line of the cache, between a buffer's places (see _buffer)
 METHODS = ("auto", "direct", "winograd")
 
 Tile: TypeAlias = tuple[int, int]       # its row and column among the tiles
@@ -107,9 +108,18 @@ def _at_points(xp: Any, w: Array) -> Array:
     """U = (G⊗G) w: (36,C,D)."""
     _, g, _ = _transforms(xp)
     C, D = w.shape[2:]
-    u, flat = _buffer(xp, "U", (36, C * D)), w.reshape(9, C * D)
-    parallel(lambda part: xp.matmul(g, flat[:, part], out=u[:, part]), blocks(C * D, 4 * PIECE))
-    return u.reshape(36, C, D)
+    u, flat = _buffer(xp, "U", 36, C, D), w.reshape(9, -1)
+    parallel(lambda part: xp.matmul(g, flat[:, part], out=_flat(u)[:, part]), blocks(C * D, 2 * PIECE))
+    return u
+
+
+def _from_points(xp: Any, du: Array) -> Array:
+    """w̄ = (Gᵀ⊗Gᵀ) Ū: (3,3,C,D)."""
+    _, g, _ = _transforms(xp)
+    C, D = du.shape[1:]
+    dw = xp.empty((9, C * D), du.dtype)
+    parallel(lambda part: xp.matmul(g.T, _flat(du)[:, part], out=dw[:, part]), blocks(C * D, 2 * PIECE))
+    return dw.reshape(3, 3, C, D)
 
 
 # ── The convolution ───────────────────────────────────────────────────────────────────────────────
@@ -127,7 +137,7 @@ def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
 
     def block(task: tuple[slice, list[Tile]]) -> None:
         images, run = task
-        _forward(xp, x[:, :, images], u, y[:, :, images], run)
+        _forward(xp, x[:, :, images], u, y[:, :, images], run, plan.points)
 
     tasks = [(images, run) for images in plan.images for run in plan.runs]
     if plan.shared:
@@ -137,31 +147,30 @@ def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
         parallel(block, tasks)
 
     def vjp(dy: Array) -> tuple[Array, Array]:
-        dx = xp.zeros(x.shape, x.dtype)
+        dx = xp.empty(x.shape, x.dtype)
         ut = _at_points(xp, w).transpose(0, 2, 1)
         ut = xp.ascontiguousarray(ut) if C * D <= SMALL else ut  # unpacked, a transposed matrix is slow to read
-        sums = [_buffer(xp, f"dU of worker {k}", (36, C, D)) for k in range(plan.workers)]
+        sums = [_buffer(xp, f"dU of worker {k}", 36, C, D) for k in range(plan.workers)]
 
         def work(worker: int) -> None:  # images of its own, so that no two threads add to the same place
-            fresh = True
-            for images in plan.images[worker::plan.workers]:
+            mine = plan.images[worker::plan.workers]
+            for images in mine:
                 for run in plan.runs:
-                    _backward(xp, x[:, :, images], ut, dy[:, :, images], dx[:, :, images], sums[worker], run, fresh)
-                    fresh = False
+                    new_dx = run is plan.runs[0]
+                    _backward(xp, x[:, :, images], ut, dy[:, :, images], dx[:, :, images], sums[worker], run,
+                              plan.points, new_dx, new_du=new_dx and images is mine[0])
 
         parallel(work, range(plan.workers))
-        du = functools.reduce(xp.add, sums)
-        _, g, _ = _transforms(xp)
-        return dx, (g.T @ du.reshape(36, C * D)).reshape(w.shape)
+        return dx, _from_points(xp, functools.reduce(xp.add, sums))
 
     return y, vjp
 
 
-def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile]) -> None:
-    """(3.6) for a run of tiles: into the points, 36 products, and out."""
+def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int) -> None:
+    """(3.6) for a run of tiles: into the points, 36 products (`points` of them in one call), and out."""
     at, _, bt = _transforms(xp)
     N, (C, D) = x.shape[2], u.shape[1:]
-    v, m = _buffer(xp, "V", (36, len(run), N, C)), _buffer(xp, "M", (36, len(run), N, D))
+    v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)
 
     def enter(piece: Piece) -> None:
         k, images = piece
@@ -173,21 +182,22 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile]) -> None:
     def leave(piece: Piece) -> None:
         k, images = piece
         here, inside = _overlap(y, run[k], 0, TILE)
-        tile = _buffer(xp, "tile", (TILE, TILE, images.stop - images.start, D))
-        by_columns(xp, at, _flat(m[:, k, images]), tile.reshape(16, -1))
-        y[:, :, images][here] = tile[inside]
+        tile = _buffer(xp, "tile", TILE * TILE, images.stop - images.start, D)
+        by_columns(xp, at, _flat(m[:, k, images]), _flat(tile))
+        y[:, :, images][here] = _square(tile)[inside]
 
     pieces = [(k, images) for images in blocks(N, max(1, PIECE // max(C, D))) for k in range(len(run))]
     parallel(enter, pieces)
-    parallel(multiply, blocks(36, 3))
+    parallel(multiply, blocks(36, points))
     parallel(leave, pieces)
 
 
-def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run: list[Tile], fresh: bool) -> None:
-    """(3.7) for a run of tiles; its part of d̄ is added to dx, its Ū to du (or is the first to be put there)."""
+def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run: list[Tile], points: int,
+              new_dx: bool, new_du: bool) -> None:
+    """(3.7) for a run of tiles; its part of d̄ is added to dx, its Ū to du (or, if new, is the first there)."""
     at, _, bt = _transforms(xp)
     N, (D, C) = x.shape[2], ut.shape[1:]
-    v, m = _buffer(xp, "V", (36, len(run), N, C)), _buffer(xp, "M", (36, len(run), N, D))
+    v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)
 
     def enter(piece: Piece) -> None:
         k, images = piece
@@ -196,22 +206,24 @@ def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run
 
     def multiply(p: slice) -> None:
         vp, mp = _rows(v[p]), _rows(m[p])
-        product = du[p] if fresh else _buffer(xp, "Ū", du[p].shape)
+        product = du[p] if new_du else _buffer(xp, "Ū", *du[p].shape)
         over_rows(xp, vp, mp, product)
-        if not fresh:
+        if not new_du:
             du[p] += product
         by_rows(xp, mp, ut[p], vp)  # V has done its work, V̄ takes its place
 
     def leave(images: slice) -> None:  # the windows of neighbours overlap, so all those of an image are one task
-        window = _buffer(xp, "window", (WINDOW, WINDOW, images.stop - images.start, C))
+        window, part = _buffer(xp, "window", WINDOW * WINDOW, images.stop - images.start, C), dx[:, :, images]
+        if new_dx:
+            part[...] = 0
         for k, tile in enumerate(run):
             here, inside = _overlap(dx, tile, -1, WINDOW)
-            by_columns(xp, bt.T, _flat(v[:, k, images]), window.reshape(36, -1))
-            dx[:, :, images][here] += window[inside]
+            by_columns(xp, bt.T, _flat(v[:, k, images]), _flat(window))
+            part[here] += _square(window)[inside]
 
     parts = blocks(N, max(1, PIECE // max(C, D)))
     parallel(enter, [(k, images) for images in parts for k in range(len(run))])
-    parallel(multiply, blocks(36, 3))
+    parallel(multiply, blocks(36, points))
     parallel(leave, parts)
 
 
@@ -219,12 +231,14 @@ def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run
 
 class Plan(NamedTuple):
     """A block is some images of a run of tiles. Its threads, if shared, meet after each line of (3.6);
-    else each thread takes blocks of its own, small enough to stay in its cache from line to line."""
+    else each thread takes blocks of its own, small enough to stay in its cache from line to line, and takes them
+    through all points in one call: threads that call often wait for each other at Python's lock."""
 
     images: list[slice]
     runs: list[list[Tile]]
     shared: bool
     workers: int
+    points: int  # how many of the 36 products are one call
 
 
 def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
@@ -234,7 +248,7 @@ def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
     images = min(rows, -(-N // workers), N if shared else 32)
     tiles = [(i, j) for i in range(-(-H // TILE)) for j in range(-(-W // TILE))]
     runs = [tiles[part] for part in blocks(len(tiles), max(1, rows // images))]
-    return Plan(blocks(N, images), runs, shared, workers)
+    return Plan(blocks(N, images), runs, shared, workers, points=3 if shared else 36)
 
 
 # ── Tiles, windows, buffers ───────────────────────────────────────────────────────────────────────
@@ -253,17 +267,17 @@ def _overlap(maps: Array, tile: Tile, offset: int, size: int) -> tuple[tuple[sli
 def _read(xp: Any, maps: Array, tile: Tile, offset: int, size: int) -> Array:
     """A window of the maps as (size², N·C), zero where it sticks out."""
     here, inside = _overlap(maps, tile, offset, size)
-    window = _buffer(xp, "window", (size, size, *maps.shape[2:]))
-    part = maps[here]
-    if part.shape != window.shape:
-        window[...] = 0
-    window[inside] = part
-    return window.reshape(size * size, -1)
+    window = _buffer(xp, "window", size * size, *maps.shape[2:])
+    part, place = maps[here], _square(window)
+    if part.shape != place.shape:
+        place[...] = 0
+    place[inside] = part
+    return _flat(window)
 
 
 def _flat(a: Array) -> Array:
     """(36,N,C) -> (36,N·C), a view: one column for each number that is transformed."""
-    return a.reshape(36, -1)
+    return a.reshape(len(a), -1)
 
 
 def _rows(a: Array) -> Array:
@@ -271,13 +285,22 @@ def _rows(a: Array) -> Array:
     return a.reshape(len(a), -1, a.shape[-1])
 
 
+def _square(a: Array) -> Array:
+    """(size²,N,C) -> (size,size,N,C), a view."""
+    return a.reshape(math.isqrt(len(a)), -1, *a.shape[1:])
+
+
 _kept = threading.local()
 
 
-def _buffer(xp: Any, name: str, shape: tuple[int, ...]) -> Array:
-    """An array for use until this thread asks for the same name again: the memory stays from call to call."""
+def _buffer(xp: Any, name: str, places: int, *shape: int) -> Array:
+    """An array (places, *shape) for use until this thread asks for the same name again: the memory stays.
+
+    A transform reads and writes the same spot of all 36 places at once. Their sizes are multiples of large powers
+    of two, at which a cache has one and the same few lines for all of them: hence the GAP (1.6 times as fast).
+    """
     size = math.prod(shape)
     flat = vars(_kept).get(name)
-    if flat is None or flat.size < size:
-        flat = vars(_kept)[name] = xp.empty(size, "float32")
-    return flat[:size].reshape(shape)
+    if flat is None or flat.size < places * (size + GAP):
+        flat = vars(_kept)[name] = xp.empty(places * (size + GAP), "float32")
+    return flat[:places * (size + GAP)].reshape(places, size + GAP)[:, :size].reshape(places, *shape)
