@@ -27,17 +27,18 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     chunks, wide = _chunks(xp, table), _wide(xp, table)
     means = xp.empty((len(chunks), table.shape[1]), wide)
     variances = xp.empty_like(means)
+    share = xp.empty(len(chunks), wide)
 
     def run(task: tuple[int, slice]) -> None:
         chunk, rows = task
         part = table[rows].astype(wide, copy=False)
+        share[chunk] = len(part) / len(table)
         means[chunk] = _sum(xp, part) / len(part)
         centred = part - means[chunk]
         centred *= centred
         variances[chunk] = _sum(xp, centred) / len(part)
 
     parallel(run, enumerate(chunks))
-    share = xp.asarray([(rows.stop - rows.start) / len(table) for rows in chunks], wide)
     mean = share @ means
     return mean, share @ (variances + (means - mean) ** 2)
 
