@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from .autograd import Tensor
-from .backend import Array, array_module
+from .backend import Array, array_module, parallel, pieces
 from .memory import keep_freed_memory
 
 
@@ -44,9 +44,13 @@ class Optimizer:
         if not all(getattr(p._data.flags, "writeable", True) for p in self.params):
             raise RuntimeError("a loss that was computed but never walked back still needs the parameters: "
                                "call its backward() first, let go of it, or compute it under no_grad()")
-        for k, p in enumerate(self.params):
-            if p.grad is not None:
-                self._update(p, p.grad, self.velocity[k], self.lr if lr is None else lr)
+
+        def update(some: slice) -> None:
+            for p, v in zip(self.params[some], self.velocity[some]):
+                if p.grad is not None:
+                    self._update(p, p.grad, v, self.lr if lr is None else lr)
+
+        parallel(update, pieces(array_module(self.velocity[0]), len(self.params), 1))
 
     def zero_grad(self) -> None:
         for p in self.params:
