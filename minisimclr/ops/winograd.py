@@ -221,7 +221,7 @@ def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run
             by_columns(xp, bt.T, _flat(v[:, k, images]), _flat(window))
             part[here] += _square(window)[inside]
 
-    parts = blocks(N, max(1, PIECE // max(C, D)))
+    parts = blocks(N, max(1, min(PIECE // max(C, D), -(-N // threads()))))
     parallel(enter, [(k, images) for images in parts for k in range(len(run))])
     parallel(multiply, blocks(36, points))
     parallel(leave, parts)
