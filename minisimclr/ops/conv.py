@@ -58,10 +58,10 @@ def _within(part: slice, meetings: list[Meeting]) -> list[Overlap]:
     """The meetings of the positions in `part`."""
     found = []
     for k, here, there in meetings:
-        inside = [t for t, position in enumerate(here) if part.start <= position < part.stop]
-        if inside:
-            run = slice(inside[0], inside[-1] + 1)
-            found.append((k, _slice(here[run], part.start), _slice(there[run])))
+        first = max(0, -((here.start - part.start) // here.step))  # −(−a//b) rounds a/b up
+        stop = max(0, -((here.start - part.stop) // here.step))
+        if here[first:stop]:
+            found.append((k, _slice(here[first:stop], part.start), _slice(there[first:stop])))
     return found
 
 
@@ -135,6 +135,9 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
 
     A task is a run of pixels of one row. With stride 2 a slab of `source` is copied, otherwise it is a view.
     """
+    if all(meetings == [(0, range(side), range(side))] for meetings, side in zip((rows, columns), out.shape)):
+        out, source = (a.reshape(1, -1, *a.shape[2:]) for a in (out, source))  # 1×1: no neighbours, so all is one row
+        rows, columns = ([(0, range(side), range(side))] for side in out.shape[:2])
     (height, width, N, D), C = out.shape, source.shape[-1]
     parts = blocks(width, max(1, SLAB_BYTES // max(1, N * D * out.itemsize)))
     meetings = [(part, _within(part, columns)) for part in parts]
@@ -142,14 +145,20 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
     def run(task: tuple[int, slice, list[Overlap]]) -> None:
         r, part, inside = task
         target = out[r, part]
-        target[...] = 0
-        buffer = xp.empty((len(target) * N, D), out.dtype)
-        for i, p in _at(r, rows):
-            for j, here, there in inside:
-                slab = source[p, there].reshape(-1, C)
-                product = buffer[:len(slab)]
-                by_rows(xp, slab, matrices[i, j], product)
-                target[here] += product.reshape(target[here].shape)
+        taps = [(i, p, *overlap) for i, p in _at(r, rows) for overlap in inside]
+        whole = next((tap for tap in taps if tap[3] == slice(0, len(target), 1)), None)
+        if whole:  # the first product that reaches every output is put there, the others are added
+            taps.remove(whole)
+            i, p, j, _, there = whole
+            by_rows(xp, source[p, there].reshape(-1, C), matrices[i, j], target.reshape(-1, D))
+        else:
+            target[...] = 0
+        buffer = xp.empty((len(target) * N if taps else 0, D), out.dtype)
+        for i, p, j, here, there in taps:
+            slab = source[p, there].reshape(-1, C)
+            product = buffer[:len(slab)]
+            by_rows(xp, slab, matrices[i, j], product)
+            target[here] += product.reshape(target[here].shape)
 
     parallel(run, [(r, part, inside) for r in range(height) for part, inside in meetings])
 
