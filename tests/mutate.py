@@ -40,10 +40,10 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
-    "autograd": "autograd", "kept": "autograd", "optim": "optim", "ops/basic": "ops autograd",
-    "ops/conv": "ops simclr", "ops/loss": "ops", "ops/norm": "ops nn",
-    "ops/winograd": "winograd", "ntxent/__init__": "ntxent autograd", "ntxent/loss": "ntxent",
-    "ntxent/tiled": "ntxent ntxent_tiled",
+    "autograd": "autograd ops nn precision", "kept": "autograd ops", "optim": "optim",
+    "ops/basic": "ops autograd precision", "ops/conv": "ops simclr precision", "ops/loss": "ops precision",
+    "ops/norm": "ops nn precision", "ops/winograd": "winograd", "ntxent/__init__": "ntxent autograd precision",
+    "ntxent/loss": "ntxent precision", "ntxent/tiled": "ntxent ntxent_tiled",
 }
 SECONDS = 60  # of CPU time, for one mutant
 OPTIONS = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-profile=mutate",
