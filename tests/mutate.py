@@ -122,9 +122,12 @@ def forked(run: Callable[[], Any], notes: Callable[[], Any], path: Path) -> tupl
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    code = run()
-    path.write_text(json.dumps(notes()))
-    os._exit(code)
+    code = 1
+    try:
+        code = run()
+        path.write_text(json.dumps(notes()))
+    finally:  # also if pytest itself breaks: the mutant must not go on in the parent's place
+        os._exit(code)
 
 
 def survey(files: list[str], scratch: Path) -> tuple[dict[str, dict[int, set[str]]], Counter[str]]:
