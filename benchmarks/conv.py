@@ -5,10 +5,10 @@
     python benchmarks/conv.py --json out.json --plot out.png
 
 The contestants live in processes of their own and take turns (arena.py), and all of them keep the memory of freed
-arrays for the next call, as a training step of ours does. Shown are the median of the time and its quartiles; the speed as a multiple of the first peer's; the time as a multiple of what the multiply–adds of the
-direct form would take at this machine's best rate of the matrix product (Winograd needs fewer: it can pass below 1);
-the memory that a call holds beyond its inputs; GFLOP/s of the direct form; and the largest relative error of value
-and gradients against float64.
+arrays for the next call, as our training step does. Shown are the median of the time and its quartiles; the speed as
+a multiple of the first peer's; the time as a multiple of what the multiply–adds of the direct form would take at this
+machine's best rate of the matrix product (Winograd needs fewer: it can pass below 1); the memory that a call holds
+beyond its inputs; GFLOP/s of the direct form; and the largest relative error of value and gradients against float64.
 """
 
 from __future__ import annotations

@@ -53,14 +53,14 @@ def bars(axes: Any) -> None:
     cases = [case for case in result["cases"] if "ch, " in case][:4]
     for k, (name, colour) in enumerate(COLOURS.items()):
         rows = {row["case"]: row for row in result["rows"] if row["name"] == name}
-        best = [min(r["cpu"] for r in result["rows"] if r["case"] == case and r["name"].startswith("torch"))
+        best = [min(r["median"] for r in result["rows"] if r["case"] == case and r["name"].startswith("torch"))
                 for case in cases]
-        speed = [b / rows[case]["cpu"] for case, b in zip(cases, best)]
+        speed = [b / rows[case]["median"] for case, b in zip(cases, best)]
         drawn = axes.bar(np.arange(len(cases)) + 0.2 * (k - 1.5), speed, width=0.18, color=colour, label=name)
         axes.bar_label(drawn, [f"{s:.2f}" for s in speed], fontsize=8, color=INK, padding=1)
     axes.axhline(1, color=FAINT, linewidth=1, zorder=0)
     axes.set_xticks(range(len(cases)), [case.replace("x", "×") for case in cases])
-    axes.set(title=f"Speed of 3×3 convolutions, forward + backward, 128 maps, by CPU time on "
+    axes.set(title=f"Speed of 3×3 convolutions, forward + backward, 128 maps, "
              f"{result['threads']} thread{'s' * (result['threads'] > 1)} (PyTorch's better layout = 1)", yticks=[])
     axes.spines["left"].set_visible(False)
     axes.legend(ncols=4, loc="upper left", fontsize=9, bbox_to_anchor=(0, 0.98))
