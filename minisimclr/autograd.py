@@ -91,7 +91,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             raise TypeError("Tensor takes an array, not a Tensor; use tensor.detach() for one without history")
-        data = data.copy(order="C") if is_array(data) else np.array(data, order="C")
+        data = data.copy() if is_array(data) else np.array(data)  # row by row in memory, whatever it was before
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor takes numbers (float, integer or bool), not dtype {data.dtype}")
         if requires_grad and data.dtype.kind != "f":

@@ -41,7 +41,7 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
     "autograd": "autograd ops nn precision", "kept": "autograd ops", "optim": "optim",
-    "ops/basic": "ops autograd precision", "ops/conv": "ops simclr precision", "ops/loss": "ops precision",
+    "ops/basic": "ops autograd precision", "ops/conv": "ops winograd simclr precision", "ops/loss": "ops precision",
     "ops/norm": "ops nn precision", "ops/winograd": "winograd", "ntxent/__init__": "ntxent autograd precision",
     "ntxent/loss": "ntxent precision", "ntxent/tiled": "ntxent ntxent_tiled",
 }

@@ -356,6 +356,49 @@ def test_each_gradient_has_the_dtype_of_its_input(f: Any, dtypes: tuple[Any, Any
         np.testing.assert_allclose(g, e, rtol=float(np.finfo(g.dtype).eps), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float16, np.float32), (np.float32, np.float16),
+                                    (np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float32)])
+def test_auto_takes_the_method_made_for_the_arrays_and_computes_in_the_wider_dtype(
+    dtypes: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    reference = METHODS["reference"]
+    for name in list(METHODS):
+        def spy(za: Any, zb: Any, temperature: float, name: str = name) -> Any:
+            seen.append((name, za.dtype, zb.dtype, temperature))
+            return reference(za, zb, temperature)
+
+        monkeypatch.setitem(METHODS, name, spy)
+    a, b = (on_device(z.astype(t)) for z, t in zip(views(3), dtypes))
+    ntxent.nt_xent_value_and_grad(a, b)
+    nt_xent(a, b)
+    wide = np.result_type(*dtypes, np.float32)
+    (name, *rest), again = seen
+    assert rest == [wide, wide, 0.1]
+    assert again == (name, *rest)
+    assert name == "tiled" if devices.DEVICE == "cpu" else name in ("cuda", "reference")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_readable_version_answers_in_the_dtype_that_it_was_asked_in(dtype: Any) -> None:
+    for result in METHODS["reference"](*(on_device(z.astype(dtype)) for z in views(3)), 0.1):
+        assert result.dtype == dtype
+
+
+def test_a_list_on_one_side_is_named() -> None:
+    z = on_device(np.ones((2, 2)))
+    with pytest.raises(TypeError, match="arrays, not ndarray and list"):
+        ntxent.nt_xent_value_and_grad(z, [[1.0, 0.0]] * 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="arrays, not list and ndarray"):
+        ntxent.nt_xent_value_and_grad([[1.0, 0.0]] * 2, z)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtypes", [(np.float32, np.float64), (np.float64, np.float32), (np.float16, np.float16)])
+def test_the_loss_of_tensors_has_the_wider_dtype(dtypes: tuple[Any, Any]) -> None:
+    a, b = (tensor(z.astype(t)) for z, t in zip(views(3), dtypes))
+    assert nt_xent(a, b).dtype == np.result_type(*dtypes)
+
+
 def test_inputs_are_left_alone_and_need_not_be_contiguous(f: Any) -> None:
     a, b = views(6, d=10, seed=15)
     before = f(a[:, ::2].copy(), np.asfortranarray(b[:, ::2]))

@@ -466,3 +466,26 @@ def test_the_command_reports_a_wrong_gradient_and_a_wrong_value() -> None:
     assert check_entry(entry).passed
     assert not check_entry(wrong_gradient).agree
     assert not check_entry(wrong_value).agree
+
+
+@pytest.mark.parametrize(("x", "w"), [
+    ((4, 4, 1, 2), (3, 3, 2)), ((4, 4, 2), (3, 3, 2, 2)), ((4, 4, 1, 2), (3, 2, 2, 2)), ((4, 4, 1, 2), (3, 3, 3, 2)),
+])
+def test_a_convolution_of_other_shapes_names_both(x: tuple[int, ...], w: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"conv2d: an input (H,W,N,C) and a kernel (K,K,C,D) expected, "
+                                                   f"not {x} and {w}")):
+        ops.conv2d(tensor(np.ones(x)), tensor(np.ones(w)))
+
+
+@pytest.mark.parametrize("side", [(2, 5), (5, 2)])
+def test_a_window_that_is_too_large_one_way_is_too_large(side: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="kernel 4 with padding 0 does not fit"):
+        ops.max_pool2d(tensor(np.ones((*side, 1, 1))), kernel=4, stride=1)
+    with pytest.raises(ValueError, match=r"conv2d: a .* map .* is too small"):
+        ops.conv2d(tensor(np.ones((*side, 1, 1))), tensor(np.ones((4, 4, 1, 1))))
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((4, 4, 1), 2), ((4, 4, 1, 1), 0)])
+def test_max_pooling_of_no_map_or_no_window_says_what_it_expected(shape: tuple[int, ...], kernel: int) -> None:
+    with pytest.raises(ValueError, match=r"max_pool2d: a map .* expected"):
+        ops.max_pool2d(tensor(np.ones(shape)), kernel=kernel, stride=1)

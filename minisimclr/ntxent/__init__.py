@@ -82,7 +82,7 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
 
 def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
     """Refuse, in one line that says what is wrong, arguments for which NT-Xent is not defined."""
-    xp = array_module(za, zb)
+    array_module(za, zb)  # raises if they are on different devices
     if not (is_array(za) and is_array(zb)):
         raise TypeError(f"embeddings must be NumPy or CuPy arrays, not {type(za).__name__} and {type(zb).__name__}")
     if za.ndim != 2 or za.shape != zb.shape:
@@ -90,11 +90,11 @@ def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
     if za.size == 0:
         raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")
     for z in (za, zb):
-        if z.dtype not in (xp.float16, xp.float32, xp.float64):
+        if z.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
-    if not 0 < temperature < xp.inf:  # NaN fails both
+    if not 0 < temperature < np.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    if 2 / temperature > float(xp.finfo(_computing_dtype(za, zb)).max):
+    if 2 / temperature > float(np.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
 
@@ -102,9 +102,9 @@ def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Arra
     """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
     dtype = _computing_dtype(za, zb)
     if method == "auto":
-        xp = array_module(za, zb)
+        xp = array_module(za)
         method = "tiled" if xp is np else "cuda" if dtype == np.float32 and cuda.usable(xp) else "reference"
-    if method == "tiled" and array_module(za, zb) is not np:
+    if method == "tiled" and array_module(za) is not np:
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
@@ -114,10 +114,9 @@ def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Arra
     return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)
 
 
-def _computing_dtype(za: Array, zb: Array) -> Array:
+def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
     """The wider of the two dtypes, and at least float32."""
-    xp = array_module(za, zb)
-    return xp.result_type(za.dtype, zb.dtype, xp.float32)
+    return np.result_type(za.dtype, zb.dtype, np.float32)
 
 
 METHODS: dict[str, Method] = {

@@ -34,7 +34,7 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     NaN or infinity anywhere in the input makes the loss NaN; a zero row counts as u = 0 and gets
     gradient 0. Callers check their arguments with `ntxent.check`.
     """
-    xp = array_module(za, zb)
+    xp = array_module(za)
     n = 2 * len(za)  # anchors
     anchor = xp.arange(n)
     partner = (anchor + len(za)) % n  # rows are [za; zb], so the positive of row i is row i ± N
@@ -105,7 +105,7 @@ def contrastive_accuracy(za: Array, zb: Array) -> Array:
 
     Shapes: za, zb (N, D) -> (), still on its device. A tie counts as a miss: collapsed rows score 0.
     """
-    xp = array_module(za, zb)
+    xp = array_module(za)
     u = unit_rows(xp.concatenate([za, zb]))[0]
     anchor = xp.arange(len(u))
     partner = (anchor + len(za)) % len(u)
