@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import devices
@@ -377,6 +379,52 @@ def test_auto_takes_the_method_made_for_the_arrays_and_computes_in_the_wider_dty
     assert rest == [wide, wide, 0.1]
     assert again == (name, *rest)
     assert name == "tiled" if devices.DEVICE == "cpu" else name in ("cuda", "reference")
+
+
+@pytest.mark.parametrize(("dtype", "compiles", "method"), [
+    (np.float32, True, "cuda"), (np.float32, False, "reference"), (np.float64, True, "reference"),
+])
+def test_auto_on_a_gpu_takes_the_kernels_if_they_compile_and_float32_will_do(
+    dtype: Any, compiles: bool, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cupy = ModuleType("cupy")
+    monkeypatch.setattr(ntxent, "array_module", lambda z, *others: np if z is None else cupy)
+    monkeypatch.setattr(cuda, "usable", lambda xp: compiles and xp is cupy)
+    monkeypatch.setitem(METHODS, "reference", lambda za, zb, temperature: ("reference", za, zb))
+    monkeypatch.setitem(METHODS, "cuda", lambda za, zb, temperature: ("cuda", za, zb))
+    z = np.ones((2, 2), dtype)
+    assert ntxent.compute(z, z, 0.1, "auto")[0] == method
+    with pytest.raises(ValueError, match='method "tiled" takes NumPy arrays'):
+        ntxent.compute(z, z, 0.1, "tiled")
+    assert ntxent.compute(z, z, 0.1, "reference")[0] == "reference"
+
+
+def test_embeddings_and_gradients_pass_through_uncopied(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = tuple(on_device(np.ones((2, 2))) for _ in range(2))
+    given: list[Any] = []
+
+    def method(za: Any, zb: Any, temperature: float) -> Any:
+        given.extend((za, zb))
+        return 0.0, *answer
+
+    monkeypatch.setitem(METHODS, "reference", method)
+    za, zb = (on_device(np.ones((2, 2))) for _ in range(2))
+    _, dza, dzb = ntxent.nt_xent_value_and_grad(za, zb, method="reference")
+    nt_xent(za, zb, method="reference")
+    assert len(given) == 4  # nt_xent, too, asked the method that was named
+    for one, other in zip((*given[:2], dza, dzb), (za, zb, *answer)):
+        assert one is other
+
+
+def test_the_readable_version_in_float32_needs_half_the_memory_of_float64() -> None:
+    peak = {}
+    for dtype in (np.float32, np.float64):
+        a, b = (z.astype(dtype) for z in views(256, d=4))
+        tracemalloc.start()
+        readable.value_and_grad(a, b, 0.1)
+        peak[dtype] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak[np.float32] < 0.53 * peak[np.float64]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
