@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import minisimclr as ms
 from minisimclr import Tensor, gradchecks, ops
+from minisimclr.backend import array_module
 from minisimclr.gradchecks import a_thousandth_off, check_entry, comparisons, main_table
 from minisimclr.op_table import (
     TABLE,
@@ -60,6 +61,13 @@ def value_and_gradients(f: Any, inputs: Any, dtype: Any = np.float64) -> tuple[A
     return host(value.data), [host(leaf.grad) for leaf in leaves]
 
 
+def in_float32(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings, rounded."""
+    small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
+             for name, s in settings.items()}
+    return {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
+
+
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────
 
 def test_every_primitive_of_the_package_has_an_entry() -> None:
@@ -97,9 +105,7 @@ def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: A
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any, settings: Any) -> None:
-    small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
-             for name, s in settings.items()}
-    small = {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
+    small = in_float32(settings)
     inputs = [np.asarray(x, np.float32) for x in inputs]
     value, gradients = value_and_gradients(entry.function(on_device(settings)), inputs)
     value32, gradients32 = value_and_gradients(entry.function(on_device(small)), inputs, np.float32)
@@ -109,6 +115,18 @@ def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any
         assert gradient32.dtype == np.float32
         # rounding enters with the terms, not with what is left after they cancel
         assert np.abs(gradient32 - gradient).max(initial=0) <= 5e-6 * max(1e-3, np.abs(gradient).max(initial=0))
+
+
+@pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
+def test_no_gradient_of_a_float32_op_is_computed_in_float64_and_rounded_later(
+    entry: Entry, inputs: Any, settings: Any
+) -> None:
+    arrays = [on_device(np.asarray(x, np.float32)) for x in inputs]
+    value, vjp = entry.op.__wrapped__(  # type: ignore[attr-defined]
+        array_module(*arrays), *arrays, **on_device(in_float32(settings)), **entry.derived(*arrays))
+    answers = vjp(on_device(np.ones(value.shape, np.float32)))
+    for answer in answers if isinstance(answers, tuple) else (answers,):
+        assert (answer() if callable(answer) else answer).dtype == np.float32
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
@@ -489,3 +507,22 @@ def test_a_window_that_is_too_large_one_way_is_too_large(side: tuple[int, int]) 
 def test_max_pooling_of_no_map_or_no_window_says_what_it_expected(shape: tuple[int, ...], kernel: int) -> None:
     with pytest.raises(ValueError, match=r"max_pool2d: a map .* expected"):
         ops.max_pool2d(tensor(np.ones(shape)), kernel=kernel, stride=1)
+
+
+def test_batch_norm_names_the_shape_that_each_channel_needs() -> None:
+    x, good, bad = tensor(np.ones((2, 2, 3, 4))), on_device(np.ones(4)), on_device(np.ones(3))
+    with pytest.raises(ValueError, match=re.escape("for (2, 2, 3, 4), scale, shift, mean and variance must have "
+                                                   "shape (4,)")):
+        ops.batch_norm(x, good, bad, mean=good, variance=good, batch=False)
+    with pytest.raises(ValueError, match=re.escape("the shape of x, (2, 2, 3, 4), not (4,)")):
+        ops.batch_norm(x, good, good, good, mean=good, variance=good, batch=False)
+
+
+def test_cross_entropy_says_what_is_wrong_with_the_labels() -> None:
+    logits = tensor(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=re.escape("logits (N,K) and labels (N,) expected, not (2, 3) and (3,)")):
+        ops.cross_entropy(logits, labels=on_device(np.zeros(3, np.int64)))
+    with pytest.raises(TypeError, match="labels must be integers, not float64"):
+        ops.cross_entropy(logits, labels=on_device(np.zeros(2)))
+    with pytest.raises(ValueError, match="labels in 0…2 expected"):
+        ops.cross_entropy(logits, labels=on_device(np.array([0, 3])))

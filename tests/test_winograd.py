@@ -237,3 +237,15 @@ def test_settings_stored_before_there_was_a_choice_still_load_and_mean_direct():
     stored = Config().as_dict()
     del stored["conv"]
     assert Config.from_dict(json.loads(json.dumps(stored))).conv == "direct"
+
+
+def test_auto_leaves_a_map_to_the_nine_products_if_its_last_tiles_are_mostly_empty() -> None:
+    assert winograd.worthwhile((8, 8, 8, 64), 64)
+    assert not winograd.worthwhile((5, 5, 8, 64), 64)  # 13² products of nine against 2² tiles of 64
+    assert not winograd.worthwhile((2, 2, 8, 64), 64)
+
+
+def test_a_buffer_is_the_same_memory_each_time_and_another_for_each_name() -> None:
+    first = winograd._buffer(np, "test, first", 36, 8, 8)
+    assert np.may_share_memory(first, winograd._buffer(np, "test, first", 36, 4, 4))
+    assert not np.may_share_memory(first, winograd._buffer(np, "test, second", 36, 8, 8))
