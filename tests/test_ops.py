@@ -503,6 +503,13 @@ def test_a_window_that_is_too_large_one_way_is_too_large(side: tuple[int, int]) 
         ops.conv2d(tensor(np.ones((*side, 1, 1))), tensor(np.ones((4, 4, 1, 1))))
 
 
+def test_max_pooling_may_be_padded_by_half_a_window_and_no_more() -> None:
+    x = np.arange(16.0).reshape(4, 4, 1, 1)
+    assert_same(ops.max_pool2d(tensor(x), kernel=4, stride=4, padding=2).data[:, :, 0, 0], [[5, 7], [13, 15]])
+    with pytest.raises(ValueError, match="padding 3 does not fit"):
+        ops.max_pool2d(tensor(x), kernel=4, stride=4, padding=3)
+
+
 @pytest.mark.parametrize(("shape", "kernel"), [((4, 4, 1), 2), ((4, 4, 1, 1), 0)])
 def test_max_pooling_of_no_map_or_no_window_says_what_it_expected(shape: tuple[int, ...], kernel: int) -> None:
     with pytest.raises(ValueError, match=r"max_pool2d: a map .* expected"):

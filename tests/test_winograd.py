@@ -245,6 +245,12 @@ def test_auto_leaves_a_map_to_the_nine_products_if_its_last_tiles_are_mostly_emp
     assert not winograd.worthwhile((2, 2, 8, 64), 64)
 
 
+def test_whoever_asks_for_winograd_gets_it_also_where_auto_would_not() -> None:
+    x, w = np.ones((2, 2, 8, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    assert winograd.applies(np, x, w, 1, 1, "winograd")
+    assert not winograd.applies(np, x, w, 1, 1, "auto")
+
+
 def test_a_buffer_is_the_same_memory_each_time_and_another_for_each_name() -> None:
     first = winograd._buffer(np, "test, first", 36, 8, 8)
     assert np.may_share_memory(first, winograd._buffer(np, "test, first", 36, 4, 4))
