@@ -104,6 +104,20 @@ __device__ bool is_last(int* arrived) {
     return last;
 }
 
+// The margins of anchor i lie with LANES neighbours, each with the largest of its own and its sum of e^(margin −
+// largest): one of them writes down both for all of them, as this block's part.
+template <int LANES>
+__device__ void write_row(float largest, float total, int i, int n, float* highest, float* sum) {
+    float all = largest;
+    for (int step = LANES / 2; step; step /= 2) all = fmaxf(all, __shfl_xor_sync(ALL_LANES, all, step));
+    total *= expf(largest - all);
+    for (int step = LANES / 2; step; step /= 2) total += __shfl_xor_sync(ALL_LANES, total, step);
+    if (threadIdx.x % LANES == 0 && i < n) {
+        highest[blockIdx.y * n + i] = all;
+        sum[blockIdx.y * n + i] = total;
+    }
+}
+
 // The largest margin and the sum of e^(margin − largest) of each part, of anchors from `top` -> their ℓ       (5.6)
 // __ldcg reads where all blocks meet, in the L2 cache.
 __device__ void gather_losses(const float* highest, const float* sum, float* loss, int top, int rows, int n) {

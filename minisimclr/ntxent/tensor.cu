@@ -223,17 +223,7 @@ row_sums(float* u, const float* positive, float* highest, float* sum, float* los
         }
     }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float all = shift[r];
-        for (int step = 2; step; step /= 2) all = fmaxf(all, __shfl_xor_sync(ALL_LANES, all, step));  // 4 lanes a row
-        total[r] *= expf(shift[r] - all);
-        for (int step = 2; step; step /= 2) total[r] += __shfl_xor_sync(ALL_LANES, total[r], step);
-        int i = top + own_row(r);
-        if (threadIdx.x % 4 == 0 && i < n) {
-            highest[blockIdx.y * n + i] = all;
-            sum[blockIdx.y * n + i] = total[r];
-        }
-    }
+    for (int r = 0; r < 2; r++) write_row<4>(shift[r], total[r], top + own_row(r), n, highest, sum);
     if (is_last(arrived + 2 * blockIdx.x)) gather_losses(highest, sum, loss, top, ROWS, n);
 }
 
