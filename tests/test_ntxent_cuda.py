@@ -460,7 +460,7 @@ def test_address_sanitizer(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "right", "wrong"), [
     ("cuda", "if (row < n && d < width)", "if (d < width)"),
     ("cuda", "if (image >= N) return;", ""),
-    ("cuda", "if (threadIdx.x % 16 == 0 && i < n)", "if (threadIdx.x % 16 == 0)"),
+    ("cuda", "if (threadIdx.x % LANES == 0 && i < n)", "if (threadIdx.x % LANES == 0)"),
     ("cuda", "j < n ? loss[j] : 0", "loss[j]"),
     ("cuda-bf16", "left + column < n && d < width", "d < width"),
     ("cuda-bf16x3", "min(16, 4 * (n - left - j))", "16"),
