@@ -32,7 +32,7 @@ import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
-from minisimclr import backend
+from minisimclr import processor
 from minisimclr.ntxent import tiled
 
 Case = dict[str, Any]
@@ -58,8 +58,8 @@ def rates(threads: int) -> dict[str, float]:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            with backend.blas_at_one_thread():
-                backend.parallel(task, items)
+            with processor.blas_at_one_thread():
+                processor.parallel(task, items)
             times.append(time.perf_counter() - start)
         return min(times)
 
@@ -308,7 +308,7 @@ def main(
                         help=f"of {', '.join(cases)}; default: %(default)s")
     parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
-    parser.add_argument("--threads", type=int, default=backend.threads())
+    parser.add_argument("--threads", type=int, default=processor.threads())
     parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure a case (at least 3 rounds)")
     parser.add_argument("--rounds", type=int, default=200, help="at most this many rounds a case")
     parser.add_argument("--patience", type=float, default=240, help="seconds after which a contestant is left out")

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 
 import arena
 
-from minisimclr import backend
-from minisimclr.augment import two_views
+from minisimclr import processor
+from minisimclr.views.augment import two_views
 
 CASES: dict[str, arena.Case] = {
     "256 images of 32": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": False},
@@ -45,7 +45,7 @@ def ours(case: arena.Case) -> Any:
     images, rng = images_of(case), np.random.default_rng(1)
 
     def run() -> Any:
-        with backend.blas_at_one_thread():
+        with processor.blas_at_one_thread():
             return two_views(images, rng, case["size"], case["strength"], case["blur"])
 
     return run, lambda views: {"mean": np.mean([v.mean() for v in views])}
@@ -124,7 +124,7 @@ def helper(prepare: arena.Prepare, case: arena.Case) -> Any:
 
 
 def help_out(connection: Any, prepare: arena.Prepare, case: arena.Case) -> None:
-    backend.set_threads(1)
+    processor.set_threads(1)
     run, answer = prepare(case)
     mean = answer(run())["mean"]
     while True:

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 
 import arena
 
-from minisimclr import backend
-from minisimclr.memory import keep_freed_memory
+from minisimclr import processor
 from minisimclr.ops.conv import conv2d
+from minisimclr.processor import keep_freed_memory
 
 
 def case(side: int, views: int, channels: int, out: int, kernel: int = 3, stride: int = 1) -> arena.Case:
@@ -78,7 +78,7 @@ def ours(method: str) -> arena.Prepare:
         x, w, g = inputs(case)
 
         def run() -> Any:
-            with backend.blas_at_one_thread():
+            with processor.blas_at_one_thread():
                 y, vjp = conv2d.__wrapped__(np, x, w, method=method, **geometry(case))  # type: ignore[attr-defined]
                 return y, *(d() if callable(d) else d for d in vjp(g))
 

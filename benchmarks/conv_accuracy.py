@@ -22,10 +22,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
 
 from minisimclr import backend
-from minisimclr.cli import DEMO
+from minisimclr.cli.demo import DEMO
 from minisimclr.data import Dataset, load_dataset
-from minisimclr.evaluate import embed, fit_linear_probe, knn_accuracy
-from minisimclr.train import pretrain
+from minisimclr.evaluation.embed import embed
+from minisimclr.evaluation.knn import knn_accuracy
+from minisimclr.evaluation.probe import fit_linear_probe
+from minisimclr.training.train import pretrain
 
 MEASURES = ("kNN, test", "kNN, unseen style", "linear, test", "linear, unseen style")
 

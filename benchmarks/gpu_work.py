@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing it
 
 from minisimclr import backend, ntxent, ops  # noqa: E402
-from minisimclr.augment import two_views  # noqa: E402
-from minisimclr.config import Config, build_model  # noqa: E402
-from minisimclr.optim import SGD  # noqa: E402
-from minisimclr.precision import LossScale  # noqa: E402
+from minisimclr.training.config import Config, build_model  # noqa: E402
+from minisimclr.training.optim import SGD  # noqa: E402
+from minisimclr.training.precision import LossScale  # noqa: E402
+from minisimclr.views.augment import two_views  # noqa: E402
 
 Case = dict[str, Any]
 Work = tuple[Callable[[], Any], Callable[[Any], float]]

@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 
 import arena
 
-from minisimclr import backend
-from minisimclr.autograd import saved_bytes
-from minisimclr.optim import SGD
+from minisimclr import processor
+from minisimclr.engine.ledger import saved_bytes
 from minisimclr.resnet import BasicBlock, ResNet
 from minisimclr.simclr import ProjectionHead, SimCLR
+from minisimclr.training.optim import SGD
 
 USUAL = {"views": 64, "channels": 32, "blocks": 1, "side": 32}
 VARIED = {
@@ -100,11 +100,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write every figure")
     parser.add_argument("--plot", help="where to draw them (needs matplotlib)")
     options = parser.parse_args()
-    backend.set_threads(1)
+    processor.set_threads(1)
     found: dict[str, dict[str, Any]] = {}
     print(f"{'':32}{'size':>6}{'CPU time':>12}{'kept':>12}   exponents: time, memory (expected)")
     for name, sizes in VARIED.items():
-        with backend.blas_at_one_thread():
+        with processor.blas_at_one_thread():
             costs = [step_cost(**{**USUAL, name: size}) for size in sizes]
         rows: dict[str, Any] = {"sizes": list(sizes), "time": [c[0] for c in costs], "memory": [c[1] for c in costs]}
         for what, wanted in zip(("time", "memory"), EXPECTED[name]):

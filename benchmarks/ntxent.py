@@ -41,7 +41,7 @@ import arena
 import peers
 from arena import FLOOR, Contestant
 
-from minisimclr import backend
+from minisimclr import processor
 from minisimclr.ntxent import tiled
 
 GROWTH, GROWING = "tiled, E recomputed", (2048, 4096, 8192)  # where overhead does not rule, and no memory runs out
@@ -76,7 +76,7 @@ def machine_rates(threads: int) -> dict[str, float]:
                 work(out)
 
         start = time.perf_counter()
-        backend.parallel(task, buffers)
+        processor.parallel(task, buffers)
         times.append((time.perf_counter() - start) / 50 / threads)
     return {"products": 256 * 256 * 128 / times[0], "exponentials": 256 * 256 / times[1]}
 
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
-    parser.add_argument("--threads", type=int, default=backend.threads())
+    parser.add_argument("--threads", type=int, default=processor.threads())
     parser.add_argument("--seconds", type=float, default=12, help="how long to measure each size (at least 3 rounds)")
     parser.add_argument("--patience", type=float, default=120, help="seconds after which a contestant is left out")
     parser.add_argument("--seed", type=int, default=0)

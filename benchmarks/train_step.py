@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 
 import arena
 
-from minisimclr import backend
-from minisimclr.config import Config, build_model
-from minisimclr.memory import keep_freed_memory
-from minisimclr.optim import SGD
+from minisimclr import processor
+from minisimclr.processor import keep_freed_memory
+from minisimclr.training.config import Config, build_model
+from minisimclr.training.optim import SGD
 
 CASES: dict[str, arena.Case] = {
     "ResNet-18, 128 views": {"encoder": "resnet18", "views": 128, "size": 32},
@@ -60,7 +60,7 @@ def ours(conv: str) -> arena.Prepare:
         a, b = views(case)
 
         def run() -> float:
-            with backend.blas_at_one_thread():
+            with processor.blas_at_one_thread():
                 loss, _, _ = model.loss(a, b, TEMPERATURE)
                 loss.backward()
                 optimizer.step()

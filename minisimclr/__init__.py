@@ -2,49 +2,42 @@
 
 The files, in the order in which they are best read; each uses only what came before it.
 
-    backend      NumPy or CuPy, and the threads
-    kept         what a recorded graph keeps: found, guarded, counted
-    autograd     Tensor, the recorded graph, and the way back through it
-    gradcheck    three ways to see that a gradient is right
+    backend      NumPy or CuPy
+    processor    threads, BLAS, and freed memory
+    engine/      Tensor, the recorded graph, and the backward pass through it; its guard and its ledger
     ops/         one function at a time: the value, and below it the derivative
-    ntxent/      the loss of SimCLR and its gradient by hand (loss), in little memory (tiled)
-    op_table     every operation beside an independent reference
-    gradchecks   `minisimclr gradcheck`: all of that table, checked
+    ntxent/      the loss of SimCLR and its gradient by hand
+    checks/      three ways to see that a gradient is right; every operation beside an independent reference
     nn           layers: parameters with names
     resnet       the encoder f: images to representation h
     simclr       the projection head g: h to embedding z; and one step of Algorithm 1
-    transforms   resize, blur, colour: what can be done to a whole batch of images
-    augment      the two random views
+    views/       the two random views
     data/        the doodles; your own images
-    memory       what a step frees is kept for the next
-    optim        SGD, LARS, and the learning rate of each step
-    precision    float32, TF32, or half precision where it does no harm
-    config       the settings of a run, and what is built from them
-    views        the views of each step, also ahead of it by worker processes
-    checkpoint   one file, replaced atomically
-    run          a run's folder: kept, stopped, resumed
-    meter        a step's numbers, and when they are read
-    train        the loop
-    evaluate     nearest neighbours and a linear probe on the frozen h
-    report       the table and the pictures
-    cli          `minisimclr demo`, `pretrain`, `evaluate` …
+    training/    settings, optimisers, batches, the loop, and what is kept of a run
+    evaluation/  nearest neighbours and a linear probe on the frozen h
+    protocols/   what is done with a trained run: the table
+    report/      the table and the pictures
+    cli/         `minisimclr demo`, `pretrain`, `evaluate` …
 """
 
 from . import ops
-from .augment import to_float, two_views
-from .autograd import Tensor, no_grad, primitive, saved_bytes
-from .backend import set_threads
-from .checkpoint import CheckpointError
-from .config import Config
+from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
 from .data import DataError, Dataset, load_dataset
-from .evaluate import embed, knn_accuracy, linear_probe
-from .gradcheck import GradcheckError, check_direction, check_path, gradcheck
+from .engine.autograd import Tensor, no_grad, primitive
+from .engine.ledger import saved_bytes
+from .evaluation.embed import embed
+from .evaluation.knn import knn_accuracy
+from .evaluation.probe import linear_probe
 from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
-from .optim import LARS, SGD, warmup_cosine
+from .processor import set_threads
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
-from .run import Interrupted, Run, load_run
 from .simclr import ProjectionHead, SimCLR
-from .train import NonFiniteError, pretrain
+from .training.checkpoint import CheckpointError
+from .training.config import Config
+from .training.optim import LARS, SGD, warmup_cosine
+from .training.run import Interrupted, Run, load_run
+from .training.train import NonFiniteError, pretrain
+from .views.augment import to_float, two_views
 
 __version__ = "0.1.0"
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from . import ops
-from .autograd import Tensor
 from .backend import Array, array_module, device_of, is_array, to_device, to_numpy
+from .engine.autograd import Tensor
 
 
 class Module:

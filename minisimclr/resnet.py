@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .autograd import Tensor
 from .backend import array_module
+from .engine.autograd import Tensor
 from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential, in_dtype
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution

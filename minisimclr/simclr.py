@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .autograd import Tensor
 from .backend import Array, array_module
+from .engine.autograd import Tensor
 from .nn import BatchNorm2d, Linear, Module, in_dtype
 from .ntxent import nt_xent
 from .resnet import ResNet

@@ -40,10 +40,11 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
-    "autograd": "autograd ops nn precision", "kept": "autograd ops", "optim": "optim",
-    "ops/basic": "ops autograd precision", "ops/conv": "ops winograd simclr precision", "ops/loss": "ops precision",
-    "ops/norm": "ops nn precision", "ops/winograd": "winograd", "ntxent/__init__": "ntxent autograd precision",
-    "ntxent/loss": "ntxent precision", "ntxent/tiled": "ntxent ntxent_tiled",
+    "engine/autograd": "autograd ops nn precision", "engine/guard": "autograd ops", "training/optim": "optim",
+    "ops/basic": "ops autograd precision", "ops/conv/slabs": "ops winograd simclr precision",
+    "ops/loss": "ops precision", "ops/norm/fused": "ops nn precision", "ops/conv/winograd": "winograd",
+    "ntxent/__init__": "ntxent autograd precision", "ntxent/exact": "ntxent precision",
+    "ntxent/tiled": "ntxent ntxent_tiled",
 }
 SECONDS = 60  # of CPU time, for one mutant
 OPTIONS = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-profile=mutate",

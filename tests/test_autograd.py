@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
 import minisimclr as ms
-from minisimclr import autograd, kept, ops
-from minisimclr.autograd import Node, Tensor, no_grad, primitive, saved_bytes
+from minisimclr import ops
 from minisimclr.backend import is_array
+from minisimclr.engine import autograd
+from minisimclr.engine import guard as kept
+from minisimclr.engine.autograd import Node, Tensor, no_grad, primitive
+from minisimclr.engine.ledger import Ledger, saved_bytes
 
 Array = np.ndarray[Any, Any]
 NO_LOCKS = pytest.mark.host("CuPy's arrays cannot be locked")
@@ -461,7 +464,7 @@ def test_saved_bytes_counts_a_shared_array_once_and_parameters_never() -> None:
 
 @pytest.mark.host
 def test_the_ledger_prints_the_largest_first_and_the_total_last() -> None:
-    printed = str(kept.Ledger({"exp": 1 << 20, "conv2d": 3 << 20, "relu": 2 << 20}))
+    printed = str(Ledger({"exp": 1 << 20, "conv2d": 3 << 20, "relu": 2 << 20}))
     assert [line.split()[-1] for line in printed.splitlines()] == ["conv2d", "relu", "exp", "total"]
 
 

@@ -16,17 +16,9 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minisimclr import backend
-from minisimclr.backend import (
-    array_module,
-    blas_at_one_thread,
-    blocks,
-    parallel,
-    pieces,
-    set_threads,
-    threads,
-    to_device,
-)
+from minisimclr import backend, processor
+from minisimclr.backend import array_module, to_device
+from minisimclr.processor import blas_at_one_thread, blocks, parallel, pieces, set_threads, threads
 
 pytestmark = pytest.mark.host
 
@@ -82,9 +74,9 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cores_asked_anew() -> Iterator[None]:
-    backend._usable_cores.cache_clear()
+    processor._usable_cores.cache_clear()
     yield
-    backend._usable_cores.cache_clear()  # the next test shall not see this one's machine
+    processor._usable_cores.cache_clear()  # the next test shall not see this one's machine
 
 
 @pytest.mark.usefixtures("cores_asked_anew")
@@ -112,7 +104,7 @@ def test_the_default_is_the_affinity_within_the_control_groups_quota(
     set_threads(None)
     monkeypatch.delenv("MINISIMCLR_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(backend, "open", opened, raising=False)
+    monkeypatch.setattr(processor, "open", opened, raising=False)
     assert threads() == cores
 
 
@@ -270,7 +262,7 @@ def test_a_forked_child_has_its_own_threads() -> None:
 
 
 def test_the_interpreter_ends_while_workers_sleep() -> None:
-    code = ("from minisimclr.backend import *; set_threads(4); done = []; parallel(done.append, range(3)); "
+    code = ("from minisimclr.processor import *; set_threads(4); done = []; parallel(done.append, range(3)); "
             "print(*sorted(done))")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisimclr import checkpoint
-from minisimclr.checkpoint import CheckpointError, load, part, save
+from minisimclr.training import checkpoint
+from minisimclr.training.checkpoint import CheckpointError, load, part, save
 
 ARRAYS = {"model/conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
           "model/bn1.running_var": np.array([np.nan, -0.0, 1e-45], np.float32),
@@ -130,7 +130,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from minisimclr import checkpoint
+from minisimclr.training import checkpoint
 
 path = Path(sys.argv[1])
 checkpoint.os.fsync = lambda descriptor: None            # a killed process loses nothing that it has written

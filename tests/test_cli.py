@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from minisimclr import cli, data
-from minisimclr.checkpoint import CheckpointError
-from minisimclr.cli import main
+from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError
-from minisimclr.run import Interrupted, NonFiniteError
+from minisimclr.training.checkpoint import CheckpointError
+from minisimclr.training.config import Config
+from minisimclr.training.run import Interrupted, NonFiniteError
 
 SMALL = ["--size", "16", "--batch", "4", "--epochs", "2", "--head-dim", "8"]
 THERE = ["--device", devices.DEVICE]
@@ -101,7 +102,7 @@ def test_embed_writes_h_z_and_labels_without_pickle(trained, tmp_path):
 
 
 def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypatch):
-    from minisimclr import gradchecks
+    from minisimclr.checks import report as gradchecks
 
     rows = [gradchecks.Row("exp", 1, 0, 0, 0, 0, 1e-12, True, True)]
     monkeypatch.setattr(gradchecks, "run", lambda: iter(rows))
@@ -115,7 +116,7 @@ def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypa
 def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     small = {"train": (96, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
     monkeypatch.setattr(data, "DOODLES", small)
-    monkeypatch.setattr(cli, "DEMO", dataclasses.replace(cli.DEMO, batch=32, epochs=1))
+    monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, batch=32, epochs=1))
     monkeypatch.chdir(tmp_path)
     assert main(["demo", *THERE]) == 0
     captured = capsys.readouterr()
@@ -127,11 +128,11 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
 
 
 def test_a_second_run_never_overwrites_the_first(tmp_path):
-    assert cli._free_folder(tmp_path / "demo") == tmp_path / "demo"
+    assert common.free_folder(tmp_path / "demo") == tmp_path / "demo"
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.npz").touch()
-    assert cli._free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+    assert common.free_folder(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 def test_resume_takes_the_configuration_of_the_run(trained, photos, capsys):
@@ -151,7 +152,7 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for item in dataclasses.fields(cli.Config):
+    for item in dataclasses.fields(Config):
         assert f"--{item.name.replace('_', '-')}" in text
         if not isinstance(item.default, bool):
             assert f"(default: {item.default})" in text
@@ -206,7 +207,7 @@ def test_resuming_with_another_setting_is_refused_with_code_2(trained, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minisimclr.train.LossScale.unscale", lambda scale: scale.xp.asarray(np.nan))
+    monkeypatch.setattr("minisimclr.training.train.LossScale.unscale", lambda scale: scale.xp.asarray(np.nan))
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]) == 3
     assert "step 0" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(
 def test_each_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypatch):
     def fail(threads: int | None) -> None:
         raise error
-    monkeypatch.setattr(cli.backend, "set_threads", fail)
+    monkeypatch.setattr(cli, "set_threads", fail)
     assert main(["gradcheck"]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -247,7 +248,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
-    monkeypatch.setattr(cli, "compare", lambda *a, **k: {}["surprise"])
+    monkeypatch.setattr(evaluate, "compare", lambda *a, **k: {}["surprise"])
     assert main(["evaluate", str(trained)]) == 1
     assert "--debug" in error_line(capsys)
 
@@ -258,7 +259,7 @@ def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(p
     """One line; none on a processor."""
     train_there = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--out"]
     assert main([*train_there, str(tmp_path / "fits")]) == 0
-    monkeypatch.setattr("minisimclr.data.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)
+    monkeypatch.setattr("minisimclr.training.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)
     assert main([*train_there, str(tmp_path / "does-not")]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
     if devices.DEVICE == "cpu":
@@ -323,7 +324,7 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
     def fails(*args, **options):
         raise full("Out of memory allocating 8,589,934,592 bytes (allocated so far: 0 bytes).")
 
-    monkeypatch.setattr("minisimclr.views.two_views", fails)
+    monkeypatch.setattr("minisimclr.training.batches.two_views", fails)
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, *THERE]) == 2
     line = error_line(capsys)
     assert says in line

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from minisimclr.config import ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
-from minisimclr.optim import LARS, SGD
+from minisimclr.training.config import ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
+from minisimclr.training.optim import LARS, SGD
 
 pytestmark = pytest.mark.host
 

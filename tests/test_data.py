@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from minisimclr import data
-from minisimclr.data import DataError, decode, epoch_order, files, load_dataset
+from minisimclr.data import DataError, decode, files, load_dataset
+from minisimclr.training.batches import epoch_order
 
 pytestmark = pytest.mark.host
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minisimclr.data.doodles import CLASS_NAMES, STYLES, TRAINING_STYLES, UNSEEN_STYLE, draw_doodles
-from minisimclr.data.raster import Layer, arc, cover, paint, sides, sine, smooth, stroke
+from minisimclr.data.doodles.raster import Layer, arc, cover, paint, sides, sine, smooth, stroke
 
 pytestmark = pytest.mark.host
 

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from devices import host, on_device
 
-from minisimclr import evaluate
-from minisimclr.augment import to_float
-from minisimclr.config import Config, build_model
+from minisimclr import evaluation as evaluate
 from minisimclr.data import Dataset
-from minisimclr.evaluate import LinearProbe, colour_statistics, compare, embed
+from minisimclr.evaluation import probe
+from minisimclr.evaluation.embed import embed
+from minisimclr.evaluation.probe import LinearProbe
+from minisimclr.protocols.compare import colour_statistics, compare
 from minisimclr.resnet import ENCODERS, resnet_small
-from minisimclr.run import Run
+from minisimclr.training.config import Config, build_model
+from minisimclr.training.run import Run
+from minisimclr.views.augment import to_float
 
 Array = np.ndarray
 
@@ -221,7 +224,7 @@ def test_the_penalty_that_helps_held_out_rows_is_chosen():
     noisy = np.concatenate([h, rng.standard_normal((200, 300))], axis=1)
     assert fit_linear_probe(noisy, y, l2_values=(1.0, 1e-6)).l2 == 1.0
     tried: list[float] = []
-    original = evaluate._fit
+    original = probe._fit
 
     def spy(x: Array, y: Array, start: Array, l2: float, iterations: int) -> Array:
         tried.append(l2)
@@ -229,7 +232,7 @@ def test_the_penalty_that_helps_held_out_rows_is_chosen():
         return original(x, y, start, l2, iterations)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "_fit", spy)
+        patch.setattr(probe, "_fit", spy)
         fit_linear_probe(noisy, y, l2_values=(1.0, 1e-6))
     assert tried == [1.0, 1e-6, 1.0]
 

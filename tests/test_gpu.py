@@ -26,12 +26,12 @@ from test_padded import SHAPES, case, direct
 
 import minisimclr as ms
 from minisimclr import Tensor, backend, ops
-from minisimclr.augment import two_views
-from minisimclr.config import PRECISIONS, Config, build_model, build_optimizer
+from minisimclr.checks.table import TABLE, Entry, normal
 from minisimclr.ntxent import METHODS
-from minisimclr.ntxent import loss as readable
-from minisimclr.op_table import TABLE, Entry, normal
-from minisimclr.ops.cublas import add_product
+from minisimclr.ntxent import exact as readable
+from minisimclr.ops.conv.cublas import add_product
+from minisimclr.training.config import PRECISIONS, Config, build_model, build_optimizer
+from minisimclr.views.augment import two_views
 
 STAND_IN = devices.DEVICE == "cuda" and hasattr(devices.xp(), "_traffic")
 pytestmark = [] if STAND_IN else [pytest.mark.gpu]

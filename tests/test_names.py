@@ -39,15 +39,16 @@ DIFFERENT = {
 # Where it may be asked whether there is a GPU, and why. Everything else is one code path.
 ASKS = {
     "backend.py": "it is there to know",
+    "processor.py": "cuts work to fit a processor's cache, and does not on a GPU",
     "ntxent/cuda.py": "its kernels are for a GPU",
     "ntxent/__init__.py": "chooses between the version for a processor and the one for a GPU",
-    "ops/winograd.py": "its tiles are cut for a processor's cache",
-    "augment.py": "cuts a batch to fit a processor's cache",
-    "kept.py": "only NumPy's arrays can be locked",
-    "autograd.py": "only NumPy's arrays can be locked",
-    "precision.py": "refuses number formats that a processor does not have",
-    "cli.py": "tells what a GPU is sent, and when",
-    "views.py": "processes draw the views ahead of a processor; a GPU draws them itself",
+    "ops/conv/winograd.py": "its tiles are cut for a processor's cache",
+    "views/augment.py": "cuts a batch to fit a processor's cache",
+    "engine/guard.py": "only NumPy's arrays can be locked",
+    "engine/autograd.py": "only NumPy's arrays can be locked",
+    "training/precision.py": "refuses number formats that a processor does not have",
+    "cli/pretrain.py": "tells what a GPU is sent, and when",
+    "training/batches.py": "processes draw the views ahead of a processor; a GPU draws them itself",
 }
 
 
@@ -82,6 +83,7 @@ def wrong_with(name: str) -> str | None:
 
 
 ONLY_THERE = {                                           # behind a question whether it is there
+    "processor.py": "cuts work to fit a processor's cache, and does not on a GPU",
     "ntxent/cuda.py": {"RawModule", "cuda.Device"},
 }
 

@@ -7,7 +7,7 @@ import pytest
 from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import ops
-from minisimclr.autograd import Tensor, no_grad
+from minisimclr.engine.autograd import Tensor, no_grad
 from minisimclr.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 from minisimclr.resnet import resnet_small
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minisimclr import backend
-from minisimclr.ntxent import loss as readable
-from minisimclr.ntxent import nt_xent_value_and_grad, tiled, tournament
+from minisimclr import processor
+from minisimclr.ntxent import exact as readable
+from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+from minisimclr.ntxent import tiled as tournament
 
 pytestmark = pytest.mark.host
 
@@ -25,9 +26,9 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    backend.set_threads(request.param)
+    processor.set_threads(request.param)
     yield
-    backend.set_threads(None)
+    processor.set_threads(None)
 
 
 def views(n: int, d: int = 24, dtype: Any = np.float64) -> tuple[Array, Array]:
@@ -83,9 +84,9 @@ def test_same_bits_again_and_on_any_number_of_threads() -> None:
     for temperature in (0.005, 0.1):
         results = []
         for count in (1, 2, 2, 2, 5, 16):
-            backend.set_threads(count)
+            processor.set_threads(count)
             results.append(nt_xent_value_and_grad(a, b, temperature, "tiled"))
-        backend.set_threads(None)
+        processor.set_threads(None)
         for loss, da, db in results[1:]:
             assert loss == results[0][0]
             np.testing.assert_array_equal(da, results[0][1])

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minisimclr as ms
-from minisimclr import Tensor, gradchecks, ops
+from minisimclr import Tensor, ops
 from minisimclr.backend import array_module
-from minisimclr.gradchecks import a_thousandth_off, check_entry, comparisons, main_table
-from minisimclr.op_table import (
+from minisimclr.checks import report as gradchecks
+from minisimclr.checks.report import a_thousandth_off, check_entry, comparisons, main_table
+from minisimclr.checks.table import (
     TABLE,
     Entry,
     batch_norm_by_loops,
@@ -35,8 +36,8 @@ from minisimclr.op_table import (
     spaced,
     statistics,
 )
-from minisimclr.ops import conv as conv_module
-from minisimclr.ops import norm as norm_module
+from minisimclr.ops.conv import slabs as conv_module
+from minisimclr.ops.norm import fused as norm_module
 
 Array = np.ndarray[Any, Any]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from devices import host, on_device, tensor
 
-from minisimclr.autograd import Tensor
-from minisimclr.optim import LARS, SGD, Optimizer, warmup_cosine
+from minisimclr.engine.autograd import Tensor
+from minisimclr.training.optim import LARS, SGD, Optimizer, warmup_cosine
 
 Array = np.ndarray
 SHAPES = [(4, 3), (3,), (2, 2, 3, 3), ()]

@@ -13,8 +13,7 @@ from devices import host, on_device
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisimclr.ops import cublas, padded
-from minisimclr.ops.conv import conv2d
+from minisimclr.ops.conv import conv2d, cublas, padded
 
 direct = conv2d.__wrapped__  # type: ignore[attr-defined]
 

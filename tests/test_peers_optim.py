@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minisimclr.autograd import Tensor
-from minisimclr.optim import LARS, SGD, Optimizer, warmup_cosine
+from minisimclr.engine.autograd import Tensor
+from minisimclr.training.optim import LARS, SGD, Optimizer, warmup_cosine
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]   # peers may warn about themselves
 

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from devices import host, on_device
 
-from minisimclr import backend, precision
-from minisimclr.augment import two_views
-from minisimclr.autograd import Tensor
-from minisimclr.config import Config, build_model, build_optimizer
+from minisimclr import backend
 from minisimclr.data.doodles import draw_doodles
-from minisimclr.meter import READ_EVERY
+from minisimclr.engine.autograd import Tensor
 from minisimclr.nn import BatchNorm2d
 from minisimclr.ops import conv2d, moments
-from minisimclr.optim import LARS, SGD, Optimizer
-from minisimclr.precision import LossScale, half_dtype, use_tf32
 from minisimclr.resnet import ENCODERS, resnet_small
-from minisimclr.run import Interrupted, load_run
 from minisimclr.simclr import SimCLR
-from minisimclr.train import pretrain
+from minisimclr.training import precision
+from minisimclr.training.config import Config, build_model, build_optimizer
+from minisimclr.training.optim import LARS, SGD, Optimizer
+from minisimclr.training.precision import LossScale, half_dtype, use_tf32
+from minisimclr.training.run import Interrupted, load_run
+from minisimclr.training.session import READ_EVERY
+from minisimclr.training.train import pretrain
+from minisimclr.views.augment import two_views
 
 HALF = Config(size=16, batch=16, epochs=1, head_dim=16, device=devices.DEVICE, precision="float16")
 SINGLE = dataclasses.replace(HALF, precision="float32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minisimclr.ops import products
+from minisimclr.ops.conv import products
 
 
 @pytest.fixture(params=[0, 10**4], ids=["BLAS packs", "BLAS does not pack"], autouse=True)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from minisimclr import Config, Dataset, report
-from minisimclr.config import build_model
-from minisimclr.evaluate import Score
-from minisimclr.run import Run
+from minisimclr import Config, Dataset
+from minisimclr.protocols.compare import Score
+from minisimclr.report import pictures as report
+from minisimclr.report.table import table
+from minisimclr.training.config import build_model
+from minisimclr.training.run import Run
 
 pytestmark = pytest.mark.host
 
@@ -27,14 +29,14 @@ def images():
 
 def test_the_table_has_a_row_for_each_representation_and_two_columns_for_each_split():
     scores = [Score("raw pixels", {"test": 0.5, "unseen": 0.25}, {"test": 0.125, "unseen": 1.0})]
-    *_, row = report.table(scores).splitlines()
+    *_, row = table(scores).splitlines()
     assert row.split() == ["raw", "pixels", "50.0", "12.5", "25.0", "100.0"]
 
 
 def test_the_columns_of_the_table_stand_under_their_headings():
     scores = [Score(name, {"test": 0.5, "unseen style": 1.0}, {"test": 0.1, "unseen style": 0.2})
               for name in ("h", "a longer name")]
-    _, heads, *rows = report.table(scores).splitlines()
+    _, heads, *rows = table(scores).splitlines()
     ends = [k + 1 for k in range(len(heads)) if heads[k] != " " and (k + 1 == len(heads) or heads[k + 1] == " ")]
     for row in rows:
         for end in ends:

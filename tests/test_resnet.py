@@ -12,7 +12,7 @@ import pytest
 from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import resnet as module
-from minisimclr.autograd import Tensor, no_grad
+from minisimclr.engine.autograd import Tensor, no_grad
 from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 
 

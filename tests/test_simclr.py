@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from devices import assert_close, assert_same, host, on_device, placed, tensor
 
-from minisimclr.autograd import Tensor
-from minisimclr.gradcheck import check_path
+from minisimclr.checks.gradcheck import check_path
+from minisimclr.engine.autograd import Tensor
 from minisimclr.ntxent import contrastive_accuracy, nt_xent
 from minisimclr.resnet import resnet_small
 from minisimclr.simclr import ProjectionHead, SimCLR

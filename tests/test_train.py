@@ -17,21 +17,22 @@ import devices
 import numpy as np
 import pytest
 
-from minisimclr import backend, checkpoint, run, train, views
-from minisimclr.augment import two_views
-from minisimclr.autograd import Tensor
-from minisimclr.checkpoint import CheckpointError
-from minisimclr.config import ORDER, VIEWS, Config, build_model, build_optimizer
-from minisimclr.data import DataError, batches
+from minisimclr import backend, processor
+from minisimclr.data import DataError
 from minisimclr.data.doodles import draw_doodles
-from minisimclr.meter import READ_EVERY
+from minisimclr.engine.autograd import Tensor
 from minisimclr.ntxent import nt_xent
-from minisimclr.optim import Optimizer
-from minisimclr.precision import LossScale
 from minisimclr.resnet import ENCODERS, resnet_small
-from minisimclr.run import Interrupted, Run, environment_changes, fingerprint, load_run
 from minisimclr.simclr import SimCLR
-from minisimclr.train import NonFiniteError, pretrain
+from minisimclr.training import batches, checkpoint, run, train
+from minisimclr.training.checkpoint import CheckpointError
+from minisimclr.training.config import ORDER, VIEWS, Config, build_model, build_optimizer
+from minisimclr.training.optim import Optimizer
+from minisimclr.training.precision import LossScale
+from minisimclr.training.run import Interrupted, Run, environment_changes, fingerprint, load_run
+from minisimclr.training.session import READ_EVERY
+from minisimclr.training.train import NonFiniteError, pretrain
+from minisimclr.views.augment import two_views
 
 CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, lr=2.0, warmup=0.2, device=devices.DEVICE)  # 3 epochs of 2 steps
 STEPS = 6
@@ -153,7 +154,7 @@ def test_no_step_sees_the_views_of_another_and_none_the_same_images_in_a_row(mon
         seen.append((repr(rng.bit_generator.state).encode(), which))
         return two_views(batch, rng, *options)
 
-    monkeypatch.setattr(views, "two_views", spy)
+    monkeypatch.setattr(batches, "two_views", spy)
     pretrain(CONFIG, IMAGES)
     states, images = [state for state, _ in seen], [which for _, which in seen]
     assert len(set(states)) == STEPS
@@ -267,7 +268,7 @@ def test_handlers_are_restored_after_a_run_and_after_a_failure(monkeypatch):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    monkeypatch.setattr(views, "two_views", lambda *args: 1 / 0)
+    monkeypatch.setattr(batches, "two_views", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
@@ -392,7 +393,7 @@ def test_resuming_needs_a_folder_and_a_checkpoint_in_it(tmp_path):
 def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
     """Elsewhere, resuming is close but not bit for bit: the checkpoint knows where it was written."""
     assert environment_changes(whole, devices.DEVICE) == []
-    before = backend.threads()
+    before = processor.threads()
     monkeypatch.setattr(checkpoint, "threads", lambda: before + 1)
     assert environment_changes(whole, devices.DEVICE) == [f"threads was {before}, is {before + 1}"]
 
@@ -413,7 +414,7 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], No
         action(next(steps))
         return two_views(*args)
 
-    monkeypatch.setattr(views, "two_views", spy)
+    monkeypatch.setattr(batches, "two_views", spy)
 
 
 @pytest.mark.usefixtures("every_fourth")

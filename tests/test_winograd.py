@@ -8,23 +8,23 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minisimclr import backend
-from minisimclr.autograd import Tensor, no_grad
-from minisimclr.config import Config, build_model
+from minisimclr import processor
+from minisimclr.engine.autograd import Tensor, no_grad
 from minisimclr.nn import Conv2d
-from minisimclr.ops import conv, winograd
+from minisimclr.ops.conv import conv2d, winograd
 from minisimclr.resnet import resnet_small
+from minisimclr.training.config import Config, build_model
 
 pytestmark = pytest.mark.host
 
-direct = conv.conv2d.__wrapped__
+direct = conv2d.__wrapped__
 
 
 @pytest.fixture(autouse=True)
 def _two_threads():
-    backend.set_threads(2)
+    processor.set_threads(2)
     yield
-    backend.set_threads(None)
+    processor.set_threads(None)
 
 
 def arrays(H: int, W: int, N: int, C: int, D: int, dtype: type = np.float32) -> tuple[np.ndarray, ...]:
@@ -124,7 +124,7 @@ def test_bit_equal_at_a_fixed_number_of_threads_and_nearly_so_at_another(shared,
     inputs = arrays(12, 9, 20, 32, 16)
     two = fast(*inputs)
     assert all(np.array_equal(a, b) for a, b in zip(two, fast(*inputs)))
-    backend.set_threads(1)
+    processor.set_threads(1)
     assert all(deviation(a, b) <= 2e-6 for a, b in zip(two, fast(*inputs)))
 
 
@@ -140,7 +140,7 @@ def test_results_are_arrays_of_their_own():
 
 def test_buffers_stay_within_the_stated_budget(monkeypatch):
     vars(winograd._kept).clear()
-    backend.set_threads(1)
+    processor.set_threads(1)
     for shape in [(16, 16, 64, 32, 32), (8, 8, 32, 96, 96)]:
         for shared in (1 << 30, 0):
             monkeypatch.setattr(winograd, "SHARED_U", shared)
@@ -160,7 +160,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, w: np.ndarray, **setti
     """Whether this conv2d goes to Winograd."""
     calls = []
     monkeypatch.setattr(winograd, "convolution", lambda *a: calls.append(a) or (np.zeros(1), lambda g: g))
-    conv.conv2d(x, w, **settings)
+    conv2d(x, w, **settings)
     return bool(calls)
 
 
@@ -193,11 +193,11 @@ def test_auto_leaves_32_channels_to_the_nine_products_if_these_run_unpacked(monk
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="method must be one of auto, direct, winograd"):
-        conv.conv2d(np.zeros((4, 4, 1, 1)), np.zeros((3, 3, 1, 1)), padding=1, method="fft")
+        conv2d(np.zeros((4, 4, 1, 1)), np.zeros((3, 3, 1, 1)), padding=1, method="fft")
 
 
 def test_an_empty_batch_is_no_harm():
-    y = conv.conv2d(np.zeros((4, 4, 0, 8), "f"), np.zeros((3, 3, 8, 8), "f"), padding=1, method="winograd")
+    y = conv2d(np.zeros((4, 4, 0, 8), "f"), np.zeros((3, 3, 8, 8), "f"), padding=1, method="winograd")
     assert y.shape == (4, 4, 0, 8)
 
 

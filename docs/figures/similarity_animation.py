@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import minisimclr as ms
-from minisimclr.backend import blas_at_one_thread
-from minisimclr.cli import DEMO
-from minisimclr.config import ORDER, VIEWS, build_model, build_optimizer
-from minisimclr.data import epoch_order
+from minisimclr.cli.demo import DEMO
+from minisimclr.processor import blas_at_one_thread
+from minisimclr.training.batches import epoch_order
+from minisimclr.training.config import ORDER, VIEWS, build_model, build_optimizer
 
 HERE = Path(__file__).resolve().parent
 CONFIG = dataclasses.replace(DEMO, epochs=6, conv="winograd")

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import minisimclr as ms
-from minisimclr.backend import blas_at_one_thread
-from minisimclr.cli import DEMO
-from minisimclr.evaluate import embed, fit_linear_probe, knn_accuracy
+from minisimclr.cli.demo import DEMO
+from minisimclr.evaluation.embed import embed
+from minisimclr.evaluation.knn import knn_accuracy
+from minisimclr.evaluation.probe import fit_linear_probe
+from minisimclr.processor import blas_at_one_thread
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "temperature" / "sweep.json"
 TEMPERATURES, SEEDS, EPOCHS = (0.05, 0.1, 0.2, 0.5, 1.0), (0, 1), 5

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .batches import DataError, Dataset, batch_source, epoch_order, resident
+from .dataset import DataError, Dataset
 from .doodles import CLASS_NAMES, TRAINING_STYLES, UNSEEN_STYLE, draw_doodles
 from .files import load_files
 
-__all__ = ["DataError", "Dataset", "batch_source", "epoch_order", "load_dataset", "resident"]
+__all__ = ["DataError", "Dataset", "load_dataset"]
 
 # split -> how many images, from which seed, in which styles
 DOODLES = {

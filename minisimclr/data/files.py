@@ -20,8 +20,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ..backend import parallel
-from .batches import DataError, Dataset
+from ..processor import parallel
+from .dataset import DataError, Dataset
 from .decode import SUFFIXES, decode_image
 
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "unlabeled", "unlabelled"}

@@ -20,6 +20,7 @@ therefore come in the same order on any number of threads, and the result is the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -27,15 +28,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..backend import Array, blas_at_one_thread, blocks, parallel
-from .loss import FLAT, unit_rows
-from .tournament import Pair, rounds
+from ..backend import Array
+from ..processor import blas_at_one_thread, blocks, parallel
+from .exact import FLAT, unit_rows
 
 TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
 ALONE = 128  # up to this N one thread is faster: to wake another takes as long as a small tile
 STRIP = 1024  # rows of a strip, where each row is on its own
 SUM_BYTES = 4 * 2**20  # room for the sums of du of further rounds that are played at once
 KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
+
+Pair = tuple[int, int]
 
 
 def value_and_grad(
@@ -298,3 +301,18 @@ def _blocks(images: int) -> list[slice]:
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     return one + [slice(images + rows.start, images + rows.stop) for rows in one]
+
+
+@functools.cache
+def rounds(players: int) -> list[list[Pair]]:
+    """All pairs (i ≤ j) of an even number of players, in rounds in which everybody plays exactly once.
+
+    The schedule of a chess tournament: the last one stays, the others rotate. Each with itself comes at
+    the end: those tiles are the quickest, and fill the gaps when several rounds are played at once.
+    """
+    others = players - 1
+    schedule = []
+    for r in range(others):
+        pairs = [(r, others)] + [((r + k) % others, (r - k) % others) for k in range(1, players // 2)]
+        schedule.append([(min(pair), max(pair)) for pair in pairs])
+    return [*schedule, [(i, i) for i in range(players)]]

@@ -1,4 +1,4 @@
-"""Arithmetic, reductions and shapes: one primitive each, and at the end the operators of Tensor.
+"""Arithmetic, kinks and reductions: one primitive each.
 
 Broadcasting needs no care here: the engine sums a gradient over the axes that were stretched.
 A gradient written as `lambda: …` is computed only if somebody wants it (x in `2 * x`, not the 2).
@@ -6,12 +6,11 @@ A gradient written as `lambda: …` is computed only if somebody wants it (x in 
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
-from ..autograd import Tensor, Vjp, primitive
 from ..backend import Array, is_array
+from ..engine.autograd import Vjp, primitive
 
 Axis = int | tuple[int, ...] | None
 
@@ -209,108 +208,3 @@ def _kept_shape(x: Array, axis: Axis) -> tuple[int, ...]:
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     reduced = {a % (x.ndim or 1) for a in axes}
     return tuple(1 if a in reduced else size for a, size in enumerate(x.shape))
-
-
-# ── Shapes ────────────────────────────────────────────────────────────────────────────────────────
-
-@primitive
-def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
-    """The same elements in the same order under another shape; one entry may be −1.
-
-    Shapes: x (…) -> shape
-    VJP:    dx = g under the old shape
-    """
-    before = x.shape
-    return x.reshape(shape), lambda g: g.reshape(before)
-
-
-@primitive
-def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tuple[Array, Vjp]:
-    """Permute the axes (reverse them by default).
-
-    Shapes: x (…) -> the sizes in the order of `axes`
-    VJP:    dx = g, permuted back
-    """
-    axes = tuple(range(x.ndim))[::-1] if axes is None else axes
-    value = x.transpose(axes)
-    back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
-    return value, lambda g: g.transpose(back)
-
-
-@primitive
-def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
-    """x[index]: slices, integers, None, …, boolean masks and integer arrays.
-
-    Shapes: x (…) -> as NumPy's indexing gives
-    VJP:    dx = 0 with g added at index   (added, because an integer array may name a place twice)
-    """
-    parts = index if isinstance(index, tuple) else (index,)
-    repeats = any(is_array(part) or isinstance(part, list) for part in parts)
-    shape = x.shape
-
-    def vjp(g: Array) -> Array:
-        dx = xp.zeros(shape, g.dtype)
-        if repeats:
-            xp.add.at(dx, index, g)
-        else:
-            dx[index] = g
-        return dx
-
-    return x[index], vjp
-
-
-@primitive
-def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
-    """Join arrays along an axis.
-
-    Shapes: (N₁,…), (N₂,…), … -> (N₁+N₂+…, …)
-    VJP:    each array receives its own part of g
-    """
-    ends = [0]
-    for array in arrays:
-        ends.append(ends[-1] + array.shape[axis])
-
-    def vjp(g: Array) -> tuple[Array, ...]:
-        g = xp.moveaxis(g, axis, 0)
-        return tuple(xp.moveaxis(g[start:end], 0, axis) for start, end in itertools.pairwise(ends))
-
-    return xp.concatenate(arrays, axis=axis), vjp
-
-
-# ── The operators of Tensor ───────────────────────────────────────────────────────────────────────
-
-def _operator(op: Any, swapped: bool = False) -> Any:
-    """A two-sided operator; with an operand that is no number or array Python raises its own TypeError."""
-    def method(self: Tensor, other: Any) -> Any:
-        if not (isinstance(other, (Tensor, int, float)) or is_array(other) or hasattr(other, "dtype")):
-            return NotImplemented
-        return op(other, self) if swapped else op(self, other)
-    return method
-
-
-def _power(self: Tensor, exponent: float) -> Any:
-    return power(self, exponent=exponent) if isinstance(exponent, (int, float)) else NotImplemented
-
-
-def _flat(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """Both x.reshape(2, 3) and x.reshape((2, 3))."""
-    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
-
-
-_METHODS = {
-    "__add__": _operator(add), "__radd__": _operator(add, swapped=True),
-    "__sub__": _operator(subtract), "__rsub__": _operator(subtract, swapped=True),
-    "__mul__": _operator(multiply), "__rmul__": _operator(multiply, swapped=True),
-    "__truediv__": _operator(divide), "__rtruediv__": _operator(divide, swapped=True),
-    "__matmul__": _operator(matmul), "__rmatmul__": _operator(matmul, swapped=True),
-    "__pow__": _power,
-    "__neg__": lambda self: negative(self),
-    "__getitem__": lambda self, index: getitem(self, index=index),
-    "sum": lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims),
-    "mean": lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims),
-    "reshape": lambda self, *shape: reshape(self, shape=_flat(shape)),
-    "transpose": lambda self, *axes: transpose(self, axes=_flat(axes) or None),
-    "T": property(lambda self: transpose(self)),
-}
-for _name, _method in _METHODS.items():
-    setattr(Tensor, _name, _method)

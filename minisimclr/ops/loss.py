@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..autograd import Vjp, primitive
 from ..backend import Array
+from ..engine.autograd import Vjp, primitive
 
 
 @primitive

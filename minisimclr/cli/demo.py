@@ -1,0 +1,44 @@
+"""`minisimclr demo`: draw a data set, pre-train on it, evaluate, and show what was learned."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+from .. import backend
+from ..data import load_dataset
+from ..training.config import Config
+from ..training.train import pretrain
+from .common import add_device, free_folder
+from .console import saying, training
+from .evaluate import evaluated
+
+HELP = "draw a data set, pre-train on it, evaluate, and show what was learned"
+
+# What the demo trains: 12 epochs of 5,000 doodles, about a minute and a half on two cores.
+DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min_area=0.3)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
+    parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N",
+                        help=f"of all random numbers (default: {DEMO.seed})")
+    parser.add_argument("--epochs", type=int, default=None, metavar="N",
+                        help=f"passes over the images (default: {DEMO.epochs})")
+    add_device(parser, "where to compute")
+
+
+def run_command(options: argparse.Namespace) -> None:
+    config = dataclasses.replace(DEMO, seed=options.seed, epochs=options.epochs or DEMO.epochs, device=options.device)
+    backend.require(config.device)
+    folder = options.out or free_folder(Path("runs/demo"))
+    started = time.monotonic()
+    with saying("drawing 7,000 doodles"):
+        train = load_dataset(config.data, "train", size=config.size)
+        tests = {split: load_dataset(config.data, split, size=config.size) for split in ("test", "unseen")}
+    with training(config, start=0) as progress:
+        run = pretrain(config, train.images, folder=folder, progress=progress)
+    evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
+    print(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")

@@ -1,0 +1,46 @@
+"""`minisimclr evaluate`: measure how well the classes can be told apart by h, and by z."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from .. import report
+from ..data import Dataset
+from ..protocols.compare import compare
+from ..training.run import Run, load_run
+from .common import add_run, splits
+from .console import saying
+
+HELP = "measure how well the classes can be told apart by h, and by z"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--k", type=int, default=20, metavar="N", help="neighbours that vote (default: 20)")
+    parser.add_argument("--knn-temperature", type=float, default=0.1, metavar="T",
+                        help="a neighbour of cosine similarity s votes with weight exp(s/T) (default: 0.1)")
+    add_run(parser)
+
+
+def run_command(options: argparse.Namespace) -> None:
+    run = load_run(options.run, options.device)
+    evaluated(run, *splits(run, options.data), k=options.k, temperature=options.knn_temperature)
+
+
+def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, temperature: float) -> None:
+    """Print the table and keep it, with the pictures, in the run's folder."""
+    assert run.folder is not None
+    with saying("comparing representations") as say:
+        scores = compare(run, train, tests, k=k, temperature=temperature, progress=say)
+    text = report.table(scores)
+    classes = len(train.class_names)
+    settings = f"accuracy in percent; {classes} classes, chance {100 / classes:.1f}; k = {k}"
+    print(f"\n{text}\n\n{settings}")
+    (run.folder / "table.txt").write_text(f"{text}\n\n{settings}\n")
+    results = {"steps": run.steps, "k": k, "temperature": temperature, "train_images": len(train),
+               "test_images": {name: len(data) for name, data in tests.items()},
+               "scores": [dataclasses.asdict(score) for score in scores]}
+    (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    with saying("drawing pictures"):
+        report.draw_all(run, train, next(iter(tests.values())), run.folder)

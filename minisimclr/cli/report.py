@@ -1,0 +1,19 @@
+"""`minisimclr report`: draw the pictures of a run again."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import report
+from ..training.run import load_run
+from .common import add_run, splits
+
+HELP = "draw the pictures of a run again"
+add_options = add_run
+
+
+def run_command(options: argparse.Namespace) -> None:
+    run = load_run(options.run, options.device)
+    train, tests = splits(run, options.data)
+    for path in report.draw_all(run, train, next(iter(tests.values())), options.run):
+        print(path)

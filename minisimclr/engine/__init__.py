@@ -1,0 +1,1 @@
+"""Reverse-mode automatic differentiation: the engine (`autograd`), its guard, and its ledger."""

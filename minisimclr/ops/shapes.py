@@ -1,0 +1,86 @@
+"""Shapes and dtypes: the same elements, elsewhere or rounded."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ..backend import Array, is_array
+from ..engine.autograd import Vjp, primitive
+
+
+@primitive
+def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
+    """x, rounded to another floating-point dtype.
+
+    Shapes: x (…) -> (…)
+    VJP:    dx = g, in the dtype of x
+    """
+    if xp.dtype(dtype).kind in "iub":
+        raise TypeError(f"cast takes a floating-point dtype, not {xp.dtype(dtype)}: rounding has no gradient")
+    before = x.dtype  # the vjp keeps the dtype, not x
+    return x.astype(dtype), lambda g: g.astype(before)
+
+
+@primitive
+def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
+    """The same elements in the same order under another shape; one entry may be −1.
+
+    Shapes: x (…) -> shape
+    VJP:    dx = g under the old shape
+    """
+    before = x.shape
+    return x.reshape(shape), lambda g: g.reshape(before)
+
+
+@primitive
+def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tuple[Array, Vjp]:
+    """Permute the axes (reverse them by default).
+
+    Shapes: x (…) -> the sizes in the order of `axes`
+    VJP:    dx = g, permuted back
+    """
+    axes = tuple(range(x.ndim))[::-1] if axes is None else axes
+    value = x.transpose(axes)
+    back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
+    return value, lambda g: g.transpose(back)
+
+
+@primitive
+def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
+    """x[index]: slices, integers, None, …, boolean masks and integer arrays.
+
+    Shapes: x (…) -> as NumPy's indexing gives
+    VJP:    dx = 0 with g added at index   (added, because an integer array may name a place twice)
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    repeats = any(is_array(part) or isinstance(part, list) for part in parts)
+    shape = x.shape
+
+    def vjp(g: Array) -> Array:
+        dx = xp.zeros(shape, g.dtype)
+        if repeats:
+            xp.add.at(dx, index, g)
+        else:
+            dx[index] = g
+        return dx
+
+    return x[index], vjp
+
+
+@primitive
+def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
+    """Join arrays along an axis.
+
+    Shapes: (N₁,…), (N₂,…), … -> (N₁+N₂+…, …)
+    VJP:    each array receives its own part of g
+    """
+    ends = [0]
+    for array in arrays:
+        ends.append(ends[-1] + array.shape[axis])
+
+    def vjp(g: Array) -> tuple[Array, ...]:
+        g = xp.moveaxis(g, axis, 0)
+        return tuple(xp.moveaxis(g[start:end], 0, axis) for start, end in itertools.pairwise(ends))
+
+    return xp.concatenate(arrays, axis=axis), vjp

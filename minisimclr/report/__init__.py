@@ -1,0 +1,6 @@
+"""What a run shows: the table of accuracies and four pictures."""
+
+from .pictures import draw_all
+from .table import table
+
+__all__ = ["draw_all", "table"]

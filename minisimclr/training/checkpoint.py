@@ -1,0 +1,106 @@
+"""Checkpoints: one file, replaced atomically, that a run resumes from bit for bit.
+
+The file is a NumPy archive (.npz) of plain arrays, without pickle: "model/…" under torchvision's names and
+in its layout, "momentum/…" of the optimiser, and "meta", JSON text: the configuration, the position (steps
+done) and where it ran. There is no generator state to keep: each step draws its random numbers from a
+fresh generator seeded with (seed, step), so seed and position *are* the random state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import device_name
+from ..processor import blas_kernels, threads
+
+FORMAT = 1
+LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be read or does not fit; the message says which file and why."""
+
+
+def save(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write arrays and meta to `path`, or leave what was there untouched.
+
+    First to a temporary file in the same folder, then to the disk (fsync), then renamed: whoever looks,
+    also after a power cut or `kill -9`, finds the whole old file or the whole new one.
+    """
+    text = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, meta=text, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable (not possible, and not needed, on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Arrays and meta of a checkpoint. Raises CheckpointError, in one line, for anything that is not one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise CheckpointError(f"checkpoint {path} would unpack to {size / 2**30:.1f} GiB; refused")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}")
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # the readers of a damaged file raise almost anything
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from None
+    return arrays, meta
+
+
+def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays under "prefix/", without the prefix."""
+    return {name.removeprefix(prefix + "/"): array for name, array in arrays.items() if name.startswith(prefix + "/")}
+
+
+def environment(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
+    """What must be the same for a resumed run to continue bit for bit."""
+    return {"device": device_name(device), "precision": precision, "machine": platform.machine(),
+            "processor": _processor(), "python": platform.python_version(), "numpy": np.__version__,
+            "blas": blas_kernels(), "threads": threads()}
+
+
+def _processor() -> str:
+    """BLAS chooses its kernels by the processor, so its name belongs to the environment."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,152 @@
+"""The views of each step: the same whoever makes them, and no worker outlives its use."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisimclr.training.batches import epoch_order, step_views, views_ahead
+from minisimclr.training.config import Config
+from minisimclr.training.train import pretrain
+
+pytestmark = pytest.mark.host
+
+CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, strength=1.0, seed=3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)
+STEPS = range(1, 6)                                        # as a resumed run would ask for
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def all_views(workers: int, config: Config = CONFIG) -> list[np.ndarray]:
+    with views_ahead(config, IMAGES, STEPS, workers) as views:
+        return [np.stack(views(step)) for step in STEPS]   # a copy: they are valid for one step only
+
+
+def test_views_are_the_same_with_any_number_of_workers() -> None:
+    alone = all_views(0)
+    assert alone[0].shape == (2, 4, 8, 8, 3)
+    for workers in (1, 2):
+        np.testing.assert_array_equal(all_views(workers), alone)
+
+
+def test_each_step_sees_the_images_of_its_epochs_order() -> None:
+    config = Config(size=8, batch=4, epochs=3, head_dim=8, strength=0.0, min_area=1.0)
+    plain = np.arange(11, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    views = step_views(config, plain)
+    for step in range(6):
+        epoch, k = divmod(step, 2)
+        order = epoch_order(11, 4, config.rng(2, epoch))[k]
+        for view in views(step):
+            np.testing.assert_array_equal(np.rint(255 * view[:, 0, 0, 0]), order)
+
+
+def test_two_steps_see_different_views() -> None:
+    shown = all_views(0)
+    assert min(abs(a - b).mean() for i, a in enumerate(shown) for b in shown[:i]) > 0.01
+
+
+def test_a_run_is_the_same_with_workers() -> None:
+    alone, helped = (pretrain(CONFIG, IMAGES, workers=workers) for workers in (0, 2))
+    for name, array in alone.model.state_dict().items():
+        np.testing.assert_array_equal(array, helped.model.state_dict()[name])
+
+
+def test_what_a_worker_raises_is_raised_here() -> None:
+    grey = np.zeros((11, 8, 8, 1), np.uint8)
+    with views_ahead(CONFIG, grey, STEPS, 1) as views, pytest.raises(ValueError, match=r"\(N,H,W,3\), not \(4, 8"):
+        views(1)
+
+
+def test_an_error_in_the_training_process_ends_the_workers() -> None:
+    with pytest.raises(ZeroDivisionError), views_ahead(CONFIG, IMAGES, STEPS, 2) as views:
+        views(1 // 0)
+
+
+def test_a_worker_that_was_killed_is_one_line() -> None:
+    with views_ahead(CONFIG, IMAGES, range(600), 1) as views:
+        views(0)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+        with pytest.raises(ChildProcessError, match="worker process 1 of 1 ended with exit code -9") as caught:
+            [views(step) for step in range(1, 10)]         # what it had already sent can still be used
+        assert "\n" not in str(caught.value)
+
+
+def test_workers_end_when_the_training_process_is_killed() -> None:
+    """They find nobody at the other end. Each prints its own number first, by way of the views' configuration."""
+    code = ("import multiprocessing, sys, time, numpy as np\n"
+            "from minisimclr.training.config import Config\n"
+            "from minisimclr.training.batches import views_ahead\n"
+            "if __name__ == '__main__':\n"
+            "    with views_ahead(Config(size=8, batch=4), np.zeros((11, 8, 8, 3), np.uint8), range(99), 2) as views:\n"
+            "        views(0), views(1)\n"
+            "        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
+            "        time.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, other than a dead one whose parent has not looked yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, signum: signal.Signals) -> None:
+    """Ctrl-C in a terminal reaches the workers too: they leave it to the training process, which goes on to its end."""
+    command = [sys.executable, "-m", "minisimclr", "pretrain", "--workers", "2", "--batch", "32", "--size", "8",
+               "--epochs", "10000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        lines = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and lines.read_text()) and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(run.pid, signum)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signum
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("minisimclr: stopped after step")
+    assert (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be 0 or more, not -1"), views_ahead(CONFIG, IMAGES, STEPS, -1):
+        pass
+
+
+def test_there_are_no_more_workers_than_steps() -> None:
+    with views_ahead(CONFIG, IMAGES, range(1), 5) as views:
+        views(0)
+        assert len(multiprocessing.active_children()) == 1
