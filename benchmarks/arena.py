@@ -71,6 +71,7 @@ def rates(threads: int) -> dict[str, float]:
 
 # ── A contestant's process ────────────────────────────────────────────────────────────────────────
 
+
 def serve(prepare: Prepare | None, torch: bool, threads: int, floor: Callable[[int], dict[str, float]] = rates) -> None:
     """Answer the questions that come in on stdin, one JSON object a line."""
     if hasattr(os, "sched_setaffinity"):
@@ -148,8 +149,11 @@ class Contestant:
         self.name = name
         keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINISIMCLR_THREADS")
         self.process = subprocess.Popen(
-            [sys.executable, sys.argv[0], "--serve", name, "--threads", str(threads)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, sys.argv[0], "--serve", name, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
             env=os.environ | dict.fromkeys(keys, str(threads)),
         )
         self.failed: str | None = None
@@ -182,6 +186,7 @@ class Contestant:
 
 # ── The machine ───────────────────────────────────────────────────────────────────────────────────
 
+
 def device() -> dict[str, Any]:
     """What ran this, without names of hosts or folders."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
@@ -195,16 +200,26 @@ def device() -> dict[str, Any]:
 
 
 def commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
     return result.stdout.strip() or "unknown"
 
 
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def measure(
-    contestants: list[Contestant], case: Case, floor: Callable[[Case, dict[str, float]], float],
-    exact: Callable[[Case], dict[str, Any]] | None, peer: str, options: argparse.Namespace, folder: Path,
+    contestants: list[Contestant],
+    case: Case,
+    floor: Callable[[Case, dict[str, float]], float],
+    exact: Callable[[Case], dict[str, Any]] | None,
+    peer: str,
+    options: argparse.Namespace,
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """One row a contestant: times, memory and, if there is something exact to compare with, the error."""
     rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "case": case["name"]} for c in contestants}
@@ -232,9 +247,13 @@ def measure(
             row["failed"] = c.failed
         elif c.name != FLOOR:
             low, high = np.quantile(times[c.name], [0.25, 0.75]).tolist()
-            row |= {"times": times[c.name], "median": statistics.median(times[c.name]), "quartiles": [low, high],
-                    "cpu": statistics.median(work[c.name]),
-                    "floor": floor(case, best)}
+            row |= {
+                "times": times[c.name],
+                "median": statistics.median(times[c.name]),
+                "quartiles": [low, high],
+                "cpu": statistics.median(work[c.name]),
+                "floor": floor(case, best),
+            }
     for row in rows.values():
         if "median" in row and "median" in rows.get(peer, {}):
             row["speed"] = rows[peer]["median"] / row["median"]
@@ -250,13 +269,17 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
 
 # ── What is shown ─────────────────────────────────────────────────────────────────────────────────
 
+
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
     """A case, one line a contestant."""
     known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "cpu", "floor", "speed")
     extra = next((key for row in rows for key in row if key not in known), "")
     title = f"speed of {peer}"
-    lines = [f"{rows[0]['case']}", f"  {'':26}{'median':>11}{'quartiles':>18}{title:>{max(12, len(title) + 2)}}"
-             f"{'x floor':>9}{'CPU time':>12}{'memory':>13}{unit:>11}{extra:>10}"]
+    lines = [
+        f"{rows[0]['case']}",
+        f"  {'':26}{'median':>11}{'quartiles':>18}{title:>{max(12, len(title) + 2)}}"
+        f"{'x floor':>9}{'CPU time':>12}{'memory':>13}{unit:>11}{extra:>10}",
+    ]
     for row in rows:
         if "failed" in row:
             lines.append(f"  {row['name']:26}  left out: {row['failed']}")
@@ -296,16 +319,30 @@ def plot(rows: list[dict[str, Any]], peer: str, path: str) -> None:
 
 
 def main(
-    benchmark: str, description: str, ours: dict[str, Prepare], peers: dict[str, tuple[str, Prepare]],
-    cases: dict[str, Case], *, default: list[str], defaults: list[str],
+    benchmark: str,
+    description: str,
+    ours: dict[str, Prepare],
+    peers: dict[str, tuple[str, Prepare]],
+    cases: dict[str, Case],
+    *,
+    default: list[str],
+    defaults: list[str],
     floor: Callable[[Case, dict[str, float]], float],
-    exact: Callable[[Case], dict[str, Any]] | None = None, unit: str, per_run: Callable[[Case], float],
+    exact: Callable[[Case], dict[str, Any]] | None = None,
+    unit: str,
+    per_run: Callable[[Case], float],
     seconds: float = 5,
 ) -> None:
     """The command line of a benchmark. `default` names the cases, `defaults` the peers that run without being asked."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=default, choices=list(cases), metavar="CASE",
-                        help=f"of {', '.join(cases)}; default: %(default)s")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=default,
+        choices=list(cases),
+        metavar="CASE",
+        help=f"of {', '.join(cases)}; default: %(default)s",
+    )
     parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
     parser.add_argument("--threads", type=int, default=processor.threads())
@@ -330,7 +367,7 @@ def main(
     hardware = device()
     print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
-        print(f"not installed: {', '.join(missing)}   (pip install \"minisimclr[peers]\")")
+        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
     contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
     rows: list[dict[str, Any]] = []
     try:
@@ -346,10 +383,22 @@ def main(
         from importlib import metadata
 
         packages = sorted({peers[name][0] for name in names if name in peers})
-        Path(options.json).write_text(json.dumps({
-            "benchmark": benchmark, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
-            "versions": {package: metadata.version(package) for package in packages}, "threads": options.threads,
-            "peer": peer, "cases": {name: cases[name] for name in options.cases}, "rows": rows,
-        }, indent=1) + "\n")
+        Path(options.json).write_text(
+            json.dumps(
+                {
+                    "benchmark": benchmark,
+                    "commit": commit(),
+                    "date": time.strftime("%Y-%m-%d"),
+                    "device": hardware,
+                    "versions": {package: metadata.version(package) for package in packages},
+                    "threads": options.threads,
+                    "peer": peer,
+                    "cases": {name: cases[name] for name in options.cases},
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
     if options.plot:
         plot(rows, peer, options.plot)

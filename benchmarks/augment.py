@@ -94,6 +94,7 @@ def torchvision_transforms(version: int) -> arena.Prepare:
 
 # ── Two processes ─────────────────────────────────────────────────────────────────────────────────
 
+
 def in_two(prepare: arena.Prepare) -> arena.Prepare:
     """The same by two processes of one thread, each with half of the images; views stay where they are made."""
 

@@ -93,8 +93,10 @@ def torch_conv(channels_last: bool) -> arena.Prepare:
 
         keep_freed_memory()
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        x, w, g = (torch.from_numpy(a.transpose(axes).copy()).contiguous(memory_format=layout)
-                   for a, axes in zip(inputs(case), [(2, 3, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1)]))
+        x, w, g = (
+            torch.from_numpy(a.transpose(axes).copy()).contiguous(memory_format=layout)
+            for a, axes in zip(inputs(case), [(2, 3, 0, 1), (3, 2, 0, 1), (2, 3, 0, 1)])
+        )
         x.requires_grad_()
         w.requires_grad_()
 

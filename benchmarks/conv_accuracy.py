@@ -60,8 +60,11 @@ def main() -> None:
         differences = [b - a for a, b in zip(direct, winograd)]
         print(f"{name:22}{_spread(direct):>16}{_spread(winograd):>16}{_spread(differences):>28}")
     if options.json:
-        about: dict[str, Any] = {"machine": platform.processor() or platform.machine(),
-                                 "blas": backend.blas_kernels(), "config": DEMO.as_dict()}
+        about: dict[str, Any] = {
+            "machine": platform.processor() or platform.machine(),
+            "blas": backend.blas_kernels(),
+            "config": DEMO.as_dict(),
+        }
         options.json.write_text(json.dumps({**about, "percent": found}, indent=1) + "\n")
 
 

@@ -62,11 +62,11 @@ class Contestant(NamedTuple):
 
 
 class Section(NamedTuple):
-    share: float                  # of the time there is
+    share: float  # of the time there is
     contestants: list[Contestant]
     cases: list[Case]
-    rounds: int = 3               # turns of everyone, if there is time
-    keep: bool = True             # between turns what was prepared; not if all of it would fill the memory
+    rounds: int = 3  # turns of everyone, if there is time
+    keep: bool = True  # between turns what was prepared; not if all of it would fill the memory
 
 
 def several(who: str, *ways: tuple[str, str]) -> list[Contestant]:
@@ -75,9 +75,17 @@ def several(who: str, *ways: tuple[str, str]) -> list[Contestant]:
 
 # ── What is measured ──────────────────────────────────────────────────────────────────────────────
 
+
 def convolution(name: str, side: int, views: int, channels: int, out: int, kernel: int = 3, stride: int = 1) -> Case:
-    return {"name": name, "side": side, "views": views, "channels": channels, "out": out, "kernel": kernel,
-            "stride": stride}
+    return {
+        "name": name,
+        "side": side,
+        "views": views,
+        "channels": channels,
+        "out": out,
+        "kernel": kernel,
+        "stride": stride,
+    }
 
 
 def ntxent_ways(methods: list[str]) -> list[tuple[str, str]]:
@@ -99,41 +107,93 @@ def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
     ways = [("", "float32"), ("", "TF32"), ("with views", "TF32"), ("", "float16"), ("", "bfloat16")]
     theirs = [*single, ("", "bfloat16"), compiled, ("compile", "bfloat16")]
     return {
-        "ceilings": Section(0.04, several("minisimclr", ("product", "float32"), ("product", "TF32"),
-                                          ("product", "float16"), ("product", "bfloat16"), ("copy", "float32")),
-                            [{"name": "this machine", "side": 64 if smoke else 8192,
-                              "bytes": 2**12 if smoke else 2**30}], rounds=2),
-        "NT-Xent": Section(0.2, several("minisimclr", *ntxent_ways(methods))
-                           + several("torch", *single, ("", "bfloat16"), compiled),
-                           [{"name": f"N = {n:,}", "N": n, "D": 128} for n in sizes]),
-        "convolution": Section(0.22, several("minisimclr", *single, *half) + several("torch", *single, *half), [
-            convolution("3×3, 64 ch, 32×32, 1,024 views", 32 if not smoke else 6, v, c, c),
-            convolution("3×3, 128 ch, 16×16", 16 if not smoke else 4, v, 2 * c, 2 * c),
-            convolution("3×3, 256 ch, 8×8", 8 if not smoke else 4, v, 4 * c, 4 * c),
-            convolution("3×3, 512 ch, 4×4", 4 if not smoke else 2, v, 8 * c, 8 * c),
-            convolution("3×3, 64 → 128 ch, 32×32, stride 2", 32 if not smoke else 6, v, c, 2 * c, stride=2),
-            convolution("CIFAR stem, 3×3, 3 → 64 ch, 32×32", 32 if not smoke else 6, v, 3, c),
-            convolution("1×1, 256 → 64 ch, 56×56, 256 views", 56 if not smoke else 6, w, 4 * c, c, kernel=1),
-            convolution("stem, 7×7, 3 → 64 ch, 224×224, stride 2", 224 if not smoke else 16, w, 3, c, 7, 2),
-        ]),
-        "batch norm": Section(0.06, several("minisimclr", ("", "float32"))
-                              + several("torch", ("", "float32"), ("compile", "float32")), [
-            {"name": "and ReLU, 1,048,576 × 64", "rows": 2**20 if not smoke else 256, "channels": 64},
-            {"name": "and ReLU, 65,536 × 256", "rows": 2**16 if not smoke else 128, "channels": 256}]),
-        "views": Section(0.06, several("minisimclr", ("", "float32"), ("", "TF32")), [
-            {"name": "two of 512 images of 32", "images": 512 if not smoke else 4, "side": 32, "size": 32,
-             "strength": 0.5, "blur": False},
-            {"name": "two of 128 images, 224 of 256, blur", "images": 128 if not smoke else 2,
-             "side": 256 if not smoke else 32, "size": 224 if not smoke else 24, "strength": 1.0, "blur": True}]),
-        "step": Section(0.4, several("minisimclr", *ways) + several("torch", *theirs), [
-            {"name": "ResNet-18, CIFAR stem, 512 images", "encoder": "resnet18" if not smoke else "small",
-             "views": 1024 if not smoke else 4, "size": 32 if not smoke else 8},
-            {"name": "ResNet-50, 224, 128 images", "encoder": "resnet50" if not smoke else "small",
-             "views": 256 if not smoke else 4, "size": 224 if not smoke else 8}], rounds=2, keep=False),
+        "ceilings": Section(
+            0.04,
+            several(
+                "minisimclr",
+                ("product", "float32"),
+                ("product", "TF32"),
+                ("product", "float16"),
+                ("product", "bfloat16"),
+                ("copy", "float32"),
+            ),
+            [{"name": "this machine", "side": 64 if smoke else 8192, "bytes": 2**12 if smoke else 2**30}],
+            rounds=2,
+        ),
+        "NT-Xent": Section(
+            0.2,
+            several("minisimclr", *ntxent_ways(methods)) + several("torch", *single, ("", "bfloat16"), compiled),
+            [{"name": f"N = {n:,}", "N": n, "D": 128} for n in sizes],
+        ),
+        "convolution": Section(
+            0.22,
+            several("minisimclr", *single, *half) + several("torch", *single, *half),
+            [
+                convolution("3×3, 64 ch, 32×32, 1,024 views", 32 if not smoke else 6, v, c, c),
+                convolution("3×3, 128 ch, 16×16", 16 if not smoke else 4, v, 2 * c, 2 * c),
+                convolution("3×3, 256 ch, 8×8", 8 if not smoke else 4, v, 4 * c, 4 * c),
+                convolution("3×3, 512 ch, 4×4", 4 if not smoke else 2, v, 8 * c, 8 * c),
+                convolution("3×3, 64 → 128 ch, 32×32, stride 2", 32 if not smoke else 6, v, c, 2 * c, stride=2),
+                convolution("CIFAR stem, 3×3, 3 → 64 ch, 32×32", 32 if not smoke else 6, v, 3, c),
+                convolution("1×1, 256 → 64 ch, 56×56, 256 views", 56 if not smoke else 6, w, 4 * c, c, kernel=1),
+                convolution("stem, 7×7, 3 → 64 ch, 224×224, stride 2", 224 if not smoke else 16, w, 3, c, 7, 2),
+            ],
+        ),
+        "batch norm": Section(
+            0.06,
+            several("minisimclr", ("", "float32")) + several("torch", ("", "float32"), ("compile", "float32")),
+            [
+                {"name": "and ReLU, 1,048,576 × 64", "rows": 2**20 if not smoke else 256, "channels": 64},
+                {"name": "and ReLU, 65,536 × 256", "rows": 2**16 if not smoke else 128, "channels": 256},
+            ],
+        ),
+        "views": Section(
+            0.06,
+            several("minisimclr", ("", "float32"), ("", "TF32")),
+            [
+                {
+                    "name": "two of 512 images of 32",
+                    "images": 512 if not smoke else 4,
+                    "side": 32,
+                    "size": 32,
+                    "strength": 0.5,
+                    "blur": False,
+                },
+                {
+                    "name": "two of 128 images, 224 of 256, blur",
+                    "images": 128 if not smoke else 2,
+                    "side": 256 if not smoke else 32,
+                    "size": 224 if not smoke else 24,
+                    "strength": 1.0,
+                    "blur": True,
+                },
+            ],
+        ),
+        "step": Section(
+            0.4,
+            several("minisimclr", *ways) + several("torch", *theirs),
+            [
+                {
+                    "name": "ResNet-18, CIFAR stem, 512 images",
+                    "encoder": "resnet18" if not smoke else "small",
+                    "views": 1024 if not smoke else 4,
+                    "size": 32 if not smoke else 8,
+                },
+                {
+                    "name": "ResNet-50, 224, 128 images",
+                    "encoder": "resnet50" if not smoke else "small",
+                    "views": 256 if not smoke else 4,
+                    "size": 224 if not smoke else 8,
+                },
+            ],
+            rounds=2,
+            keep=False,
+        ),
     }
 
 
 # ── What it would take at least ───────────────────────────────────────────────────────────────────
+
 
 def least(section: str, case: Case, precision: str) -> tuple[float, float]:
     """Floating-point operations, and bytes that must be read and written."""
@@ -155,8 +215,10 @@ def least(section: str, case: Case, precision: str) -> tuple[float, float]:
     import train_step
 
     never = math.inf
-    return (2 * train_step.floor(case, {"gemm": 1.0, "copy": never}),
-            train_step.floor(case, {"gemm": never, "copy": 1.0}) * size / 4)
+    return (
+        2 * train_step.floor(case, {"gemm": 1.0, "copy": never}),
+        train_step.floor(case, {"gemm": never, "copy": 1.0}) * size / 4,
+    )
 
 
 def floor(section: str, work: tuple[float, float], precision: str, rates: dict[str, float]) -> float | None:
@@ -169,6 +231,7 @@ def floor(section: str, work: tuple[float, float], precision: str, rates: dict[s
 
 
 # ── Workers ───────────────────────────────────────────────────────────────────────────────────────
+
 
 def serve(name: str, device: str) -> None:
     """Answer the questions that come in on stdin, one JSON object a line."""
@@ -200,8 +263,9 @@ class Worker:
         if self.process is None:
             environment = os.environ | {"CUPY_TF32": "1" if "TF32" in self.name else "0"}
             command = [sys.executable, __file__, "--serve", self.name, "--device", self.device]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-                                            text=True, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
+            )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -225,12 +289,22 @@ class Worker:
 
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
 
-def measure(name: str, section: Section, case: Case, workers: dict[str, Worker], seconds: float, deadline: float,
-            rates: dict[str, float]) -> list[Row]:
+
+def measure(
+    name: str,
+    section: Section,
+    case: Case,
+    workers: dict[str, Worker],
+    seconds: float,
+    deadline: float,
+    rates: dict[str, float],
+) -> list[Row]:
     """One row a contestant: everyone takes turns until the time is up, but one turn at least before the deadline."""
     contestants = [c for c in section.contestants if c.worker in workers]
-    rows: list[Row] = [{"section": name, "case": case["name"], "name": c.name, "who": c.who, "precision": c.precision,
-                        "times": []} for c in contestants]
+    rows: list[Row] = [
+        {"section": name, "case": case["name"], "name": c.name, "who": c.who, "precision": c.precision, "times": []}
+        for c in contestants
+    ]
     begin = time.monotonic()
     turn = seconds / len(rows) / section.rounds / 2  # the other half goes into preparing
     for number in range(section.rounds if seconds else 1):
@@ -239,8 +313,16 @@ def measure(name: str, section: Section, case: Case, workers: dict[str, Worker],
             if "failed" in row or left < 0 or (number and seconds - (time.monotonic() - begin) < turn):
                 continue
             patience = min(left, max(60.0, 2 * seconds))
-            reply = workers[c.worker].ask(patience, section=name, case=case, who=c.who, how=c.how,
-                                          precision=c.precision, seconds=turn, keep=section.keep)
+            reply = workers[c.worker].ask(
+                patience,
+                section=name,
+                case=case,
+                who=c.who,
+                how=c.how,
+                precision=c.precision,
+                seconds=turn,
+                keep=section.keep,
+            )
             row["times"] += reply.pop("times", [])
             row.update(reply)
     for worker in workers.values():
@@ -255,8 +337,9 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
     done = [row for row in rows if row["times"]]
     for row in done:
         row["median"] = statistics.median(row["times"])
-        row["quartiles"] = [statistics.quantiles(row["times"], n=4)[k] if len(row["times"]) > 1 else row["median"]
-                            for k in (0, 2)]
+        row["quartiles"] = [
+            statistics.quantiles(row["times"], n=4)[k] if len(row["times"]) > 1 else row["median"] for k in (0, 2)
+        ]
         work = least(section, case, row["precision"])
         row["floor"] = floor(section, work, row["precision"], rates)
         if section == "ceilings":
@@ -264,14 +347,18 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
             rates["copy" if copying else row["precision"]] = row["rate"] = work[copying] / row["median"]
         if done[0]["check"] and "with views" not in row["name"]:  # they see other images
             row["off by"] = abs(row["check"] / done[0]["check"] - 1)
-    peers = {row["precision"]: row["median"] for row in reversed(done)
-             if row["who"] == "torch" and "compile" not in row["name"]}
+    peers = {
+        row["precision"]: row["median"]
+        for row in reversed(done)
+        if row["who"] == "torch" and "compile" not in row["name"]
+    }
     for row in done:
         if peers and section != "ceilings":
             row["speed"] = peers.get(row["precision"], next(iter(peers.values()))) / row["median"]
 
 
 # ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+
 
 def table(rows: list[Row]) -> str:
     """A case: one line a contestant, times in one unit."""
@@ -280,8 +367,12 @@ def table(rows: list[Row]) -> str:
     title = f"{rows[0]['section']}: {rows[0]['case']}"
     ceilings = rows[0]["section"] == "ceilings"
     columns = ("rate",) if ceilings else ("speed", "x floor", "memory", "host", "off by")
-    lines = ["", title, f"  {'':34}{'median, ' + unit:>12}{'quartiles':>20}" + "".join(
-        f"{column:>{18 if column == 'rate' else 11 if column == 'memory' else 9}}" for column in columns)]
+    lines = [
+        "",
+        title,
+        f"  {'':34}{'median, ' + unit:>12}{'quartiles':>20}"
+        + "".join(f"{column:>{18 if column == 'rate' else 11 if column == 'memory' else 9}}" for column in columns),
+    ]
     for row in rows:
         if "median" not in row:
             lines.append(f"  {row['name']:34}  – {row.get('failed', 'no time left')[:80]}")
@@ -294,8 +385,10 @@ def table(rows: list[Row]) -> str:
         else:
             ratio = row["median"] / row["floor"] if row["floor"] else None
             off = f"{row['off by']:.0e}" if row.get("off by") else "–"
-            line += (f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
-                     f"{digits(scale * row['host']):>9}{off:>9}")
+            line += (
+                f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
+                f"{digits(scale * row['host']):>9}{off:>9}"
+            )
         lines.append((line + (f"   then: {row['failed'][:40]}" if "failed" in row else "")).rstrip())
     return "\n".join(lines)
 
@@ -309,8 +402,14 @@ def digits(value: float | None) -> str:
 
 
 def heading(about: dict[str, Any]) -> str:
-    kept = [("driver (CUDA)", "driver for CUDA "), ("runtime (CUDA)", "CUDA "), ("cupy", "CuPy "),
-            ("torch", "PyTorch "), ("numpy", "NumPy "), ("python", "Python ")]
+    kept = [
+        ("driver (CUDA)", "driver for CUDA "),
+        ("runtime (CUDA)", "CUDA "),
+        ("cupy", "CuPy "),
+        ("torch", "PyTorch "),
+        ("numpy", "NumPy "),
+        ("python", "Python "),
+    ]
     return f"{about['device']}\n" + ", ".join(f"{text}{about[key]}" for key, text in kept if about.get(key))
 
 
@@ -329,8 +428,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="gpu.json", metavar="PATH", help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=8, help="stop after this long (default: %(default)g)")
-    parser.add_argument("--sections", nargs="+", choices=list(sections(True, [])), metavar="SECTION",
-                        help=f"of {', '.join(sections(True, []))}; the ceilings are always measured")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=list(sections(True, [])),
+        metavar="SECTION",
+        help=f"of {', '.join(sections(True, []))}; the ceilings are always measured",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--without-torch", action="store_true", help="measure ours alone")
     parser.add_argument("--errors", metavar="PATH", default=os.devnull, help="what the workers print goes here")
@@ -370,12 +474,22 @@ def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -
             about |= peer
     about |= {"numpy": importlib.metadata.version("numpy"), "python": platform.python_version()}
     print(heading(about) + ("" if "torch" in workers else "\nours alone, without PyTorch"))
-    chosen = {name: section for name, section in sections(options.smoke, about.pop("methods")).items()
-              if name == "ceilings" or not options.sections or name in options.sections}
+    chosen = {
+        name: section
+        for name, section in sections(options.smoke, about.pop("methods")).items()
+        if name == "ceilings" or not options.sections or name in options.sections
+    }
     rates: dict[str, float] = {}
     rows: list[Row] = []
-    report = {"benchmark": "gpu", "commit": commit(), "date": time.strftime("%Y-%m-%d"), "about": about,
-              "smoke": options.smoke, "rates": rates, "rows": rows}
+    report = {
+        "benchmark": "gpu",
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "about": about,
+        "smoke": options.smoke,
+        "rates": rates,
+        "rows": rows,
+    }
     write(options.json, report)
     whole = sum(section.share for section in chosen.values())
     deadline = begin + 60 * options.minutes

@@ -33,6 +33,7 @@ LR, MOMENTUM, DECAY, TEMPERATURE = 0.05, 0.9, 1e-4, 0.1
 
 # ── Machines: where arrays live, and how time and memory are read there ───────────────────────────
 
+
 class CuPy:
     """The GPU through CuPy; or, to try out this program where there is none, the tests' stand-in for CuPy."""
 
@@ -51,11 +52,16 @@ class CuPy:
             return {"device": "none: the tests' stand-in for CuPy, whose times mean nothing", **methods}
         runtime = self.xp.cuda.runtime
         properties = runtime.getDeviceProperties(self.xp.cuda.Device().id)
-        return {"device": properties["name"].decode(), "memory": properties["totalGlobalMem"],
-                "capability": self.xp.cuda.Device().compute_capability,
-                "multiprocessors": properties["multiProcessorCount"],
-                "driver (CUDA)": runtime.driverGetVersion(), "runtime (CUDA)": runtime.runtimeGetVersion(),
-                "cupy": self.xp.__version__, **methods}
+        return {
+            "device": properties["name"].decode(),
+            "memory": properties["totalGlobalMem"],
+            "capability": self.xp.cuda.Device().compute_capability,
+            "multiprocessors": properties["multiProcessorCount"],
+            "driver (CUDA)": runtime.driverGetVersion(),
+            "runtime (CUDA)": runtime.runtimeGetVersion(),
+            "cupy": self.xp.__version__,
+            **methods,
+        }
 
     def put(self, array: Any, precision: str) -> Any:
         kind = {"TF32": "float32"}.get(precision, precision)
@@ -105,8 +111,11 @@ class Torch:
         self.device = "cuda" if self.real else "cpu"
 
     def describe(self) -> dict[str, Any]:
-        return {"torch": self.torch.__version__, "torch CUDA": self.torch.version.cuda,
-                "cudnn": self.torch.backends.cudnn.version()}
+        return {
+            "torch": self.torch.__version__,
+            "torch CUDA": self.torch.version.cuda,
+            "cudnn": self.torch.backends.cudnn.version(),
+        }
 
     def use(self, precision: str) -> Any:
         """Set PyTorch's own switches; a context in which bfloat16 and float16 are autocast."""
@@ -173,6 +182,7 @@ def measure(machine: Any, run: Callable[[], Any], seconds: float) -> dict[str, A
 
 # ── Inputs ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def embeddings(case: Case) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     za = rng.standard_normal((case["N"], case["D"]), np.float32)
@@ -203,6 +213,7 @@ def pictures(case: Case) -> Any:
 
 
 # ── Ours ──────────────────────────────────────────────────────────────────────────────────────────
+
 
 def our_ceiling(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     xp, side = machine.xp, case["side"]
@@ -256,8 +267,9 @@ def our_views(machine: CuPy, case: Case, precision: str, how: str) -> Work:
 def our_step(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     import train_step
 
-    model = build_model(Config(encoder=case["encoder"], size=case["size"], device="cuda",
-                               precision=precision.lower())).to("cuda")
+    model = build_model(
+        Config(encoder=case["encoder"], size=case["size"], device="cuda", precision=precision.lower())
+    ).to("cuda")
     optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
     scale = LossScale(optimizer, dynamic=precision == "float16")
     images = backend.to_device(pictures({"images": case["views"] // 2, "side": case["size"]}), "cuda")
@@ -276,6 +288,7 @@ def our_step(machine: CuPy, case: Case, precision: str, how: str) -> Work:
 
 
 # ── PyTorch ───────────────────────────────────────────────────────────────────────────────────────
+
 
 def contrastive(torch: Any, z: Any) -> Any:
     """NT-Xent as it is usually written: similarity matrix, mask, cross-entropy."""
@@ -371,6 +384,7 @@ WORK: dict[str, dict[str, Callable[..., Work]]] = {
 
 # ── The worker ────────────────────────────────────────────────────────────────────────────────────
 
+
 class Worker:
     """Answers questions: describe yourself; forget what was prepared; or do a turn of one contestant."""
 
@@ -414,4 +428,3 @@ class Worker:
         self.machine.wait()
         found["memory"] = self.machine.peak() - before
         return run, found
-

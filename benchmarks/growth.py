@@ -39,8 +39,12 @@ VARIED = {
     "side": (16, 32, 64, 128),
 }
 EXPECTED = {"views": (1, 1), "channels": (2, 1), "blocks": (1, 1), "side": (2, 2)}  # of time, of memory
-ABOUT = {"views": "views in a batch", "channels": "channels of the first stage", "blocks": "blocks in a stage",
-         "side": "side of the images, pixels"}
+ABOUT = {
+    "views": "views in a batch",
+    "channels": "channels of the first stage",
+    "blocks": "blocks in a stage",
+    "side": "side of the images, pixels",
+}
 REPEATS = 4
 
 
@@ -111,13 +115,19 @@ def main() -> None:
             rows |= {f"fitted {what}": exponent(rows["sizes"], rows[what]), f"expected {what}": wanted}
         found[name] = rows
         for size, (seconds, kept) in zip(sizes, costs):
-            print(f"{ABOUT[name] if size == sizes[0] else '':32}{size:6}{1e3 * seconds:9.1f} ms{kept / 2**20:8.1f} MiB",
-                  end="\n" if size != sizes[-1] else "")
-        print(f"   {rows['fitted time']:.2f}, {rows['fitted memory']:.2f} ({EXPECTED[name][0]}, {EXPECTED[name][1]})",
-              flush=True)
+            print(
+                f"{ABOUT[name] if size == sizes[0] else '':32}{size:6}{1e3 * seconds:9.1f} ms{kept / 2**20:8.1f} MiB",
+                end="\n" if size != sizes[-1] else "",
+            )
+        print(
+            f"   {rows['fitted time']:.2f}, {rows['fitted memory']:.2f} ({EXPECTED[name][0]}, {EXPECTED[name][1]})",
+            flush=True,
+        )
     if options.json:
-        options.json.write_text(json.dumps({"device": arena.device(), "commit": arena.commit(), "usual": USUAL,
-                                            "growth": found}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"device": arena.device(), "commit": arena.commit(), "usual": USUAL, "growth": found}, indent=1)
+            + "\n"
+        )
     if options.plot:
         plot(found, options.plot)
 

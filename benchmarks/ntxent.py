@@ -49,6 +49,7 @@ GROWTH, GROWING = "tiled, E recomputed", (2048, 4096, 8192)  # where overhead do
 
 def prepare(name: str) -> arena.Prepare:
     """A contestant as the arena wants it: a case is a file of inputs, and a temperature."""
+
     def prepared(case: arena.Case) -> tuple[Any, Any]:
         with np.load(case["inputs"]) as file:
             za, zb = file["za"], file["zb"]
@@ -83,13 +84,16 @@ def machine_rates(threads: int) -> dict[str, float]:
 
 # ── A benchmark of one size ───────────────────────────────────────────────────────────────────────
 
+
 def measure(
     contestants: list[Contestant], n: int, options: argparse.Namespace, folder: Path, progress: Any
 ) -> list[dict[str, Any]]:
     rng = np.random.default_rng([options.seed, n])
     # The errors on aligned views first: the last thing prepared is what is timed.
-    cases = {"error_aligned": (views(rng, n, options.dim, noise=0.1), 0.05),
-             "error": (views(rng, n, options.dim, noise=1.0), options.temperature)}
+    cases = {
+        "error_aligned": (views(rng, n, options.dim, noise=0.1), 0.05),
+        "error": (views(rng, n, options.dim, noise=1.0), options.temperature),
+    }
     truth = {what: save(folder / f"{what}.npz", *pair, temperature) for what, (pair, temperature) in cases.items()}
     answer = folder / "answer.npz"
     rows: dict[str, dict[str, Any]] = {}
@@ -177,10 +181,13 @@ def growth(contestant: Contestant, options: argparse.Namespace, folder: Path, pr
 
 # ── What is shown ─────────────────────────────────────────────────────────────────────────────────
 
+
 def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -> str:
     lines = [f"N = {rows[0]['n']} images, d = {dim}, τ = {temperature:g}, float32, forward + backward"]
-    lines.append(f"  {'':24}{'median':>11}{'quartiles':>22}{'fastest':>9}{'of ' + peer:>19}"
-                 f"{'x floor':>9}{'memory':>12}{'error':>9}{'aligned':>9}")
+    lines.append(
+        f"  {'':24}{'median':>11}{'quartiles':>22}{'fastest':>9}{'of ' + peer:>19}"
+        f"{'x floor':>9}{'memory':>12}{'error':>9}{'aligned':>9}"
+    )
     for row in rows:
         if "failed" in row:
             lines.append(f"  {row['name']:24}  left out: {row['failed']}")
@@ -260,7 +267,7 @@ def main() -> None:
     hardware = arena.device()
     print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
-        print(f"not installed: {', '.join(missing)}   (pip install \"minisimclr[peers]\")")
+        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
 
     rows: list[dict[str, Any]] = []
     grown: dict[str, Any] = {}
@@ -268,8 +275,10 @@ def main() -> None:
     contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
     try:
         steps = len(options.sizes) * (len(contestants) + 1) + len(GROWING)
-        with tempfile.TemporaryDirectory() as folder, \
-                tqdm(total=steps, leave=False, disable=None, bar_format="{bar:20} {postfix}") as progress:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            tqdm(total=steps, leave=False, disable=None, bar_format="{bar:20} {postfix}") as progress,
+        ):
             for n in sorted(options.sizes):
                 rows += (now := measure(contestants, n, options, Path(folder), progress))
                 tqdm.write("\n" + table(now, peer, options.dim, options.temperature))
@@ -283,9 +292,18 @@ def main() -> None:
         print(f"\n{GROWTH}: time grows as N^{grown['exponent']:.2f} ({sizes})")
     if options.json:
         result = {
-            "benchmark": "ntxent", "commit": arena.commit(), "date": time.strftime("%Y-%m-%d"), "device": hardware,
-            "versions": versions(names), "threads": options.threads, "dim": options.dim,
-            "temperature": options.temperature, "seed": options.seed, "peer": peer, "growth": grown, "rows": rows,
+            "benchmark": "ntxent",
+            "commit": arena.commit(),
+            "date": time.strftime("%Y-%m-%d"),
+            "device": hardware,
+            "versions": versions(names),
+            "threads": options.threads,
+            "dim": options.dim,
+            "temperature": options.temperature,
+            "seed": options.seed,
+            "peer": peer,
+            "growth": grown,
+            "rows": rows,
         }
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:

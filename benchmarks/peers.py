@@ -19,6 +19,7 @@ Prepare = Callable[[Any, Any, float], Run]
 
 # ── NumPy ─────────────────────────────────────────────────────────────────────────────────────────
 
+
 def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
     """The closed form as one writes it first: logits, log-sum-exp, softmax minus one-hot."""
     n = len(za)
@@ -83,6 +84,7 @@ def has_gpu() -> bool:
 
 # ── PyTorch ───────────────────────────────────────────────────────────────────────────────────────
 
+
 def _torch_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
     """Loss and gradients of a PyTorch function of two tensors."""
     import torch
@@ -137,6 +139,7 @@ def pytorch_metric_learning(za: Any, zb: Any, temperature: float) -> Run:
 
 # ── JAX ───────────────────────────────────────────────────────────────────────────────────────────
 
+
 def _jax_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
     import jax
 
@@ -180,10 +183,7 @@ OURS: dict[str, Prepare] = {
     "reference": minisimclr("reference"),
     "NumPy textbook": numpy_textbook,
 }
-GPU: dict[str, Prepare] = {
-    "cuda": on_gpu("cuda"),
-    "reference on the GPU": on_gpu("reference"),
-}
+GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "reference on the GPU": on_gpu("reference")}
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
     "torch.compile": torch_compile,

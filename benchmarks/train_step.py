@@ -53,6 +53,7 @@ def views(case: arena.Case) -> tuple[Any, Any]:
 
 # ── The contestants ───────────────────────────────────────────────────────────────────────────────
 
+
 def ours(conv: str) -> arena.Prepare:
     def prepare(case: arena.Case) -> Any:
         model = model_of(case, conv)
@@ -185,6 +186,7 @@ def torch_network(own: Any) -> Any:
 
 
 # ── The floor ─────────────────────────────────────────────────────────────────────────────────────
+
 
 def floor(case: arena.Case, best: dict[str, float]) -> float:
     """Three products per convolution, and eight walks through its output: batch norm there and back."""

@@ -22,6 +22,7 @@ Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share their int
 
 # ── Array modules ─────────────────────────────────────────────────────────────────────────────────
 
+
 def array_module(*values: Any) -> ModuleType:
     """The module, numpy or cupy, that computes on these arrays (NumPy if none of them is an array).
 

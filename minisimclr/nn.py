@@ -36,8 +36,12 @@ class Module:
                 yield from value.modules(f"{prefix}{name}.")
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
-        return [(prefix + name, value) for prefix, module in self.modules()
-                for name, value in vars(module).items() if isinstance(value, Tensor)]
+        return [
+            (prefix + name, value)
+            for prefix, module in self.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        ]
 
     def parameters(self) -> list[Tensor]:
         return [parameter for _, parameter in self.named_parameters()]
@@ -148,8 +152,9 @@ class Conv2d(Module):
     product_dtype: Any = None  # in which; as in Linear
     stored_axes: ClassVar = {"weight": (3, 2, 0, 1)}
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, *, stride: int = 1, padding: int = 0,
-                 rng: np.random.Generator) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel: int, *, stride: int = 1, padding: int = 0, rng: np.random.Generator
+    ) -> None:
         self.stride, self.padding = stride, padding
         # drawn in torchvision's layout and scaled by the fan-out, as torchvision's ResNet is
         drawn = he_normal(rng, (out_dim, in_dim, kernel, kernel), fan=out_dim * kernel * kernel)
@@ -183,8 +188,9 @@ class BatchNorm2d(Module):
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
         inputs = (x, self.weight, shift) if around is None else (x, self.weight, shift, around)
         if not train:
-            return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps,
-                                  batch=False, relu=relu)
+            return ops.batch_norm(
+                *inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps, batch=False, relu=relu
+            )
         mean, variance = ops.moments(xp, x._data)
         count = x._data.size // x.shape[-1]
         if count < 2:

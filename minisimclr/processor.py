@@ -68,8 +68,11 @@ def set_threads(count: int | None) -> None:
 @functools.cache
 def blas_kernels() -> str:
     """Which BLAS computes the products, and for which processor: other kernels round differently."""
-    found = {f"{library['internal_api']} {library.get('architecture', '')}".strip()
-             for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+    found = {
+        f"{library['internal_api']} {library.get('architecture', '')}".strip()
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    }
     return ", ".join(sorted(found))
 
 
@@ -227,6 +230,7 @@ if hasattr(os, "register_at_fork"):
 
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
+
 @functools.cache
 def keep_freed_memory() -> None:
     """From now on this process keeps the memory of freed arrays for the next ones. Its peak stays the same.
@@ -235,5 +239,5 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)         # take large arrays, too, from the heap …
+        mallopt(M_MMAP_MAX, 0)  # take large arrays, too, from the heap …
         mallopt(M_TRIM_THRESHOLD, -1)  # … and never shrink it

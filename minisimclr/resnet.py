@@ -82,9 +82,17 @@ class ResNet(Module):
     rng          draws the initial weights (default: a generator seeded with 0)
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], *, base: int = 64,
-                 width: int = 1, stem: str = "imagenet", num_classes: int | None = None,
-                 rng: np.random.Generator | None = None) -> None:
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        *,
+        base: int = 64,
+        width: int = 1,
+        stem: str = "imagenet",
+        num_classes: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         rng = np.random.default_rng(0) if rng is None else rng
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
@@ -108,13 +116,13 @@ class ResNet(Module):
 
     def __call__(self, images: Any, train: bool = False) -> Tensor:
         """Images, float (N,H,W,3) in [0,1], array or Tensor -> h (N,features), or logits (N,num_classes)."""
-        x = _pixels_first(images, self.conv1.weight.dtype)           # (H,W,N,3)
-        x = self.bn1(self.conv1(x), train, relu=True)                # (H/s,W/s,N,base)
+        x = _pixels_first(images, self.conv1.weight.dtype)  # (H,W,N,3)
+        x = self.bn1(self.conv1(x), train, relu=True)  # (H/s,W/s,N,base)
         if self.stem == "imagenet":
-            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1)     # (H/4,W/4,N,base)
+            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1)  # (H/4,W/4,N,base)
         for stage in range(self.stages):
-            x = getattr(self, f"layer{stage + 1}")(x, train)         # half the side, twice the channels
-        h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))   # (N,features)
+            x = getattr(self, f"layer{stage + 1}")(x, train)  # half the side, twice the channels
+        h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features)
         return self.fc(h) if hasattr(self, "fc") else h
 
 
@@ -160,5 +168,11 @@ def resnet_small(**options: Any) -> ResNet:
     return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 
-ENCODERS = {"small": resnet_small, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50,
-            "resnet101": resnet101, "resnet152": resnet152}
+ENCODERS = {
+    "small": resnet_small,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+}

@@ -28,8 +28,15 @@ class ProjectionHead(Module):
                 one without shift (it would move all z alike). False, as the paper's text: biases, no norm
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, batch_norm: bool = True,
-                 rng: np.random.Generator | None = None) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        layers: int = 2,
+        batch_norm: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         if layers < 1:
             raise ValueError(f"a projection head needs at least one layer, not {layers}")
         rng = np.random.default_rng(1) if rng is None else rng
@@ -69,5 +76,5 @@ class SimCLR(Module):
         one after the other, the gradient has next to nothing in common with this one (cosine 0.08).
         """
         n = len(views_a)
-        _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)   # (2N,out_dim)
+        _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
         return nt_xent(z[:n], z[n:], temperature), z.data[:n], z.data[n:]

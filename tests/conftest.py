@@ -23,9 +23,13 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=("cpu", "stand-in", "cuda"), default="cpu",
-                     help="where the tests keep their arrays: NumPy, the stand-in for CuPy in tests/stand_in, or the "
-                          "`cupy` that is installed (default: cpu)")
+    parser.addoption(
+        "--device",
+        choices=("cpu", "stand-in", "cuda"),
+        default="cpu",
+        help="where the tests keep their arrays: NumPy, the stand-in for CuPy in tests/stand_in, or the "
+        "`cupy` that is installed (default: cpu)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,6 +21,7 @@ class Fault(NamedTuple):
     tests: str  # names of test files, without "test_" and ".py"
 
 
+# fmt: off
 FAULTS = [
     # ── The loss, readable ────────────────────────────────────────────────────────────────────────
     Fault("neighbours-as-positives", "loss", "ntxent/exact.py",  # Spijkervet/SimCLR#30, #37, #46
@@ -91,7 +92,8 @@ FAULTS = [
     Fault("mean-over-stretched-axes", "engine", "engine/autograd.py",
           "gradient.sum(axis=(*range(lead), *stretched))", "gradient.mean(axis=(*range(lead), *stretched))",
           "autograd ops"),
-    Fault("no-order-of-age", "engine", "engine/autograd.py", "heapq.heappop(waiting)", "waiting.pop()", "autograd simclr"),
+    Fault("no-order-of-age", "engine", "engine/autograd.py",
+          "heapq.heappop(waiting)", "waiting.pop()", "autograd simclr"),
     Fault("graph-never-freed", "engine", "engine/autograd.py", "        node.release()", "        pass", "autograd"),
     Fault("gradient-overwritten", "engine", "engine/autograd.py",
           "gradient.copy() if leaf.grad is None else _solid(leaf.grad + gradient)", "gradient.copy()",
@@ -112,7 +114,7 @@ FAULTS = [
     Fault("shared-array-counted-twice", "kept", "engine/ledger.py", "seen.add(id(array))", "pass", "autograd"),
 
     # ── The gradient checks ───────────────────────────────────────────────────────────────────────
-    Fault("last-input-alone-checked", "gradcheck", "checks/gradcheck.py", "found += [Comparison(", "found = [Comparison(",
+    Fault("last-input-alone-checked", "gradcheck", "checks/gradcheck.py", "found += [", "found = [",
           "gradcheck"),
     Fault("difference-of-the-wrong-order", "gradcheck", "checks/gradcheck.py", "(8 * near - far)", "(8 * near + far)",
           "gradcheck"),
@@ -155,7 +157,7 @@ FAULTS = [
           "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
 
     Fault("winograd-wrong-denominators", "operations", "ops/conv/winograd.py",
-          "g.append([p ** k / denominator", "g.append([p ** k * denominator", "winograd"),
+          "g.append([p**k / denominator", "g.append([p**k * denominator", "winograd"),
     Fault("winograd-seams-overwritten", "operations", "ops/conv/winograd.py",
           "part[here] += _square(window)[inside]", "part[here] = _square(window)[inside]", "winograd"),
     Fault("winograd-last-block-of-kernel-gradient", "operations", "ops/conv/winograd.py",
@@ -206,10 +208,12 @@ FAULTS = [
           "if p.ndim > 1:", "if p.ndim > 1 and self.weight_decay:", "optim"),
     Fault("lars-rate-outside-momentum", "optimiser", "training/optim.py",
           "v += lr * trust * g", "v += trust * g; p.data -= (lr - 1) * v", "optim"),
-    Fault("sgd-dampened", "optimiser", "training/optim.py", "        v += g", "        v += (1 - self.momentum) * g", "optim"),
+    Fault("sgd-dampened", "optimiser", "training/optim.py",
+          "        v += g", "        v += (1 - self.momentum) * g", "optim"),
     Fault("nesterov-without-momentum", "optimiser", "training/optim.py",
           "(g + self.momentum * v if self.nesterov", "(g + v if self.nesterov", "optim"),
-    Fault("gradients-kept", "optimiser", "training/optim.py", "            p.grad = None", "            pass", "optim train"),
+    Fault("gradients-kept", "optimiser", "training/optim.py",
+          "            p.grad = None", "            pass", "optim train"),
 
     # ── Schedule ──────────────────────────────────────────────────────────────────────────────────
     Fault("cosine-of-another-length", "schedule", "training/optim.py",
@@ -257,12 +261,14 @@ FAULTS = [
     Fault("written-in-place", "checkpoint", "training/checkpoint.py",
           "os.replace(temporary, path)", "path.write_bytes(Path(temporary).read_bytes())", "checkpoint"),
     Fault("not-on-the-disk", "checkpoint", "training/checkpoint.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
-    Fault("pickles-opened", "checkpoint", "training/checkpoint.py", "allow_pickle=False", "allow_pickle=True", "checkpoint"),
+    Fault("pickles-opened", "checkpoint", "training/checkpoint.py",
+          "allow_pickle=False", "allow_pickle=True", "checkpoint"),
     Fault("momentum-not-restored", "checkpoint", "training/run.py",
           'velocity[...] = to_device(arrays[f"momentum/{k}"], device_of(velocity))', "velocity[...] = 0", "train"),
     Fault("begins-again", "checkpoint", "training/run.py", 'run.steps = int(meta["steps"])', "run.steps = 0", "train"),
     Fault("metrics-twice", "checkpoint", "training/run.py", 'and line["step"] < steps:', "and True:", "train"),
-    Fault("not-finite-but-saved", "checkpoint", "training/run.py", "if not np.isfinite(array).all():", "if False:", "train"),
+    Fault("not-finite-but-saved", "checkpoint", "training/run.py",
+          "if not np.isfinite(array).all():", "if False:", "train"),
 
     Fault("settings-not-compared", "checkpoint", "training/run.py",
           "if before.get(name) != value and name", "if False and name", "train cli"),
@@ -280,7 +286,8 @@ FAULTS = [
           "config.rng(VIEWS, step)", "config.rng(VIEWS, 0)", "train batches"),
     Fault("same-order-in-every-epoch", "training", "training/batches.py",
           "config.rng(ORDER, epoch)", "config.rng(ORDER, 0)", "train batches"),
-    Fault("same-batch-at-every-step", "training", "training/batches.py", "batches(epoch)[k]", "batches(epoch)[0]", "train"),
+    Fault("same-batch-at-every-step", "training", "training/batches.py",
+          "batches(epoch)[k]", "batches(epoch)[0]", "train"),
     Fault("temperature-ignored", "training", "training/train.py",
           "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
     Fault("images-never-shuffled", "training", "training/batches.py",
@@ -303,10 +310,12 @@ FAULTS = [
     Fault("standardised-by-the-test-set", "evaluation", "evaluation/probe.py",
           "_standardised(h, self.mean, self.std)", "_standardised(h, h.mean(axis=0), h.std(axis=0) + 1e-6)",
           "evaluate"),
-    Fault("last-penalty-taken", "evaluation", "evaluation/probe.py", "if accuracy > best:", "if accuracy >= 0:", "evaluate"),
+    Fault("last-penalty-taken", "evaluation", "evaluation/probe.py",
+          "if accuracy > best:", "if accuracy >= 0:", "evaluate"),
     Fault("farthest-first", "evaluation", "evaluation/knn.py",
           "order = xp.argsort(-xp.take_along_axis", "order = xp.argsort(xp.take_along_axis", "evaluate"),
-    Fault("penalty-doubled-in-the-value", "evaluation", "evaluation/probe.py", "0.5 * l2 * float(", "l2 * float(", "evaluate"),
+    Fault("penalty-doubled-in-the-value", "evaluation", "evaluation/probe.py",
+          "0.5 * l2 * float(", "l2 * float(", "evaluate"),
     Fault("probe-without-the-held-out-rows", "evaluation", "evaluation/probe.py",
           "_fit(x, y, start, l2, iterations), l2)", "start, l2)", "evaluate"),
     Fault("ties-to-the-last-class", "evaluation", "evaluation/knn.py",
@@ -321,8 +330,23 @@ FAULTS = [
     Fault("not-finite-is-a-usage-error", "command line", "cli/__init__.py", "code = 3 if", "code = 2 if", "cli"),
     Fault("stopped-looks-done", "command line", "cli/__init__.py", "return 128 + error.signum", "return 0", "cli"),
 ]
-AREAS = ("loss", "engine", "kept", "gradcheck", "operations", "layers", "optimiser", "schedule", "augmentation",
-         "checkpoint", "training", "evaluation", "command line")
+# fmt: on
+
+AREAS = (
+    "loss",
+    "engine",
+    "kept",
+    "gradcheck",
+    "operations",
+    "layers",
+    "optimiser",
+    "schedule",
+    "augmentation",
+    "checkpoint",
+    "training",
+    "evaluation",
+    "command line",
+)
 
 # ── What kind of test is it? By what it holds the code against ────────────────────────────────────
 
@@ -331,21 +355,33 @@ KINDS = [
     ("differences", r"three_checks|finite_differences|along_a_path|integrates|the_checks|passes_for_every"),
     ("wrong gradient", r"rejects|sees_one|is_found_among|should_be_is_not|is_caught|own_scale|not_excused"),
     ("right gradient", r"false_alarm|outputs_of_any_shape|may_be_float32"),
-    ("oracle", r"_loops|reference|formula|equation_1|forward_mode|numpys|pillow|composed|written_out|"
-               r"one_batch_of_both|minimum_of_its_loss|distributions|means_and_deviations"),
-    ("closed form", r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
-                    r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
-                    r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
-                    r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side|"
-                    r"closed_form|tie_goes_to_the_first"),
+    (
+        "oracle",
+        r"_loops|reference|formula|equation_1|forward_mode|numpys|pillow|composed|written_out|"
+        r"one_batch_of_both|minimum_of_its_loss|distributions|means_and_deviations",
+    ),
+    (
+        "closed form",
+        r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
+        r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
+        r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
+        r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side|"
+        r"closed_form|tie_goes_to_the_first",
+    ),
     ("round trip", r"come_back|puts_back|loads_bit|survive_json|the_one_that_was_saved"),
     ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run|survived_by"),
-    ("two ways", r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
-                 r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|float32|"
-                 r"may_be_done_along|embed_gives"),
-    ("identity", r"Identities|matter|changes_nothing|mirrors|uncropped|equal_channels|layout|adjoint|alone|"
-                 r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays|whoever_ties|"
-                 r"scale_with"),
+    (
+        "two ways",
+        r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
+        r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|float32|"
+        r"may_be_done_along|embed_gives",
+    ),
+    (
+        "identity",
+        r"Identities|matter|changes_nothing|mirrors|uncropped|equal_channels|layout|adjoint|alone|"
+        r"centred|apart|twice|both_gradients|both_terms|any_input|tangent|stays|whoever_ties|"
+        r"scale_with",
+    ),
     ("statistics", r"how_often|cover|reach_every|smallest_area|epoch|same_views_and|learns"),
     ("refusal", r"refuse|guarded|raises|report|error|must|makes_no_sense|no_number|cannot|says|not_finite"),
 ]

@@ -40,15 +40,31 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
-    "engine/autograd": "autograd ops nn precision", "engine/guard": "autograd ops", "training/optim": "optim",
-    "ops/basic": "ops autograd precision", "ops/conv/slabs": "ops winograd simclr precision",
-    "ops/loss": "ops precision", "ops/norm/fused": "ops nn precision", "ops/conv/winograd": "winograd",
-    "ntxent/__init__": "ntxent autograd precision", "ntxent/exact": "ntxent precision",
+    "engine/autograd": "autograd ops nn precision",
+    "engine/guard": "autograd ops",
+    "training/optim": "optim",
+    "ops/basic": "ops autograd precision",
+    "ops/conv/slabs": "ops winograd simclr precision",
+    "ops/loss": "ops precision",
+    "ops/norm/fused": "ops nn precision",
+    "ops/conv/winograd": "winograd",
+    "ntxent/__init__": "ntxent autograd precision",
+    "ntxent/exact": "ntxent precision",
     "ntxent/tiled": "ntxent ntxent_tiled",
 }
 SECONDS = 60  # of CPU time, for one mutant
-OPTIONS = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-profile=mutate",
-           "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is loaded before pytest asks
+OPTIONS = [
+    "-q",
+    "--no-header",
+    "--tb=no",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:randomly",
+    "--hypothesis-profile=mutate",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+]  # hypothesis is loaded before pytest asks
 
 
 class Mutant(NamedTuple):
@@ -67,7 +83,8 @@ def mutants(file: str, sample: int | None, seed: int) -> Iterator[Mutant]:
 
     def untested(node: cst.CSTNode) -> bool:
         return isinstance(node, cst.Annotation | cst.Decorator) or (
-            isinstance(node, cst.If) and wrapper.module.code_for_node(node.test) == "TYPE_CHECKING")
+            isinstance(node, cst.If) and wrapper.module.code_for_node(node.test) == "TYPE_CHECKING"
+        )
 
     def above(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         while node in parents:
@@ -81,7 +98,8 @@ def mutants(file: str, sample: int | None, seed: int) -> Iterator[Mutant]:
             continue
         for kind, operator in mutation_operators:
             if isinstance(node, kind) and not (
-                    operator is operator_string and any(isinstance(a, cst.Raise) for a in around)):
+                operator is operator_string and any(isinstance(a, cst.Raise) for a in around)
+            ):
                 found += [(node, around, new) for new in operator(node)]
     random.Random(f"{seed} {file}").shuffle(found)
     for node, around, new in found[:sample]:
@@ -93,8 +111,12 @@ def mutants(file: str, sample: int | None, seed: int) -> Iterator[Mutant]:
             last = positions[statement.body].start.line - 1
         old, text = (" ".join(wrapper.module.code_for_node(n).split()) for n in (node, new))
         at = positions[node].start
-        yield Mutant(file, range(span.start.line, max(last, span.start.line) + 1),
-                     f"{at.line}:{at.column}  {old}  ->  {text}", wrapper.module.deep_replace(node, new).code)
+        yield Mutant(
+            file,
+            range(span.start.line, max(last, span.start.line) + 1),
+            f"{at.line}:{at.column}  {old}  ->  {text}",
+            wrapper.module.deep_replace(node, new).code,
+        )
 
 
 class Chosen:
@@ -136,14 +158,24 @@ def survey(files: list[str], scratch: Path) -> tuple[dict[str, dict[int, set[str
     chosen = Chosen(None, lambda test: 0)
     names = sorted({f"tests/test_{name}.py" for file in files for name in FILES[file].split()})
     os.environ["COVERAGE_FILE"] = str(scratch / "coverage")
-    code, seconds = forked(lambda: pytest.main([*OPTIONS, "--cov=minisimclr", "--cov-context=test", "--cov-report=",
-                                                *names], plugins=[chosen]), lambda: chosen.seconds, scratch / "notes")
+    code, seconds = forked(
+        lambda: pytest.main(
+            [*OPTIONS, "--cov=minisimclr", "--cov-context=test", "--cov-report=", *names], plugins=[chosen]
+        ),
+        lambda: chosen.seconds,
+        scratch / "notes",
+    )
     if code:
         sys.exit("the tests fail without any mutant")
     data = coverage.CoverageData(scratch / "coverage")
     data.read()
-    through = {file: {line: {test.partition("|")[0] for test in tests if test} for line, tests in
-                      data.contexts_by_lineno(str(ROOT / f"minisimclr/{file}.py")).items()} for file in files}
+    through = {
+        file: {
+            line: {test.partition("|")[0] for test in tests if test}
+            for line, tests in data.contexts_by_lineno(str(ROOT / f"minisimclr/{file}.py")).items()
+        }
+        for file in files
+    }
     return through, Counter(seconds)
 
 
@@ -156,9 +188,11 @@ def verdict_on(mutant: Mutant, tests: set[str], rank: Callable[[str], float], sc
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         SourceFileLoader.get_code = lambda self, fullname: (  # type: ignore[method-assign,assignment]
-            compile(mutant.code, str(path), "exec") if fullname == name else usual(self, fullname))
-        return int(pytest.main([*OPTIONS, "-x", *sorted({test.partition("::")[0] for test in tests})],
-                               plugins=[chosen]))
+            compile(mutant.code, str(path), "exec") if fullname == name else usual(self, fullname)
+        )
+        return int(
+            pytest.main([*OPTIONS, "-x", *sorted({test.partition("::")[0] for test in tests})], plugins=[chosen])
+        )
 
     code, first = forked(run, lambda: chosen.failed, scratch / "notes")
     return "SURVIVES" if code in (0, 5) else "killed" if code > 0 else "no end, or a crash", first or ""
@@ -178,9 +212,16 @@ def main() -> None:
         known = {row["mutant"]: row["verdict"] for row in map(json.loads, options.keep.read_text().splitlines())}
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    settings.register_profile("mutate", max_examples=10, deadline=None, derandomize=True, database=None,
-                              phases=[Phase.explicit, Phase.generate])
+    settings.register_profile(
+        "mutate",
+        max_examples=10,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+    )
     import minisimclr  # noqa: F401, for the sake of what it imports; each child imports the package anew, mutated
+
     for name in [name for name in sys.modules if name.split(".")[0] == "minisimclr"]:
         del sys.modules[name]
 
@@ -195,7 +236,8 @@ def main() -> None:
                 if (verdict == "SURVIVES") if options.again else not verdict:
                     tests = set().union(*(through[file].get(line, set()) for line in mutant.lines)) or set(seconds)
                     verdict, first = verdict_on(
-                        mutant, tests, lambda test: seconds[test] / (1 + kills[test]) ** 2, Path(folder))
+                        mutant, tests, lambda test: seconds[test] / (1 + kills[test]) ** 2, Path(folder)
+                    )
                     kills[first] += 1
                     if options.keep:
                         with options.keep.open("a") as out:

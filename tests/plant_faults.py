@@ -26,7 +26,7 @@ from faults import FAULTS, Fault, kind_of
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("minisimclr", "tests", "docs", "README.md", "pyproject.toml")
 SECONDS = 300  # a fault may make a loop endless: that is noticed too
-WANTED = 2     # kinds of tests that must notice
+WANTED = 2  # kinds of tests that must notice
 
 
 def patched(text: str, fault: Fault) -> str:
@@ -51,8 +51,18 @@ def copy_of_the_project(folder: Path) -> None:
 def failures(folder: Path, files: Iterable[str]) -> set[str]:
     """The tests of these files that fail in the copy."""
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider",
-               "--hypothesis-seed=0", *(f"tests/test_{name}.py" for name in files)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=no",
+        "-rfE",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-seed=0",
+        *(f"tests/test_{name}.py" for name in files),
+    ]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:

@@ -72,7 +72,7 @@ def summed_to(array: Array, shape: tuple[int, ...]) -> Array:
     """Broadcasting undone as its definition says: element by element."""
     total = np.zeros(shape)
     for index in np.ndindex(array.shape):
-        own = index[len(index) - len(shape):]
+        own = index[len(index) - len(shape) :]
         total[tuple(0 if size == 1 else i for i, size in zip(own, shape))] += array[index]
     return total
 
@@ -91,18 +91,38 @@ def assert_broadcasting_is_undone(name: str, shape_x: tuple[int, ...], shape_y: 
 
 
 @pytest.mark.parametrize("name", TWO_SIDED)
-@pytest.mark.parametrize(("shape_x", "shape_y"), [
-    ((), ()), ((), (3,)), ((1,), (3,)), ((3,), (2, 3)), ((2, 1), (3,)), ((2, 1), (1, 3)), ((1, 1), (2, 3)),
-    ((1, 3, 1), (2, 1, 4)), ((4,), (3, 2, 4)), ((0,), (1,)), ((0,), ()), ((2, 0), (1, 1)), ((2, 1), (2, 0)),
-    ((0, 3), (3,)), ((1, 0), (5, 1)), ((1,), ()), ((1, 1), ()), ((2, 1, 1), (2, 4, 1)),
-])
+@pytest.mark.parametrize(
+    ("shape_x", "shape_y"),
+    [
+        ((), ()),
+        ((), (3,)),
+        ((1,), (3,)),
+        ((3,), (2, 3)),
+        ((2, 1), (3,)),
+        ((2, 1), (1, 3)),
+        ((1, 1), (2, 3)),
+        ((1, 3, 1), (2, 1, 4)),
+        ((4,), (3, 2, 4)),
+        ((0,), (1,)),
+        ((0,), ()),
+        ((2, 0), (1, 1)),
+        ((2, 1), (2, 0)),
+        ((0, 3), (3,)),
+        ((1, 0), (5, 1)),
+        ((1,), ()),
+        ((1, 1), ()),
+        ((2, 1, 1), (2, 4, 1)),
+    ],
+)
 def test_broadcasting_is_undone(name: str, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> None:
     assert_broadcasting_is_undone(name, shape_x, shape_y)
     assert_broadcasting_is_undone(name, shape_y, shape_x)
 
 
-@given(shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3),
-       name=st.sampled_from(list(TWO_SIDED)))
+@given(
+    shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3),
+    name=st.sampled_from(list(TWO_SIDED)),
+)
 def test_broadcasting_is_undone_for_any_two_shapes(shapes: Any, name: str) -> None:
     assert_broadcasting_is_undone(name, *shapes.input_shapes)
 
@@ -116,11 +136,16 @@ def test_arrays_and_numbers_on_either_side_broadcast_too() -> None:
 
 # ── Sharing, order and depth ──────────────────────────────────────────────────────────────────────
 
+
 def test_a_tensor_used_twice_by_one_op_gets_both_gradients() -> None:
-    for f, slope in [(lambda x: x * x, lambda x: 2 * x), (lambda x: x + x, lambda x: 2 + 0 * x),
-                     (lambda x: x - x, lambda x: 0 * x), (lambda x: x / x, lambda x: 0 * x),
-                     (lambda x: ops.maximum(x, x), lambda x: 1 + 0 * x),
-                     (lambda x: ops.concatenate(x, x, axis=1), lambda x: 2 + 0 * x)]:
+    for f, slope in [
+        (lambda x: x * x, lambda x: 2 * x),
+        (lambda x: x + x, lambda x: 2 + 0 * x),
+        (lambda x: x - x, lambda x: 0 * x),
+        (lambda x: x / x, lambda x: 0 * x),
+        (lambda x: ops.maximum(x, x), lambda x: 1 + 0 * x),
+        (lambda x: ops.concatenate(x, x, axis=1), lambda x: 2 + 0 * x),
+    ]:
         x = leaf(2, 3)
         f(x).sum().backward()
         assert_close(x.grad, slope(x.data), atol=1e-15)
@@ -210,6 +235,7 @@ def test_any_graph_agrees_with_forward_mode(steps: list[tuple[str, int, int]]) -
 
 
 # ── Accumulation and starting points ──────────────────────────────────────────────────────────────
+
 
 def test_gradients_of_two_graphs_add_up_to_exactly_twice() -> None:
     x = leaf(4, 3)
@@ -304,10 +330,15 @@ def test_a_tensor_lies_row_by_row_in_memory_whatever_it_was_made_from() -> None:
 def test_operators_and_methods_are_the_functions_of_the_same_name() -> None:
     x = leaf(2, 3)
     pairs = (
-        (x**3, ops.power(x, exponent=3)), (-x, ops.negative(x)), (x[1:], ops.getitem(x, index=slice(1, None))),
-        (x.sum(axis=1, keepdims=True), ops.sum(x, axis=1, keepdims=True)), (x.sum(axis=0), ops.sum(x, axis=0)),
-        (x.mean(axis=0, keepdims=True), ops.mean(x, axis=0, keepdims=True)), (x.mean(axis=1), ops.mean(x, axis=1)),
-        (x.reshape(3, 2), ops.reshape(x, shape=(3, 2))), (x.T, ops.transpose(x)),
+        (x**3, ops.power(x, exponent=3)),
+        (-x, ops.negative(x)),
+        (x[1:], ops.getitem(x, index=slice(1, None))),
+        (x.sum(axis=1, keepdims=True), ops.sum(x, axis=1, keepdims=True)),
+        (x.sum(axis=0), ops.sum(x, axis=0)),
+        (x.mean(axis=0, keepdims=True), ops.mean(x, axis=0, keepdims=True)),
+        (x.mean(axis=1), ops.mean(x, axis=1)),
+        (x.reshape(3, 2), ops.reshape(x, shape=(3, 2))),
+        (x.T, ops.transpose(x)),
     )
     for method, function in pairs:
         assert method.shape == function.shape
@@ -360,6 +391,7 @@ def test_a_vjp_of_wrong_length_or_shape_is_reported() -> None:
 
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def chain(x: Tensor) -> Tensor:
     y = ops.relu(x @ x.T)
     return (ops.exp(y * 0.1) + y).mean()
@@ -389,12 +421,29 @@ def test_memory_is_free_after_backward_while_the_loss_lives(no_gc: None) -> None
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize("op", [
-    lambda y: y + 1, lambda y: -y, lambda y: y - 2, lambda y: y.sum(), lambda y: y.mean(axis=0),
-    ops.exp, ops.relu, lambda y: y[1:] + 0, lambda y: ops.concatenate(y, y),
-    lambda y: ops.batch_norm(tensor(np.ones((3, 3))), *on_device((np.ones(3), np.zeros(3))), y, batch=True, relu=True,
-                             **on_device({"mean": np.zeros(3), "variance": np.ones(3)})),
-], ids=["add", "negative", "subtract", "sum", "mean", "exp", "relu", "getitem", "concatenate", "around"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda y: y + 1,
+        lambda y: -y,
+        lambda y: y - 2,
+        lambda y: y.sum(),
+        lambda y: y.mean(axis=0),
+        ops.exp,
+        ops.relu,
+        lambda y: y[1:] + 0,
+        lambda y: ops.concatenate(y, y),
+        lambda y: ops.batch_norm(
+            tensor(np.ones((3, 3))),
+            *on_device((np.ones(3), np.zeros(3))),
+            y,
+            batch=True,
+            relu=True,
+            **on_device({"mean": np.zeros(3), "variance": np.ones(3)}),
+        ),
+    ],
+    ids=["add", "negative", "subtract", "sum", "mean", "exp", "relu", "getitem", "concatenate", "around"],
+)
 def test_an_array_that_no_vjp_needs_dies_at_once(no_gc: None, op: Callable[[Tensor], Tensor]) -> None:
     x = leaf(3, 3)
     y = x + 1
@@ -451,7 +500,7 @@ def test_a_residual_block_keeps_what_its_gradient_needs_and_no_more() -> None:
 
 
 def test_saved_bytes_counts_a_shared_array_once_and_parameters_never() -> None:
-    x = leaf(10)                        # 80 bytes
+    x = leaf(10)  # 80 bytes
     assert saved_bytes(x * x).total == 0
     y = x + 1
     assert saved_bytes(y * y) == {"multiply": 80}
@@ -469,13 +518,16 @@ def test_the_ledger_prints_the_largest_first_and_the_total_last() -> None:
 
 
 def test_a_program_may_end_while_a_graph_is_alive() -> None:
-    program = ("import numpy as np, minisimclr as ms\n"
-               "x = ms.Tensor(np.ones(3), requires_grad=True); y = (x * x).sum(); print(y.item())")
+    program = (
+        "import numpy as np, minisimclr as ms\n"
+        "x = ms.Tensor(np.ones(3), requires_grad=True); y = (x * x).sum(); print(y.item())"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("3.0\n", "")
 
 
 # ── Aliasing and writing ──────────────────────────────────────────────────────────────────────────
+
 
 def test_gradients_share_memory_with_nothing() -> None:
     x, y, w = leaf(3, 3), leaf(3, 3, seed=1), leaf(3)
@@ -578,7 +630,7 @@ def test_what_a_graph_needs_cannot_be_written_to_until_it_is_gone(kept: bool) ->
 @NO_LOCKS
 def test_a_view_is_guarded_like_the_array_behind_it() -> None:
     for view in (lambda t: t.reshape(4), lambda t: t.T, lambda t: t[1:], lambda t: t[None]):
-        c = tensor(np.full((2, 2), 3.0))   # a constant: its view is not recorded
+        c = tensor(np.full((2, 2), 3.0))  # a constant: its view is not recorded
         v = view(c)
         x = leaf(*v.shape)
         loss = (v * x).sum()
@@ -592,11 +644,21 @@ def test_a_view_is_guarded_like_the_array_behind_it() -> None:
 
 
 @NO_LOCKS
-@pytest.mark.parametrize("view", [lambda a: a[:], lambda a: a[1:], lambda a: a.T, lambda a: a.reshape(9),
-                                  lambda a: a[1:][:1], lambda a: np.broadcast_to(a, (2, 3, 3))[0]])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a[:],
+        lambda a: a[1:],
+        lambda a: a.T,
+        lambda a: a.reshape(9),
+        lambda a: a[1:][:1],
+        lambda a: np.broadcast_to(a, (2, 3, 3))[0],
+    ],
+)
 @pytest.mark.parametrize("of", ["leaf", "computed"])
 def test_backward_raises_if_a_view_taken_before_the_op_was_written_through(
-        view: Callable[[Array], Array], of: str) -> None:
+    view: Callable[[Array], Array], of: str
+) -> None:
     """NumPy cannot make a view read-only after the fact; `backward` compares checksums of what was lent out."""
     x = leaf(3, 3)
     y = x if of == "leaf" else x * 2
@@ -674,6 +736,7 @@ def test_replacing_the_data_of_a_leaf_leaves_older_graphs_right_and_drops_its_gr
 
 # ── Recording or not ──────────────────────────────────────────────────────────────────────────────
 
+
 def test_no_grad_records_nothing_also_nested_and_after_an_exception() -> None:
     x = leaf(3)
     with no_grad():
@@ -698,12 +761,18 @@ def test_constants_and_detached_tensors_are_not_recorded() -> None:
         x.detach().grad = np.zeros(3)
 
 
-@pytest.mark.parametrize("failing", [
-    lambda x: x @ tensor(np.ones((5, 5))), lambda x: x + tensor(np.ones(7)), lambda x: x.reshape(4, 4),
-    lambda x: ops.batch_norm(x, *[on_device(np.ones(2))] * 2, mean=on_device(np.ones(2)),
-                             variance=on_device(np.ones(2)), batch=True),
-    lambda x: ms.nt_xent(x, x[:1]),
-])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        lambda x: x @ tensor(np.ones((5, 5))),
+        lambda x: x + tensor(np.ones(7)),
+        lambda x: x.reshape(4, 4),
+        lambda x: ops.batch_norm(
+            x, *[on_device(np.ones(2))] * 2, mean=on_device(np.ones(2)), variance=on_device(np.ones(2)), batch=True
+        ),
+        lambda x: ms.nt_xent(x, x[:1]),
+    ],
+)
 def test_an_op_that_raises_leaves_no_residue(failing: Callable[[Tensor], Tensor], no_gc: None) -> None:
     x = leaf(3, 3)
     with pytest.raises((ValueError, TypeError)):
@@ -719,6 +788,7 @@ def test_a_vjp_that_raises_leaves_no_gradient_behind(no_gc: None) -> None:
     def broken(xp: Any, x: Array) -> Any:
         def vjp(g: Array) -> Array:
             raise ZeroDivisionError
+
         return x * 1, vjp
 
     x, y = leaf(3), leaf(3)
@@ -733,6 +803,7 @@ def test_a_vjp_that_raises_leaves_no_gradient_behind(no_gc: None) -> None:
 
 # ── What a tensor is made of ──────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, np.int64])
 def test_integers_and_booleans_refuse_gradients_but_compute(dtype: Any) -> None:
     with pytest.raises(TypeError, match="only floating-point"):
@@ -744,8 +815,11 @@ def test_integers_and_booleans_refuse_gradients_but_compute(dtype: Any) -> None:
 def test_what_is_no_number_is_refused(bad: Any) -> None:
     with pytest.raises(TypeError, match=r"Tensor takes numbers .* not dtype"):
         Tensor(bad)
-    expected = (rf"expected a Tensor, an array or a number, not {type(bad).__name__}$" if not is_array(bad) else
-                "Tensor takes numbers")
+    expected = (
+        rf"expected a Tensor, an array or a number, not {type(bad).__name__}$"
+        if not is_array(bad)
+        else "Tensor takes numbers"
+    )
     with pytest.raises(TypeError, match=expected):
         ops.exp(bad)
 
@@ -758,8 +832,18 @@ def test_a_tensor_of_a_tensor_is_refused() -> None:
 @pytest.mark.parametrize("other", ["text", None, object(), [1.0], {1: 2}, 1j])
 def test_an_operator_with_something_else_is_a_type_error(other: Any) -> None:
     x = leaf(2)
-    for operation in (lambda: x + other, lambda: other + x, lambda: x - other, lambda: other - x, lambda: x * other,
-                      lambda: x / other, lambda: other / x, lambda: x @ other, lambda: other @ x, lambda: x**other):
+    for operation in (
+        lambda: x + other,
+        lambda: other + x,
+        lambda: x - other,
+        lambda: other - x,
+        lambda: x * other,
+        lambda: x / other,
+        lambda: other / x,
+        lambda: x @ other,
+        lambda: other @ x,
+        lambda: x**other,
+    ):
         with pytest.raises(TypeError):
             operation()
 
@@ -767,10 +851,19 @@ def test_an_operator_with_something_else_is_a_type_error(other: Any) -> None:
 @pytest.mark.parametrize("scalar", [np.float64(2), np.float32(2), np.int64(2), np.float16(2), np.bool_(True), 2, 2.0])
 def test_scalars_do_not_promote_float32(scalar: Any) -> None:
     x = leaf(3, dtype=np.float32)
-    for operation in (lambda: x + scalar, lambda: scalar + x, lambda: x - scalar, lambda: scalar - x,
-                      lambda: x * scalar, lambda: scalar * x, lambda: x / scalar, lambda: scalar / x,
-                      lambda: ops.maximum(x, scalar), lambda: ops.power(x, exponent=scalar),
-                      lambda: ms.nt_xent(x[None], x[None], temperature=scalar)):
+    for operation in (
+        lambda: x + scalar,
+        lambda: scalar + x,
+        lambda: x - scalar,
+        lambda: scalar - x,
+        lambda: x * scalar,
+        lambda: scalar * x,
+        lambda: x / scalar,
+        lambda: scalar / x,
+        lambda: ops.maximum(x, scalar),
+        lambda: ops.power(x, exponent=scalar),
+        lambda: ms.nt_xent(x[None], x[None], temperature=scalar),
+    ):
         x.grad = None
         y = operation()
         assert y.dtype == np.float32
@@ -838,15 +931,26 @@ def test_a_training_step_never_waits_for_the_device(optimizer: Any, stem: str) -
 
 # ── NaN and kinks ─────────────────────────────────────────────────────────────────────────────────
 
+
 def test_nan_in_nan_out() -> None:
     bad = np.array([[1.0, np.nan, 2.0], [3.0, 4.0, 5.0]])
     labels, columns, kernel = on_device((np.array([0, 1]), np.ones((3, 2)), np.ones((2, 2, 1, 1))))
-    for op in (ops.exp, ops.relu, ops.log, ops.l2_normalize, lambda x: ops.max(x), lambda x: ops.maximum(x, 9.0),
-               lambda x: x.sum(), lambda x: x.mean(), lambda x: x @ columns, lambda x: x * 0.0,
-               lambda x: ops.cross_entropy(x, labels=labels),
-               lambda x: ops.max_pool2d(x.reshape(2, 3, 1, 1), kernel=2, stride=1),
-               lambda x: ops.conv2d(x.reshape(2, 3, 1, 1), kernel),
-               lambda x: ms.nt_xent(x, x + 1)):
+    for op in (
+        ops.exp,
+        ops.relu,
+        ops.log,
+        ops.l2_normalize,
+        lambda x: ops.max(x),
+        lambda x: ops.maximum(x, 9.0),
+        lambda x: x.sum(),
+        lambda x: x.mean(),
+        lambda x: x @ columns,
+        lambda x: x * 0.0,
+        lambda x: ops.cross_entropy(x, labels=labels),
+        lambda x: ops.max_pool2d(x.reshape(2, 3, 1, 1), kernel=2, stride=1),
+        lambda x: ops.conv2d(x.reshape(2, 3, 1, 1), kernel),
+        lambda x: ms.nt_xent(x, x + 1),
+    ):
         x = tensor(bad, requires_grad=True)
         y = op(x)
         assert np.isnan(host(y.data)).any()
@@ -879,6 +983,7 @@ def test_kinks_have_the_slopes_that_the_docstrings_name() -> None:
 
 # ── The same bits ─────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.fixture
 def at_threads() -> Iterator[Callable[[int], None]]:
     yield ms.set_threads
@@ -902,6 +1007,7 @@ def test_runs_are_bit_equal_at_fixed_threads_and_close_between_one_and_two(at_th
 
 
 # ── Small print ───────────────────────────────────────────────────────────────────────────────────
+
 
 def test_the_tensor_looks_like_its_array() -> None:
     x = leaf(2, 3)

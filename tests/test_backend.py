@@ -36,6 +36,7 @@ def blas_threads() -> list[int]:
 
 # ── Arrays ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_array_module_of_numpy_and_of_numbers() -> None:
     assert array_module(np.ones(2), 3.0, [1]) is np
     assert array_module() is np
@@ -56,6 +57,7 @@ def test_cuda_without_cupy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ── How many threads ──────────────────────────────────────────────────────────────────────────────
+
 
 def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads() == 4
@@ -91,10 +93,21 @@ def test_the_system_is_asked_for_its_cores_once(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("cores_asked_anew")
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2),
-                                              ("50000 100000", 1), ("9900000 100000", 8), ("", 8), (None, 8)])
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("9900000 100000", 8),
+        ("", 8),
+        (None, 8),
+    ],
+)
 def test_the_default_is_the_affinity_within_the_control_groups_quota(
-        monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int) -> None:
+    monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+) -> None:
     def opened(path: str) -> io.StringIO:
         assert path == "/sys/fs/cgroup/cpu.max"
         if quota is None:
@@ -109,6 +122,7 @@ def test_the_default_is_the_affinity_within_the_control_groups_quota(
 
 
 # ── Parallel work ─────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
 def test_every_item_is_done_once(count: int) -> None:
@@ -167,8 +181,11 @@ def test_a_nested_call_runs_its_items_itself() -> None:
 def test_calls_from_several_threads_do_not_mix() -> None:
     totals = np.zeros((6, 40))
     callers = [
-        threading.Thread(target=lambda k=k: [
-            parallel(lambda i, k=k: totals.__setitem__((k, i), totals[k, i] + 1), range(40)) for _ in range(25)])
+        threading.Thread(
+            target=lambda k=k: [
+                parallel(lambda i, k=k: totals.__setitem__((k, i), totals[k, i] + 1), range(40)) for _ in range(25)
+            ]
+        )
         for k in range(6)
     ]
     for caller in callers:
@@ -200,6 +217,7 @@ def test_pieces_are_blocks_on_a_processor_and_one_on_a_gpu() -> None:
 
 # ── BLAS ──────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_blas_is_held_at_one_thread_and_restored() -> None:
     with threadpoolctl.threadpool_limits(2, "blas"):
         before = blas_threads()
@@ -218,6 +236,7 @@ def test_blas_is_held_at_one_thread_and_restored() -> None:
 
 
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
 def test_a_repeated_step_takes_no_fresh_memory() -> None:
@@ -248,6 +267,7 @@ print(first, fresh_pages())
 
 # ── Processes ─────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_has_its_own_threads() -> None:
     parallel(lambda _: None, range(4))  # the parent's workers exist now
@@ -262,8 +282,10 @@ def test_a_forked_child_has_its_own_threads() -> None:
 
 
 def test_the_interpreter_ends_while_workers_sleep() -> None:
-    code = ("from minisimclr.processor import *; set_threads(4); done = []; parallel(done.append, range(3)); "
-            "print(*sorted(done))")
+    code = (
+        "from minisimclr.processor import *; set_threads(4); done = []; parallel(done.append, range(3)); "
+        "print(*sorted(done))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["0", "1", "2"]

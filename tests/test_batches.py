@@ -22,7 +22,7 @@ pytestmark = pytest.mark.host
 
 CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, strength=1.0, seed=3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)
-STEPS = range(1, 6)                                        # as a resumed run would ask for
+STEPS = range(1, 6)  # as a resumed run would ask for
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def no_worker_is_left() -> Iterator[None]:
 
 def all_views(workers: int, config: Config = CONFIG) -> list[np.ndarray]:
     with views_ahead(config, IMAGES, STEPS, workers) as views:
-        return [np.stack(views(step)) for step in STEPS]   # a copy: they are valid for one step only
+        return [np.stack(views(step)) for step in STEPS]  # a copy: they are valid for one step only
 
 
 def test_views_are_the_same_with_any_number_of_workers() -> None:
@@ -83,20 +83,22 @@ def test_a_worker_that_was_killed_is_one_line() -> None:
         os.kill(worker.pid or 0, signal.SIGKILL)
         worker.join()
         with pytest.raises(ChildProcessError, match="worker process 1 of 1 ended with exit code -9") as caught:
-            [views(step) for step in range(1, 10)]         # what it had already sent can still be used
+            [views(step) for step in range(1, 10)]  # what it had already sent can still be used
         assert "\n" not in str(caught.value)
 
 
 def test_workers_end_when_the_training_process_is_killed() -> None:
     """They find nobody at the other end. Each prints its own number first, by way of the views' configuration."""
-    code = ("import multiprocessing, sys, time, numpy as np\n"
-            "from minisimclr.training.config import Config\n"
-            "from minisimclr.training.batches import views_ahead\n"
-            "if __name__ == '__main__':\n"
-            "    with views_ahead(Config(size=8, batch=4), np.zeros((11, 8, 8, 3), np.uint8), range(99), 2) as views:\n"
-            "        views(0), views(1)\n"
-            "        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
-            "        time.sleep(60)\n")
+    code = (
+        "import multiprocessing, sys, time, numpy as np\n"
+        "from minisimclr.training.config import Config\n"
+        "from minisimclr.training.batches import views_ahead\n"
+        "if __name__ == '__main__':\n"
+        "    with views_ahead(Config(size=8, batch=4), np.zeros((11, 8, 8, 3), np.uint8), range(99), 2) as views:\n"
+        "        views(0), views(1)\n"
+        "        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
@@ -126,8 +128,22 @@ def running(pid: int) -> bool:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, signum: signal.Signals) -> None:
     """Ctrl-C in a terminal reaches the workers too: they leave it to the training process, which goes on to its end."""
-    command = [sys.executable, "-m", "minisimclr", "pretrain", "--workers", "2", "--batch", "32", "--size", "8",
-               "--epochs", "10000", "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "minisimclr",
+        "pretrain",
+        "--workers",
+        "2",
+        "--batch",
+        "32",
+        "--size",
+        "8",
+        "--epochs",
+        "10000",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         lines = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 60

@@ -18,9 +18,12 @@ import pytest
 from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError, load, part, save
 
-ARRAYS = {"model/conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
-          "model/bn1.running_var": np.array([np.nan, -0.0, 1e-45], np.float32),
-          "momentum/0": np.array(3.5), "momentum/1": np.zeros((0, 3), np.float64)}
+ARRAYS = {
+    "model/conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "model/bn1.running_var": np.array([np.nan, -0.0, 1e-45], np.float32),
+    "momentum/0": np.array(3.5),
+    "momentum/1": np.zeros((0, 3), np.float64),
+}
 META = {"steps": 7, "config": {"lr": 0.3}, "images": "7 × ü"}
 
 
@@ -42,6 +45,7 @@ def refused(path: Path) -> str:
 
 
 # ── What is kept ──────────────────────────────────────────────────────────────────────────────────
+
 
 def test_arrays_and_meta_come_back_bit_for_bit(path):
     arrays, meta = load(path)
@@ -78,6 +82,7 @@ def test_others_may_read_it(path):
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────────
 
+
 class Full(Exception):
     """The disk is."""
 
@@ -91,9 +96,9 @@ def fails_halfway(file: io.BufferedIOBase, **arrays: object) -> None:
     raise Full
 
 
-@pytest.mark.parametrize(("name", "fault"), [
-    ("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.chmod", fails), ("os.replace", fails),
-])
+@pytest.mark.parametrize(
+    ("name", "fault"), [("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.chmod", fails), ("os.replace", fails)]
+)
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch, name, fault):
     before = path.read_bytes()
     with monkeypatch.context() as broken:
@@ -123,7 +128,7 @@ def test_it_is_on_the_disk_before_it_has_its_name(path, monkeypatch):
         monkeypatch.setattr(os, name, spied(name, getattr(os, name)))
     save(path, ARRAYS, META)
     assert calls[:2] == ["fsync", "replace"]
-    assert calls[2:] == (["fsync"] if os.name == "posix" else [])         # the folder's, for the rename itself
+    assert calls[2:] == (["fsync"] if os.name == "posix" else [])  # the folder's, for the rename itself
 
 
 KILLED = """
@@ -159,13 +164,18 @@ print("done", len(list(path.parent.iterdir())) - 1)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """Processes that write one after the other, each killed in the midst of it; the next goes on from what is there."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, tmp_path / "checkpoint.npz"],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, tmp_path / "checkpoint.npz"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout.startswith("done"), done.stderr
-    assert int(done.stdout.split()[1]) <= 12             # what a killed process leaves: one temporary file at most
+    assert int(done.stdout.split()[1]) <= 12  # what a killed process leaves: one temporary file at most
 
 
 # ── Refusing ──────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_no_file_at_all(tmp_path):
     assert refused(tmp_path / "nothing.npz").startswith("there is no checkpoint ")
@@ -225,7 +235,7 @@ def as_text(meta: object) -> np.ndarray:
 
 def test_a_zip_of_something_else(path):
     refused(archive(path, readme=b"hello"))
-    refused(archive(path, meta=b"hello"))                # the right name, but no array
+    refused(archive(path, meta=b"hello"))  # the right name, but no array
     refused(archive(path))
 
 
@@ -233,8 +243,19 @@ def test_an_archive_without_meta(path):
     refused(archive(path, w__npy=npy(np.ones(3))))
 
 
-@pytest.mark.parametrize("meta", [as_text([]), as_text({}), as_text(None), as_text("x"), np.ones(3), np.array(["{}"]),
-                                  np.frombuffer(b"\xff{", np.uint8), np.frombuffer(b"[" * 100_000, np.uint8)])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        as_text([]),
+        as_text({}),
+        as_text(None),
+        as_text("x"),
+        np.ones(3),
+        np.array(["{}"]),
+        np.frombuffer(b"\xff{", np.uint8),
+        np.frombuffer(b"[" * 100_000, np.uint8),
+    ],
+)
 def test_meta_that_is_not_ours(path, meta):
     refused(archive(path, meta__npy=npy(meta)))
 

@@ -62,6 +62,7 @@ def error_line(capsys):
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_pretrain_keeps_the_configuration_the_metrics_and_a_checkpoint(trained):
     config = json.loads((trained / "config.json").read_text())
     assert (config["batch"], config["size"], config["temperature"]) == (4, 16, 0.1)
@@ -123,8 +124,16 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     assert "unseen style" in captured.out
     assert "chance 4.14" in captured.err  # log(63): the progress line shows the chance level beside the loss
     assert {path.name for path in (tmp_path / "runs/demo").iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoint.npz", "results.json", "table.txt",
-        "loss.png", "views.png", "neighbours.png", "similarity.png"}
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.npz",
+        "results.json",
+        "table.txt",
+        "loss.png",
+        "views.png",
+        "neighbours.png",
+        "similarity.png",
+    }
 
 
 def test_a_second_run_never_overwrites_the_first(tmp_path):
@@ -160,19 +169,23 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(capsys):
 
 # ── Refusals: one line, and a code that says of what kind ─────────────────────────────────────────
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["pretrain", "--batch", "1"], "batch must be"),
-    (["pretrain", "--batch", "many"], "--batch"),
-    (["pretrain", "--temperature", "0"], "temperature must be"),
-    (["pretrain", "--temperature", "nan"], "temperature must be"),
-    (["pretrain", "--encoder", "vgg"], "--encoder"),
-    (["pretrain", "--colour", "red"], "--colour"),
-    (["pretrain", "--data", "no/such/folder"], "no/such/folder"),
-    (["pretrain", "--resume"], "--out"),
-    (["pretrain", "--threads", "0"], "threads"),
-    (["dance"], "dance"),
-    ([], "COMMAND"),
-])
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pretrain", "--batch", "1"], "batch must be"),
+        (["pretrain", "--batch", "many"], "--batch"),
+        (["pretrain", "--temperature", "0"], "temperature must be"),
+        (["pretrain", "--temperature", "nan"], "temperature must be"),
+        (["pretrain", "--encoder", "vgg"], "--encoder"),
+        (["pretrain", "--colour", "red"], "--colour"),
+        (["pretrain", "--data", "no/such/folder"], "no/such/folder"),
+        (["pretrain", "--resume"], "--out"),
+        (["pretrain", "--threads", "0"], "threads"),
+        (["dance"], "dance"),
+        ([], "COMMAND"),
+    ],
+)
 def test_a_wrong_option_or_missing_data_is_refused_with_code_2(arguments, says, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     try:
@@ -213,15 +226,28 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
-@pytest.mark.parametrize(("error", "code"), [
-    (Interrupted("stopped", signal.SIGINT), 130), (Interrupted("stopped", signal.SIGTERM), 143),
-    (NonFiniteError("loss"), 3), (CheckpointError("cut off"), 4), (PermissionError(13, "denied"), 4),
-    (OSError(28, "disk full"), 4), (ValueError("batch"), 2), (DataError("no images"), 2), (RuntimeError("no GPU"), 2),
-    (MemoryError(), 2), (KeyError("surprise"), 1), (KeyboardInterrupt(), 130),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Interrupted("stopped", signal.SIGINT), 130),
+        (Interrupted("stopped", signal.SIGTERM), 143),
+        (NonFiniteError("loss"), 3),
+        (CheckpointError("cut off"), 4),
+        (PermissionError(13, "denied"), 4),
+        (OSError(28, "disk full"), 4),
+        (ValueError("batch"), 2),
+        (DataError("no images"), 2),
+        (RuntimeError("no GPU"), 2),
+        (MemoryError(), 2),
+        (KeyError("surprise"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=repr,
+)
 def test_each_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypatch):
     def fail(threads: int | None) -> None:
         raise error
+
     monkeypatch.setattr(cli, "set_threads", fail)
     assert main(["gradcheck"]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -254,6 +280,7 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
 
 
 # ── Devices ───────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(photos, tmp_path, capsys, monkeypatch):
     """One line; none on a processor."""
@@ -294,14 +321,21 @@ def no_driver() -> ModuleType:
     return cupy
 
 
-@pytest.mark.parametrize(("cupy", "says"), [
-    (None, r'pip install "minisimclr\[cuda12\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')])
+@pytest.mark.parametrize(
+    ("cupy", "says"),
+    [(None, r'pip install "minisimclr\[cuda12\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')],
+)
 @pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed"])
 def test_without_cupy_or_a_gpu_there_is_one_line_that_says_what_to_do(
-        command, cupy, says, trained, photos, tmp_path, capsys, monkeypatch):
-    arguments = {"demo": ["--out", str(tmp_path / "new")], "evaluate": [str(trained)], "report": [str(trained)],
-                 "pretrain": ["--data", str(photos), "--out", str(tmp_path / "new"), *SMALL],
-                 "embed": [str(trained), "--to", str(tmp_path / "new")]}[command]
+    command, cupy, says, trained, photos, tmp_path, capsys, monkeypatch
+):
+    arguments = {
+        "demo": ["--out", str(tmp_path / "new")],
+        "evaluate": [str(trained)],
+        "report": [str(trained)],
+        "pretrain": ["--data", str(photos), "--out", str(tmp_path / "new"), *SMALL],
+        "embed": [str(trained), "--to", str(tmp_path / "new")],
+    }[command]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert main([command, *arguments, "--device", "cuda"]) == 2
     assert re.search(says, error_line(capsys))
@@ -318,7 +352,8 @@ def test_a_precision_that_the_device_does_not_have_is_refused_with_code_2(photos
 
 @pytest.mark.parametrize(("module", "says"), [("cupy.cuda.memory", "memory on the GPU; use"), ("numpy", "memory; use")])
 def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
-        module, says, photos, tmp_path, capsys, monkeypatch):
+    module, says, photos, tmp_path, capsys, monkeypatch
+):
     full = type("OutOfMemoryError", (MemoryError,), {"__module__": module})
 
     def fails(*args, **options):
@@ -333,11 +368,23 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
 
 # ── In a process of its own ───────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_prints_one_line(photos, tmp_path, signum, code):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "minisimclr", "pretrain", "--data", str(photos), "--out", str(run), *SMALL,
-               "--epochs", "100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "minisimclr",
+        "pretrain",
+        "--data",
+        str(photos),
+        "--out",
+        str(run),
+        *SMALL,
+        "--epochs",
+        "100000",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():

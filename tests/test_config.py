@@ -30,6 +30,7 @@ def refused(**settings: object) -> str:
 
 # ── What is allowed ───────────────────────────────────────────────────────────────────────────────
 
+
 def test_every_setting_has_a_help_text_and_every_number_a_range():
     assert all(item.metadata["help"] for item in FIELDS.values())
     for name, (least, most, above) in NUMBERS.items():
@@ -65,10 +66,23 @@ def test_a_choice_that_does_not_exist_is_refused_with_those_that_do(name):
     assert refused(**{name: "nonsense"}) == f"{name} must be one of {', '.join(CHOICES[name])}; not 'nonsense'"
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("size", 32.0), ("size", True), ("size", "32"), ("size", None), ("seed", np.int64(1)),
-    ("lr", True), ("lr", "0.3"), ("lr", np.float32(0.3)), ("blur", 1), ("blur", "yes"), ("encoder", 18), ("data", None),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", 32.0),
+        ("size", True),
+        ("size", "32"),
+        ("size", None),
+        ("seed", np.int64(1)),
+        ("lr", True),
+        ("lr", "0.3"),
+        ("lr", np.float32(0.3)),
+        ("blur", 1),
+        ("blur", "yes"),
+        ("encoder", 18),
+        ("data", None),
+    ],
+)
 def test_a_value_of_another_type_is_refused(name, value):
     """True is no number, 1 no truth, and 32.0 no number of pixels."""
     assert "of type" in refused(**{name: value})
@@ -79,6 +93,7 @@ def test_a_whole_number_will_do_where_a_fraction_is_expected_and_becomes_one():
 
 
 # ── What is stored ────────────────────────────────────────────────────────────────────────────────
+
 
 def test_settings_survive_json():
     config = Config(temperature=0.07, blur=True, seed=2**63 - 1, encoder="resnet18", lr=1)
@@ -101,9 +116,14 @@ def test_a_config_cannot_be_changed():
 
 # ── Random numbers ────────────────────────────────────────────────────────────────────────────────
 
+
 def test_random_numbers_differ_by_seed_purpose_and_index_and_are_otherwise_the_same():
-    streams = [(seed, purpose, index) for seed in (0, 1, 2**40) for purpose in (WEIGHTS, ORDER, VIEWS)
-               for index in (0, 1, 2, 1000)]
+    streams = [
+        (seed, purpose, index)
+        for seed in (0, 1, 2**40)
+        for purpose in (WEIGHTS, ORDER, VIEWS)
+        for index in (0, 1, 2, 1000)
+    ]
     drawn = [Config(seed=seed).rng(purpose, index).integers(2**62) for seed, purpose, index in streams]
     assert len(set(drawn)) == len(streams)
     assert drawn == [Config(seed=seed).rng(purpose, index).integers(2**62) for seed, purpose, index in streams]
@@ -111,16 +131,23 @@ def test_random_numbers_differ_by_seed_purpose_and_index_and_are_otherwise_the_s
 
 # ── What is built ─────────────────────────────────────────────────────────────────────────────────
 
+
 def test_the_model_follows_from_the_seed():
     one, same, other = (build_model(Config(seed=seed)).state_dict() for seed in (1, 1, 2))
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["encoder.conv1.weight"], other["encoder.conv1.weight"])
 
 
-@pytest.mark.parametrize(("settings", "stem"), [
-    ({}, "small"), ({"encoder": "resnet18"}, "cifar"), ({"encoder": "resnet18", "size": 95}, "cifar"),
-    ({"encoder": "resnet18", "size": 96}, "imagenet"), ({"stem": "cifar"}, "cifar"),
-])
+@pytest.mark.parametrize(
+    ("settings", "stem"),
+    [
+        ({}, "small"),
+        ({"encoder": "resnet18"}, "cifar"),
+        ({"encoder": "resnet18", "size": 95}, "cifar"),
+        ({"encoder": "resnet18", "size": 96}, "imagenet"),
+        ({"stem": "cifar"}, "cifar"),
+    ],
+)
 def test_the_stem_suits_the_images_unless_told(settings, stem):
     assert build_model(Config(**settings)).encoder.stem == stem
 

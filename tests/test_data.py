@@ -73,11 +73,12 @@ def quiet(line: str) -> None:
 
 # ── Layouts ───────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_split_folders_decide_and_classes_agree_between_splits(make):
     source = make({"train/dog/2.png": 20, "train/dog/1.png": 10, "train/ant/1.png": 5, "Test/dog/1.png": 99})
     train, test = (load_dataset(source, split, size=8, report=quiet) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("ant", "dog")
-    assert shades(train) == [5, 10, 20]                  # sorted by name
+    assert shades(train) == [5, 10, 20]  # sorted by name
     assert train.labels.tolist() == [0, 1, 1]
     assert shades(test) == [99]
     assert test.labels.tolist() == [1]
@@ -94,7 +95,7 @@ def test_without_split_folders_a_tenth_is_held_out_for_good(make):
     assert sorted(shades(train) + shades(test)) == list(range(120))
     assert 4 <= len(test) <= 24
     assert train.class_names == test.class_names == ("cat", "dog")
-    assert shades(test)[:3] == [13, 28, 52]              # by name alone: the same on every machine
+    assert shades(test)[:3] == [13, 28, 52]  # by name alone: the same on every machine
 
 
 def test_new_images_move_no_old_one_into_the_test_split(tmp_path):
@@ -196,6 +197,7 @@ def test_missing_empty_or_no_zip_at_all(tmp_path):
 
 # ── Images of every kind ──────────────────────────────────────────────────────────────────────────
 
+
 def load_one(tmp_path: Path, name: str, content: bytes, size: int = 8) -> np.ndarray:
     write(tmp_path, {name: content})
     return load_dataset(tmp_path, size=size, report=quiet).images[0]
@@ -217,7 +219,7 @@ def test_the_central_square_is_resized(tmp_path, width, height):
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
     got = load_one(tmp_path, "1.png", encoded(Image.fromarray(ramp)), 8).astype(float)
     side = min(width, height)
-    assert abs(got[..., 0].mean() - ramp[..., 0].mean()) < 2       # centred
+    assert abs(got[..., 0].mean() - ramp[..., 0].mean()) < 2  # centred
     assert abs(got[..., 1].mean() - ramp[..., 1].mean()) < 2
     span = 255 * side / max(width, 2) * 7 / 8
     if side > 8:
@@ -268,9 +270,9 @@ def test_cmyk_and_a_transparent_palette(tmp_path):
 
 def test_photographs_are_turned_upright(tmp_path):
     pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:, :4] = 255                                              # bright on the left
+    pixels[:, :4] = 255  # bright on the left
     exif = Image.Exif()
-    exif[decode.ORIENTATION] = 6                                     # to be turned clockwise: left goes up
+    exif[decode.ORIENTATION] = 6  # to be turned clockwise: left goes up
     got = load_one(tmp_path, "1.png", encoded(Image.fromarray(pixels), exif=exif))
     assert got[:4].min() == 255
     assert got[4:].max() == 0
@@ -297,8 +299,8 @@ DAMAGED = {
     "empty": b"",
     "cut": encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)))[:3000],
     "bomb": png_that_declares(30_000, 30_000),
-    "large": png_that_declares(10_000, 9_000),       # above our limit, below Pillow's error
-    "gif": encoded(picture(), "GIF"),                # another format under this name
+    "large": png_that_declares(10_000, 9_000),  # above our limit, below Pillow's error
+    "gif": encoded(picture(), "GIF"),  # another format under this name
 }
 
 
@@ -309,18 +311,18 @@ def test_an_unreadable_image_is_named_and_skipped(make, kind):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         dataset = load_dataset(source, size=8, report=lines.append)
-    assert not warned                                # Pillow warns of large images; we name them
+    assert not warned  # Pillow warns of large images; we name them
     assert shades(dataset) == [1, 3]
     assert dataset.labels.tolist() == [0, 1]
     assert len(lines) == 1
     assert f"{source}: skipped train/a/2.png: " in lines[0]
     assert "object at" not in lines[0]
-    assert len(lines[0].split(": ", 2)[2]) > 5       # says why
+    assert len(lines[0].split(": ", 2)[2]) > 5  # says why
 
 
 def test_the_declared_size_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)             # Pillow's own guard off: ours alone
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # Pillow's own guard off: ours alone
     with pytest.raises(ValueError, match="10000×9000 pixels, more than 64 megapixels"):
         decode.decode_image(io.BytesIO(DAMAGED["large"]), 8)
 
@@ -370,7 +372,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     root = write(tmp_path / "images", {"a/1.png": 1, "b/1.png": 2})
     (root / "a" / "out.png").symlink_to(tmp_path / "secret" / "s.png")
     (root / "c").symlink_to(tmp_path / "secret")
-    (root / "a" / "in.png").symlink_to(root / "b" / "1.png")            # inside is fine
+    (root / "a" / "in.png").symlink_to(root / "b" / "1.png")  # inside is fine
     lines: list[str] = []
     train = load_dataset(root, size=8, report=lines.append)
     assert train.class_names == ("a", "b")
@@ -404,7 +406,7 @@ def test_zip_members_that_point_outside_are_ignored(tmp_path):
 def test_encrypted_members_are_named(tmp_path):
     source = write_zip(tmp_path / "x.zip", {"a.png": 1, "b.png": 2})
     raw = bytearray(source.read_bytes())
-    raw[raw.rindex(b"PK\x01\x02") + 8] |= 1                            # the flag in the directory entry of b.png
+    raw[raw.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the directory entry of b.png
     source.write_bytes(raw)
     lines: list[str] = []
     assert shades(load_dataset(source, size=8, report=lines.append)) == [1]
@@ -414,7 +416,7 @@ def test_encrypted_members_are_named(tmp_path):
 def test_a_member_that_is_damaged_is_named(tmp_path):
     source = write_zip(tmp_path / "x.zip", {"a.png": 1, "b.png": 2})
     raw = bytearray(source.read_bytes())
-    raw[raw.rindex(b"IEND") + 2] ^= 255                                # its checksum no longer holds
+    raw[raw.rindex(b"IEND") + 2] ^= 255  # its checksum no longer holds
     source.write_bytes(raw)
     lines: list[str] = []
     assert shades(load_dataset(source, size=8, report=lines.append)) == [1]
@@ -443,6 +445,7 @@ def test_archives_inside_archives_and_backslashes(tmp_path):
 
 # ── Doodles, and the order of an epoch ────────────────────────────────────────────────────────────
 
+
 def test_doodle_splits_differ_and_repeat(monkeypatch):
     monkeypatch.setattr(data, "DOODLES", {k: (LIMITS[k], *v[1:]) for k, v in data.DOODLES.items()})
     loaded = {split: load_dataset("doodles", split) for split in LIMITS}
@@ -460,6 +463,7 @@ def test_doodle_splits_differ_and_repeat(monkeypatch):
 
 def test_doodle_styles_are_kept_apart(monkeypatch):
     asked = {}
+
     def stub(count, *, seed, styles, size):
         asked[seed] = styles
         return np.zeros((count, size, size, 3), np.uint8), np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -467,7 +471,7 @@ def test_doodle_styles_are_kept_apart(monkeypatch):
     monkeypatch.setattr(data, "draw_doodles", stub)
     sizes = [len(load_dataset("doodles", split)) for split in ("train", "test", "unseen")]
     assert sizes == [5000, 1000, 1000]
-    train, test, unseen = asked.values()            # three seeds
+    train, test, unseen = asked.values()  # three seeds
     assert train == test
     assert not set(train) & set(unseen)
 

@@ -28,17 +28,20 @@ def test_there_and_back_is_the_same_array(xp: Any) -> None:
 
 
 @elsewhere
-@pytest.mark.parametrize("mix", [
-    lambda here, there: backend.array_module(here, there),
-    lambda here, there: Tensor(here) + Tensor(there),
-    lambda here, there: there * Tensor(here),
-    lambda here, there: Tensor(here) * there,
-    lambda here, there: ops.matmul(there, here.T),
-    lambda here, there: ms.nt_xent(here, there),
-    lambda here, there: ms.nt_xent_value_and_grad(here, there),
-    lambda here, there: (Tensor(there, requires_grad=True) * 2).backward(here),
-    lambda here, there: ops.cross_entropy(Tensor(there), labels=np.array([0, 1])),
-])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda here, there: backend.array_module(here, there),
+        lambda here, there: Tensor(here) + Tensor(there),
+        lambda here, there: there * Tensor(here),
+        lambda here, there: Tensor(here) * there,
+        lambda here, there: ops.matmul(there, here.T),
+        lambda here, there: ms.nt_xent(here, there),
+        lambda here, there: ms.nt_xent_value_and_grad(here, there),
+        lambda here, there: (Tensor(there, requires_grad=True) * 2).backward(here),
+        lambda here, there: ops.cross_entropy(Tensor(there), labels=np.array([0, 1])),
+    ],
+)
 def test_host_and_device_arrays_are_never_mixed(mix: Any) -> None:
     with pytest.raises((TypeError, AttributeError)):
         mix(np.ones((2, 3)), on_device(np.ones((2, 3))))
@@ -57,6 +60,7 @@ def test_a_seed_of_the_wrong_device_says_so_and_leaves_no_gradient() -> None:
 @pytest.mark.parametrize("make", [ms.LARS, ms.SGD])
 def test_three_steps_are_the_processors(make: Any) -> None:
     """From the same weights on the same views: loss, weights and running statistics, up to float32's rounding."""
+
     def train(move: Any) -> tuple[list[float], dict[str, Any]]:
         encoder = ms.resnet_small(base=4, rng=np.random.default_rng(0))
         model = ms.SimCLR(encoder, ms.ProjectionHead(encoder.features, 8, 4, rng=np.random.default_rng(1)))

@@ -54,6 +54,7 @@ def clusters(n: int, classes: int = 3, spread: float = 0.1, seed: int = 0) -> tu
 
 # ── Nearest neighbours ────────────────────────────────────────────────────────────────────────────
 
+
 def test_nearest_are_those_of_largest_cosine_nearest_first():
     indices, similarities = nearest(directions(0, 90, 20, 45), directions(30, 80), 3)
     assert indices.tolist() == [[2, 3, 0], [1, 3, 2]]
@@ -71,7 +72,7 @@ def test_one_near_neighbour_outvotes_two_far_ones_if_the_temperature_is_low():
     train_h, train_y = directions(10, 60, -60), np.array([0, 1, 1])
     test_h, test_y = directions(0), np.array([0])
     s_near, s_far = math.cos(math.radians(10)), math.cos(math.radians(60))
-    even = (s_near - s_far) / math.log(2)                # the temperature at which both sides weigh the same
+    even = (s_near - s_far) / math.log(2)  # the temperature at which both sides weigh the same
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=3, temperature=0.98 * even) == 1
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=3, temperature=1.02 * even) == 0
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=1, temperature=1.02 * even) == 1
@@ -95,10 +96,10 @@ def test_neighbours_and_votes_equal_the_loops_over_all_pairs():
         first = sorted(range(12), key=lambda i: -cosine[i])
         assert indices[row].tolist() == first[:5]
         votes = [0.0, 0.0, 0.0]
-        for i in first[:2]:                              # each comes with its double: four neighbours
+        for i in first[:2]:  # each comes with its double: four neighbours
             votes[train_y[i]] += math.exp(cosine[i] / 0.1)
             votes[train_y[i + 12]] += math.exp(cosine[i] / 0.1)
-        right += max(range(3), key=lambda c: round(votes[c] / max(votes), 6)) == label     # the first of equals
+        right += max(range(3), key=lambda c: round(votes[c] / max(votes), 6)) == label  # the first of equals
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=4) == right / 20
 
 
@@ -151,6 +152,7 @@ def test_accuracy_is_over_all_rows_at_once(score):
 
 # ── The linear probe ──────────────────────────────────────────────────────────────────────────────
 
+
 def test_the_probe_separates_what_can_be_separated():
     (train_h, train_y), (test_h, test_y) = clusters(90, classes=5), clusters(50, classes=5, seed=1)
     assert linear_probe(train_h, train_y, test_h, test_y) == 1
@@ -197,7 +199,7 @@ def test_without_features_the_probe_learns_the_class_frequencies():
 def test_a_prediction_does_not_depend_on_the_other_test_rows():
     (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
     probe = fit_linear_probe(train_h, train_y)
-    each = [probe.accuracy(on_device(test_h[k:k + 1]), test_y[k:k + 1]) for k in range(50)]
+    each = [probe.accuracy(on_device(test_h[k : k + 1]), test_y[k : k + 1]) for k in range(50)]
     assert 0 < np.mean(each) < 1
     assert probe.accuracy(on_device(test_h), test_y) == pytest.approx(np.mean(each))
 
@@ -228,7 +230,7 @@ def test_the_penalty_that_helps_held_out_rows_is_chosen():
 
     def spy(x: Array, y: Array, start: Array, l2: float, iterations: int) -> Array:
         tried.append(l2)
-        assert len(x) == (180 if len(tried) < 3 else 200)   # chosen on nine tenths, fitted on all
+        assert len(x) == (180 if len(tried) < 3 else 200)  # chosen on nine tenths, fitted on all
         return original(x, y, start, l2, iterations)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -248,19 +250,24 @@ def test_constant_columns_are_harmless_and_scales_do_not_matter():
 
 # ── Both ──────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("score", [knn_accuracy, linear_probe])
-@pytest.mark.parametrize(("cut", "says"), [
-    (lambda a, y, b, z: (a[:, :2], y, b, z), r"one D, not \(12, 2\) and \(9, 3\)"),
-    (lambda a, y, b, z: (a[0], y, b, z), r"must be \(N,D\)"),
-    (lambda a, y, b, z: (a, y[:-1], b, z), "12 rows and 11 labels for training"),
-    (lambda a, y, b, z: (a, y, b, z[:-1]), "9 and 8 for testing"),
-])
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        (lambda a, y, b, z: (a[:, :2], y, b, z), r"one D, not \(12, 2\) and \(9, 3\)"),
+        (lambda a, y, b, z: (a[0], y, b, z), r"must be \(N,D\)"),
+        (lambda a, y, b, z: (a, y[:-1], b, z), "12 rows and 11 labels for training"),
+        (lambda a, y, b, z: (a, y, b, z[:-1]), "9 and 8 for testing"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(score, cut, says):
     with pytest.raises(ValueError, match=says):
         score(*cut(*clusters(12), *clusters(9)))
 
 
 # ── Embedding ─────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
@@ -332,14 +339,18 @@ def test_colour_statistics_are_means_and_deviations_of_the_channels():
 
 def test_compare_scores_every_way_of_seeing_on_every_split(run):
     """Two classes that differ in colour alone: whoever sees colours tells them apart."""
+
     def dataset(n: int, seed: int) -> Dataset:
         labels = np.arange(n) % 2
         return Dataset(images(n, seed) // 4 + (labels * 150).astype(np.uint8)[:, None, None, None], labels, ("a", "b"))
 
     told: list[str] = []
     scores = compare(run, dataset(30, 0), {"test": dataset(12, 1), "unseen": dataset(8, 2)}, k=3, progress=told.append)
-    assert [score.name for score in scores] == told == [
-        "raw pixels", "colour statistics", "untrained encoder, h", "SimCLR, h", "SimCLR, z"]
+    assert (
+        [score.name for score in scores]
+        == told
+        == ["raw pixels", "colour statistics", "untrained encoder, h", "SimCLR, h", "SimCLR, z"]
+    )
     for score in scores:
         assert score.knn.keys() == score.probe.keys() == {"test", "unseen"}
     assert scores[1].probe == {"test": 1, "unseen": 1}

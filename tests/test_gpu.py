@@ -41,7 +41,7 @@ OPERATION = {"float32": 1e-5, "float64": 1e-11}
 CONVOLUTION = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6, "float64": 1e-13}
 NTXENT = {"reference": 1e-5, "cuda": 1e-5, "cuda-bf16x3": 1e-4, "cuda-bf16": 3e-2}
 VIEWS = 2e-6
-NETWORK = {"float32": (1e-5, 5e-3), "float64": (1e-12, 1e-9)}          # loss; the whole gradient of a ResNet-18
+NETWORK = {"float32": (1e-5, 5e-3), "float64": (1e-12, 1e-9)}  # loss; the whole gradient of a ResNet-18
 # The largest of the losses of 20 steps, and the weights after them. Measured here, without a GPU: float32 1.5e-7 and
 # 4e-8, float16 3e-3 and 1e-3. TF32 rounds the factors of products as float16 does, bfloat16 eight times as much.
 TRAINING = {"float32": (1e-5, 1e-5), "tf32": (1e-2, 5e-3), "float16": (1e-2, 5e-3), "bfloat16": (8e-2, 4e-2)}
@@ -94,9 +94,12 @@ def off(got: Any, exact: Any) -> float:
 
 # ── Operations ────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("entry", "inputs", "settings"), [
-    pytest.param(entry, *sample, id=f"{entry.name} {k}") for entry in TABLE for k, sample in enumerate(entry.samples)])
+@pytest.mark.parametrize(
+    ("entry", "inputs", "settings"),
+    [pytest.param(entry, *sample, id=f"{entry.name} {k}") for entry in TABLE for k, sample in enumerate(entry.samples)],
+)
 def test_every_operation(entry: Entry, inputs: Any, settings: Any, dtype: str) -> None:
     inputs = [np.asarray(x, dtype) for x in inputs]
     results = []
@@ -135,8 +138,9 @@ def test_convolution_in_every_precision(cp: Any, shape: Any, kernel: Any, stride
         assert off(got, expected) <= CONVOLUTION[name]
 
 
-@pytest.mark.parametrize(("name", "into"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32"),
-                                            ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("name", "into"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32"), ("bfloat16", "float32")]
+)
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
 def test_a_product_is_added(cp: Any, name: str, into: str, turned: str) -> None:
     dtype = numbers(name)
@@ -154,9 +158,16 @@ def test_a_product_is_added(cp: Any, name: str, into: str, turned: str) -> None:
 
 # ── Views and loss ────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize(("side", "size", "options"), [
-    (32, 32, {}), (32, 24, {"strength": 1.0, "blur": True}), (64, 56, {"blur": True, "min_area": 0.5}),
-    (20, 33, {"strength": 0.0})])
+
+@pytest.mark.parametrize(
+    ("side", "size", "options"),
+    [
+        (32, 32, {}),
+        (32, 24, {"strength": 1.0, "blur": True}),
+        (64, 56, {"blur": True, "min_area": 0.5}),
+        (20, 33, {"strength": 0.0}),
+    ],
+)
 def test_views_are_the_same_for_the_same_seed(side: int, size: int, options: dict[str, Any]) -> None:
     images = np.random.default_rng(3).integers(0, 256, (24, side, side, 3), np.uint8)
     expected = two_views(images, np.random.default_rng(4), size, **options)
@@ -189,6 +200,7 @@ def test_nt_xent_by_every_method(method: str, N: int) -> None:
 
 # ── The whole network ─────────────────────────────────────────────────────────────────────────────
 
+
 @functools.cache
 def loss_and_gradient(device: str, dtype: str) -> tuple[float, Any]:
     """Of a ResNet-18 with its head, for the same views."""
@@ -197,8 +209,10 @@ def loss_and_gradient(device: str, dtype: str) -> tuple[float, Any]:
     model = build_model(Config(encoder="resnet18", size=size)).astype(dtype).to(device)
     loss, _, _ = model.loss(*(backend.to_device(v, device) for v in views), 0.5)
     loss.backward()
-    return (float(backend.to_numpy(loss.data)),
-            np.concatenate([backend.to_numpy(p.grad).ravel() for p in model.parameters()]))
+    return (
+        float(backend.to_numpy(loss.data)),
+        np.concatenate([backend.to_numpy(p.grad).ravel() for p in model.parameters()]),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -223,8 +237,10 @@ def pictures() -> Any:
 def trained(config: Config) -> tuple[list[float], Any]:
     """The loss of each step, and all weights in the end."""
     run = ms.pretrain(config, pictures())
-    return ([line["loss"] for line in run.history],
-            np.concatenate([array.ravel() for array in run.model.state_dict().values()]))
+    return (
+        [line["loss"] for line in run.history],
+        np.concatenate([array.ravel() for array in run.model.state_dict().values()]),
+    )
 
 
 def assert_close(got: tuple[list[float], Any], expected: tuple[list[float], Any], precision: str) -> None:
@@ -260,8 +276,13 @@ def test_twenty_steps_in_tf32() -> None:
     """In a process of its own: TF32 is chosen once a process."""
     if STAND_IN:
         pytest.skip("the stand-in has no TF32")
-    done = subprocess.run([sys.executable, "-c", TF32, str(Path(__file__).parent)], capture_output=True, text=True,
-                          timeout=300, env=os.environ | {"CUPY_TF32": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", TF32, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"CUPY_TF32": "1"},
+    )
     assert done.returncode == 0, done.stderr
     losses, weights = json.loads(done.stdout)
     assert_close((losses, np.array(weights)), trained(training()), "tf32")

@@ -38,13 +38,18 @@ def gpu() -> Any:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """What a whole run prints, and what it writes."""
     path = tmp_path_factory.mktemp("gpu") / "out.json"
-    done = subprocess.run(command("--device", "stand-in", "--without-torch", "--json", str(path)),
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command("--device", "stand-in", "--without-torch", "--json", str(path)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads(path.read_text())
 
 
 # ── The whole program ─────────────────────────────────────────────────────────────────────────────
+
 
 def test_every_section_is_measured(smoke: Any, gpu: Any) -> None:
     _, report = smoke
@@ -96,8 +101,9 @@ def test_lines_of_a_table_are_aligned_and_fit_a_screen(smoke: Any) -> None:
 
 def test_a_run_that_is_killed_keeps_what_it_had(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    process = subprocess.Popen(command("--device", "stand-in", "--without-torch", "--json", str(path)),
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("--device", "stand-in", "--without-torch", "--json", str(path)), stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("NT-Xent"):
@@ -111,8 +117,13 @@ def test_a_run_that_is_killed_keeps_what_it_had(tmp_path: Path) -> None:
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cupy.py").write_text("raise ImportError")  # also where CuPy is installed
-    done = subprocess.run(command("--json", str(tmp_path / "out.json")), capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        command("--json", str(tmp_path / "out.json")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -122,8 +133,12 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
 
 def test_time_that_is_up_is_said_so(gpu: Any, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, str(SCRIPT), "--device", "stand-in", "--without-torch", "--minutes", "0",
-                           "--json", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--device", "stand-in", "--without-torch", "--minutes", "0", "--json", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == sum(len(section.cases) for section in gpu.sections(False, []).values())
@@ -131,6 +146,7 @@ def test_time_that_is_up_is_said_so(gpu: Any, tmp_path: Path) -> None:
 
 
 # ── Its arithmetic ────────────────────────────────────────────────────────────────────────────────
+
 
 def test_floor_is_the_longer_of_products_and_copies_and_their_sum_for_a_step(gpu: Any) -> None:
     rates = {"float32": 1e12, "copy": 1e9}
@@ -144,8 +160,8 @@ def test_floor_is_the_longer_of_products_and_copies_and_their_sum_for_a_step(gpu
 def test_least_work(gpu: Any) -> None:
     case = {"side": 32, "views": 8, "channels": 3, "out": 4, "kernel": 3, "stride": 2}
     flops, size = gpu.least("convolution", case, "float16")
-    assert flops == 3 * 2 * 16 * 16 * 8 * 9 * 3 * 4            # value and both gradients, two a multiply–add
-    assert size == 2 * 2 * 8 * (32 * 32 * 3 + 16 * 16 * 4)     # x, y, g, dx in two bytes each
+    assert flops == 3 * 2 * 16 * 16 * 8 * 9 * 3 * 4  # value and both gradients, two a multiply–add
+    assert size == 2 * 2 * 8 * (32 * 32 * 3 + 16 * 16 * 4)  # x, y, g, dx in two bytes each
     assert gpu.least("NT-Xent", {"N": 2, "D": 3}, "float32") == (3 * 4 * 4 * 3, 2 * 4 * 3 * 4)
     flops, size = gpu.least("step", {"encoder": "small", "views": 4, "size": 32}, "float32")
     half = gpu.least("step", {"encoder": "small", "views": 2, "size": 32}, "float16")
@@ -153,11 +169,23 @@ def test_least_work(gpu: Any) -> None:
 
 
 def test_speed_is_against_pytorch_in_the_same_precision(gpu: Any) -> None:
-    rows = [{"name": name, "who": name.split(",")[0], "precision": precision, "times": [time] * 3, "check": check,
-             "host": 0.1} for name, precision, time, check in [
-        ("minisimclr, float32", "float32", 2.0, 4.0), ("minisimclr, TF32", "TF32", 1.0, 4.0),
-        ("torch, float32", "float32", 4.0, 5.0), ("torch, TF32", "TF32", 0.5, 4.0),
-        ("torch, compile, TF32", "TF32", 0.25, 4.0)]]
+    rows = [
+        {
+            "name": name,
+            "who": name.split(",")[0],
+            "precision": precision,
+            "times": [time] * 3,
+            "check": check,
+            "host": 0.1,
+        }
+        for name, precision, time, check in [
+            ("minisimclr, float32", "float32", 2.0, 4.0),
+            ("minisimclr, TF32", "TF32", 1.0, 4.0),
+            ("torch, float32", "float32", 4.0, 5.0),
+            ("torch, TF32", "TF32", 0.5, 4.0),
+            ("torch, compile, TF32", "TF32", 0.25, 4.0),
+        ]
+    ]
     case = {"name": "x", "N": 4, "D": 8}
     gpu.summarise("NT-Xent", case, rows, {"float32": 1.0, "TF32": 2.0, "copy": 1e9})
     assert [row["speed"] for row in rows] == [2.0, 0.5, 1.0, 1.0, 2.0]
@@ -167,4 +195,12 @@ def test_speed_is_against_pytorch_in_the_same_precision(gpu: Any) -> None:
 
 def test_numbers_are_shown_with_three_digits(gpu: Any) -> None:
     assert [gpu.digits(x) for x in (0.0123, 0.123, 1.234, 12.34, 123.4, 1234.5, 0.0, None)] == [
-        "0.012", "0.123", "1.23", "12.3", "123", "1,234", "0", "–"]
+        "0.012",
+        "0.123",
+        "1.23",
+        "12.3",
+        "123",
+        "1,234",
+        "0",
+        "–",
+    ]

@@ -22,10 +22,12 @@ Function = Callable[..., Tensor]
 @primitive
 def falsify(xp: Any, x: Array, *, factor: float, only: Any = ...) -> Any:
     """The identity, with a gradient that is wrong by a factor (everywhere, or at one place)."""
+
     def vjp(g: Array) -> Array:
         g = g.copy()
         g[only] *= factor
         return g
+
     return x * 1, vjp
 
 
@@ -70,15 +72,19 @@ PLAIN: dict[str, tuple[Function, list[Array]]] = {
     "divide": (ops.divide, [rng(4).standard_normal((4, 3)), rng(5).uniform(1, 2, 3)]),
     "l2_normalize": (ops.l2_normalize, [rng(6).standard_normal((4, 5))]),
     "cross_entropy": (lambda x: ops.cross_entropy(x, labels=on_device(np.arange(4))), [rng(7).standard_normal((4, 5))]),
-    "conv2d": (lambda x, w: ops.conv2d(x, w, padding=1), [rng(8).standard_normal((4, 4, 2, 2)),
-                                                        rng(9).standard_normal((3, 3, 2, 2))]),
+    "conv2d": (
+        lambda x, w: ops.conv2d(x, w, padding=1),
+        [rng(8).standard_normal((4, 4, 2, 2)), rng(9).standard_normal((3, 3, 2, 2))],
+    ),
     "power": (lambda x: ops.power(x, exponent=3), [rng(10).uniform(1, 2, 6)]),
     "nt_xent, N = 4": nt_xent_case(4, 1.0),
     "nt_xent, N = 4, rows of norm 80": nt_xent_case(4, 80.0),
     f"nt_xent, N = {LARGE}, rows of norm 80": nt_xent_case(LARGE, 80.0),
     "l2_normalize, N = 256, rows of norm 80": (ops.l2_normalize, [rows_of_norm(80, 256, 4)]),
     "cross_entropy, N = 256, rows of norm 80": (
-        lambda x: ops.cross_entropy(x * 0.05, labels=on_device(np.arange(256) % 4)), [rows_of_norm(80, 256, 4)]),
+        lambda x: ops.cross_entropy(x * 0.05, labels=on_device(np.arange(256) % 4)),
+        [rows_of_norm(80, 256, 4)],
+    ),
     "log of N = 256 rows of norm 80": (lambda x: ops.log(x * x + 400), [rows_of_norm(80, 256, 4)]),
 }
 
@@ -112,17 +118,21 @@ def test_each_check_rejects_a_single_nan(check: str) -> None:
 def test_the_report_names_the_worst_of_several_inputs(check: Callable[..., bool], worst: int) -> None:
     f, arrays = PLAIN["matmul"]
     with pytest.raises(GradcheckError, match=f"^input {worst}"):
-        check(lambda *xs: f(*(falsify(x, factor=1.5 if k == worst else 1.001) for k, x in enumerate(xs))),
-              *on_device(arrays))
+        check(
+            lambda *xs: f(*(falsify(x, factor=1.5 if k == worst else 1.001) for k, x in enumerate(xs))),
+            *on_device(arrays),
+        )
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6, 1e12])
 def test_a_gradient_is_held_to_its_own_scale(check: str, size: float) -> None:
     """Neither a tiny gradient nor tiny or huge inputs are excused, or wrongly accused."""
-    for f, x in [(lambda x: ops.exp(x) * size, rng(0).standard_normal(5)),
-                 (lambda x: x * x * x, rng(0).uniform(1, 2, 5) * size),
-                 (lambda x: ops.l2_normalize(x), rng(0).standard_normal((3, 4)) * size)]:
+    for f, x in [
+        (lambda x: ops.exp(x) * size, rng(0).standard_normal(5)),
+        (lambda x: x * x * x, rng(0).uniform(1, 2, 5) * size),
+        (lambda x: ops.l2_normalize(x), rng(0).standard_normal((3, 4)) * size),
+    ]:
         assert CHECKS[check](f, x)
         with pytest.raises(GradcheckError):
             CHECKS[check](wrong(f), x)
@@ -132,6 +142,7 @@ def test_a_gradient_is_held_to_its_own_scale(check: str, size: float) -> None:
 def test_a_small_gradient_beside_a_large_value_is_not_excused(check: str) -> None:
     def f(x: Tensor) -> Tensor:
         return ops.exp(x) + 1e6
+
     x = rng(0).standard_normal(5)
     assert CHECKS[check](f, x)
     with pytest.raises(GradcheckError):
@@ -141,7 +152,7 @@ def test_a_small_gradient_beside_a_large_value_is_not_excused(check: str) -> Non
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_gradient_that_is_zero_is_accepted_and_one_that_should_be_is_not(check: str) -> None:
     z = rng(0).standard_normal((1, 4))
-    assert CHECKS[check](lambda a: ms.nt_xent(a, on_device(z)), z + 1)     # one image: loss 0 wherever
+    assert CHECKS[check](lambda a: ms.nt_xent(a, on_device(z)), z + 1)  # one image: loss 0 wherever
     assert CHECKS[check](lambda x: x * 0.0, z)
     with pytest.raises(GradcheckError):
         CHECKS[check](lambda x: falsify(x, factor=1.0) * 0.0 + forgets(x), z)
@@ -155,6 +166,7 @@ def forgets(xp: Any, x: Array) -> Any:
 def test_the_report_names_input_index_analytic_and_numeric_value() -> None:
     def f(x: Tensor, y: Tensor) -> Tensor:
         return (x * falsify(y, factor=1.5, only=(1, 2))).sum()
+
     x = np.full((2, 3), 2.0)
     with pytest.raises(GradcheckError) as error:
         gradcheck(f, *on_device((x, x + 1)))
@@ -184,7 +196,7 @@ def test_outputs_of_any_shape_and_inputs_of_none_are_checked() -> None:
     assert gradcheck(lambda x: ops.concatenate(x, x), on_device(np.ones((2, 0))))
     assert check_direction(lambda x: x * 2, on_device(np.zeros((2, 0))))
     assert gradcheck(ops.exp, on_device(np.zeros(3)))
-    assert gradcheck(lambda x: ops.exp(x), [0, 1])          # integers are taken as float64
+    assert gradcheck(lambda x: ops.exp(x), [0, 1])  # integers are taken as float64
     assert gradcheck(lambda x, y: x * 1, np.ones(2), np.ones(3))  # y does not matter
 
 

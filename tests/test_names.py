@@ -28,8 +28,10 @@ for line in (Path(__file__).parent / "stand_in" / "cupy" / "names.txt").read_tex
 
 # In both, but not the same, or slow: why each must not stand behind `xp`
 DIFFERENT = {
-    **dict.fromkeys(("nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "bincount", "choose",
-                     "put"), "waits for the GPU: how large the answer is must be known on the host"),
+    **dict.fromkeys(
+        ("nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "bincount", "choose", "put"),
+        "waits for the GPU: how large the answer is must be known on the host",
+    ),
     **dict.fromkeys(("einsum", "tensordot", "inner", "vdot"), "copies its operands, and ignores TF32: write a 2-D @"),
     **dict.fromkeys(("allclose", "array_equal", "count_nonzero"), "a number in NumPy, an array on the device in CuPy"),
     "random": "draws other numbers: a numpy.random.Generator is passed in",
@@ -54,9 +56,11 @@ ASKS = {
 
 def xp_names(tree: ast.AST) -> Iterator[tuple[str, ast.Attribute]]:
     """All that is taken from `xp` or `array_module(…)`: "exp", "linalg.norm", "add.at"."""
+
     def is_xp(node: ast.expr) -> bool:
         return (isinstance(node, ast.Name) and node.id == "xp") or (
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array_module")
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array_module"
+        )
 
     longer = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
@@ -69,7 +73,7 @@ def xp_names(tree: ast.AST) -> Iterator[tuple[str, ast.Attribute]]:
 def wrong_with(name: str) -> str | None:
     """Why `xp.name` will not do; None if it will."""
     home, _, last = name.rpartition(".")
-    if home and home != "linalg":                        # a method of a ufunc, or something of a dtype's
+    if home and home != "linalg":  # a method of a ufunc, or something of a dtype's
         if last == "at":
             return None if home == "add" else "ufunc.at: only of add"
         if last in ("reduce", "accumulate"):
@@ -82,7 +86,7 @@ def wrong_with(name: str) -> str | None:
     return None if hasattr(np.linalg if home else np, last) else "NumPy has no such name"
 
 
-ONLY_THERE = {                                           # behind a question whether it is there
+ONLY_THERE = {  # behind a question whether it is there
     "processor.py": "cuts work to fit a processor's cache, and does not on a GPU",
     "ntxent/cuda.py": {"RawModule", "cuda.Device"},
 }
@@ -91,8 +95,11 @@ ONLY_THERE = {                                           # behind a question whe
 @pytest.mark.parametrize("file", FILES)
 def test_every_name_behind_xp_is_in_cupy_and_means_the_same(file: str) -> None:
     tree = ast.parse(FILES[file].read_text())
-    wrong = {f"line {node.lineno}: xp.{name}: {wrong_with(name)}" for name, node in xp_names(tree)
-             if wrong_with(name) and name not in ONLY_THERE.get(file, set()) and not name.startswith("__")}
+    wrong = {
+        f"line {node.lineno}: xp.{name}: {wrong_with(name)}"
+        for name, node in xp_names(tree)
+        if wrong_with(name) and name not in ONLY_THERE.get(file, set()) and not name.startswith("__")
+    }
     assert not wrong
 
 
@@ -108,8 +115,13 @@ COMPUTING = [file for file in FILES if re.match(r"ops/|ntxent/(loss|__init__)|nn
 def test_methods_of_arrays_are_called_as_cupy_knows_them(file: str) -> None:
     wrong = set()
     for node in ast.walk(ast.parse(FILES[file].read_text())):
-        if (isinstance(node, ast.Attribute) and not is_on_the_host(node.value) and not node.attr.startswith("__")
-                and hasattr(np.ndarray, node.attr) and f"ndarray.{node.attr}" not in CUPY):
+        if (
+            isinstance(node, ast.Attribute)
+            and not is_on_the_host(node.value)
+            and not node.attr.startswith("__")
+            and hasattr(np.ndarray, node.attr)
+            and f"ndarray.{node.attr}" not in CUPY
+        ):
             wrong.add(f"line {node.lineno}: CuPy's arrays have no .{node.attr}")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not is_on_the_host(node.func.value):
             taken = CUPY.get(f"ndarray.{node.func.attr}")
@@ -119,13 +131,17 @@ def test_methods_of_arrays_are_called_as_cupy_knows_them(file: str) -> None:
     assert not wrong
 
 
-GPU_QUESTION = re.compile(r"xp is (not )?np\b|array_module\([^)]*\) is (not )?np\b|is np\b|__name__ [!=]= .(numpy|cupy)"
-                          r"|isinstance\([^)]*np\.ndarray\)|device [!=]= .(cpu|cuda)|== .cuda.")
+GPU_QUESTION = re.compile(
+    r"xp is (not )?np\b|array_module\([^)]*\) is (not )?np\b|is np\b|__name__ [!=]= .(numpy|cupy)"
+    r"|isinstance\([^)]*np\.ndarray\)|device [!=]= .(cpu|cuda)|== .cuda."
+)
 
 
 def test_nobody_else_asks_whether_there_is_a_gpu() -> None:
-    asking = {file: [text.strip() for text in path.read_text().splitlines()
-                     if GPU_QUESTION.search(text.partition("  #")[0])] for file, path in FILES.items()}
+    asking = {
+        file: [text.strip() for text in path.read_text().splitlines() if GPU_QUESTION.search(text.partition("  #")[0])]
+        for file, path in FILES.items()
+    }
     assert {file: lines for file, lines in asking.items() if lines and file not in ASKS} == {}
 
 
@@ -134,22 +150,31 @@ def test_every_exception_is_still_needed() -> None:
         assert GPU_QUESTION.search(FILES[file].read_text()), file
 
 
-@pytest.mark.parametrize(("source", "says"), [
-    ("xp.errstate(all='ignore')", "CuPy has no such name"),
-    ("array_module(x).block(x)", "CuPy has no such name"),
-    ("xp.linalg.vector_norm(x)", "CuPy has no such name"),
-    ("xp.asnumpy(x)", "NumPy has no such name"),
-    ("xp.maximum.reduce(x)", "only of add and multiply"),
-    ("xp.unique(x)", "waits for the GPU"),
-    ("xp.einsum('ij,jk', x, y)", "2-D"),
-    ("xp.random.default_rng()", "Generator"),
-])
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("xp.errstate(all='ignore')", "CuPy has no such name"),
+        ("array_module(x).block(x)", "CuPy has no such name"),
+        ("xp.linalg.vector_norm(x)", "CuPy has no such name"),
+        ("xp.asnumpy(x)", "NumPy has no such name"),
+        ("xp.maximum.reduce(x)", "only of add and multiply"),
+        ("xp.unique(x)", "waits for the GPU"),
+        ("xp.einsum('ij,jk', x, y)", "2-D"),
+        ("xp.random.default_rng()", "Generator"),
+    ],
+)
 def test_a_name_that_will_not_do_is_found(source: str, says: str) -> None:
-    (name, _), = xp_names(ast.parse(source))
+    ((name, _),) = xp_names(ast.parse(source))
     assert says in (wrong_with(name) or "")
 
 
 def test_the_question_is_recognised() -> None:
-    for text in ("if xp is np:", "if xp is not np", "array_module(za, zb) is np", 'xp.__name__ != "numpy"',
-                 "isinstance(x, np.ndarray)", 'if config.device == "cuda":'):
+    for text in (
+        "if xp is np:",
+        "if xp is not np",
+        "array_module(za, zb) is np",
+        'xp.__name__ != "numpy"',
+        "isinstance(x, np.ndarray)",
+        'if config.device == "cuda":',
+    ):
         assert GPU_QUESTION.search(text), text

@@ -30,8 +30,16 @@ def Net(seed: int = 0) -> Network:
     return placed(Network(seed))
 
 
-NAMES = ["conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "block.0.weight",
-         "fc.weight", "fc.bias"]
+NAMES = [
+    "conv1.weight",
+    "bn1.weight",
+    "bn1.bias",
+    "bn1.running_mean",
+    "bn1.running_var",
+    "block.0.weight",
+    "fc.weight",
+    "fc.bias",
+]
 
 
 def maps(n: int = 4, side: int = 5, channels: int = 3, seed: int = 0, dtype: type = np.float32) -> Tensor:
@@ -40,6 +48,7 @@ def maps(n: int = 4, side: int = 5, channels: int = 3, seed: int = 0, dtype: typ
 
 
 # ── What is stored ────────────────────────────────────────────────────────────────────────────────
+
 
 def test_state_names_are_the_attributes_joined_by_dots_in_order_of_assignment():
     assert list(Net().state_dict()) == NAMES
@@ -75,9 +84,9 @@ def test_parameters_are_the_state_without_the_running_statistics_in_the_same_ord
 def test_initial_weights_follow_torchvisions_distributions_and_come_from_the_generator_alone():
     rng = np.random.default_rng(0)
     conv = Conv2d(16, 64, 3, rng=rng).weight.data
-    assert conv.std() == pytest.approx(np.sqrt(2 / (64 * 9)), rel=0.03)   # He, by the fan-out
+    assert conv.std() == pytest.approx(np.sqrt(2 / (64 * 9)), rel=0.03)  # He, by the fan-out
     linear = Linear(25, 400, rng=rng)
-    for array in (linear.weight.data, linear.bias.data):                  # uniform in ±1/√in
+    for array in (linear.weight.data, linear.bias.data):  # uniform in ±1/√in
         assert 0.19 < np.abs(array).max() <= 0.2
         assert array.std() == pytest.approx(0.2 / np.sqrt(3), rel=0.06)
     assert same(Net(3).state_dict(), Net(3).state_dict())
@@ -85,6 +94,7 @@ def test_initial_weights_follow_torchvisions_distributions_and_come_from_the_gen
 
 
 # ── Loading ───────────────────────────────────────────────────────────────────────────────────────
+
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     """Equal names, in order, and equal bits."""
@@ -94,7 +104,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_was_saved_loads_bit_for_bit_and_computes_the_same(dtype):
     one, other = Net(1).astype(dtype), Net(2).astype(dtype)
-    one(maps(dtype=dtype), train=True)                   # moves the running statistics
+    one(maps(dtype=dtype), train=True)  # moves the running statistics
     other.load_state_dict(one.state_dict())
     assert same(one.state_dict(), other.state_dict())
     assert_same(one(maps(dtype=dtype)).data, other(maps(dtype=dtype)).data)
@@ -122,13 +132,16 @@ def test_num_batches_tracked_is_accepted_and_ignored():
     assert list(net.state_dict()) == NAMES
 
 
-@pytest.mark.parametrize("turn", [
-    np.asfortranarray,
-    lambda a: np.ascontiguousarray(a.transpose()).transpose(),
-    lambda a: np.repeat(a, 2, axis=0)[::2],              # a view with gaps
-    lambda a: a.astype(np.float64),
-    lambda a: a.astype(a.dtype.newbyteorder(">")),
-])
+@pytest.mark.parametrize(
+    "turn",
+    [
+        np.asfortranarray,
+        lambda a: np.ascontiguousarray(a.transpose()).transpose(),
+        lambda a: np.repeat(a, 2, axis=0)[::2],  # a view with gaps
+        lambda a: a.astype(np.float64),
+        lambda a: a.astype(a.dtype.newbyteorder(">")),
+    ],
+)
 def test_how_an_array_lies_in_memory_does_not_matter(turn):
     net = Net()
     net.load_state_dict({name: turn(array) for name, array in Net(1).state_dict().items()})
@@ -140,14 +153,17 @@ def without(state: dict, name: str) -> dict:
     return {key: value for key, value in state.items() if key != name}
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda s: without(s, "fc.bias"), "misses fc.bias"),
-    (lambda s: {**s, "fc.scale": np.ones(5)}, "unknown fc.scale"),
-    (lambda s: {**s, "fc.weight": s["fc.weight"].T}, r"fc.weight has shape \(4, 5\), expected \(5, 4\)"),
-    (lambda s: {**s, "bn1.running_var": np.ones(1)}, "bn1.running_var has shape"),
-    (lambda s: {}, "block.0.weight, bn1.bias, bn1.running_mean and 5 more"),
-    (lambda s: {**s, "fc.bias": np.array(["a"] * 5)}, "fc.bias"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: without(s, "fc.bias"), "misses fc.bias"),
+        (lambda s: {**s, "fc.scale": np.ones(5)}, "unknown fc.scale"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"].T}, r"fc.weight has shape \(4, 5\), expected \(5, 4\)"),
+        (lambda s: {**s, "bn1.running_var": np.ones(1)}, "bn1.running_var has shape"),
+        (lambda s: {}, "block.0.weight, bn1.bias, bn1.running_mean and 5 more"),
+        (lambda s: {**s, "fc.bias": np.array(["a"] * 5)}, "fc.bias"),
+    ],
+)
 def test_a_state_that_does_not_fit_is_refused_in_one_line_and_changes_nothing(change, says):
     net = Net()
     before = net.state_dict()
@@ -158,6 +174,7 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line_and_changes_nothing(ch
 
 
 # ── Dtype ─────────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_a_new_model_is_float32():
     assert {array.dtype for array in Net().state_dict().values()} == {np.dtype(np.float32)}
@@ -182,11 +199,12 @@ def test_float64_is_not_float32_in_disguise():
         exact = host(placed(resnet_small(base=4)).astype(np.float64)(images, train=True).data)
         moved = host(placed(resnet_small(base=4)).astype(np.float64)(images + 1e-12, train=True).data)
         rough = host(placed(resnet_small(base=4))(images, train=True).data)
-    assert 1e-14 < np.abs(exact - moved).max() < 1e-9    # a change that float32 cannot see
+    assert 1e-14 < np.abs(exact - moved).max() < 1e-9  # a change that float32 cannot see
     assert 1e-9 < np.abs(exact - rough).max() < 1e-4
 
 
 # ── Layers ────────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_linear_is_x_times_w_plus_b_and_may_do_without_b():
     x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
@@ -214,6 +232,7 @@ def test_zero_grad_forgets_every_gradient():
 
 
 # ── Batch norm ────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_training_normalises_by_the_batchs_own_statistics():
     x = maps(channels=2, dtype=np.float64)
@@ -253,7 +272,7 @@ def test_evaluation_of_an_image_does_not_depend_on_its_batch():
     net(images, train=True)
     together = net(images).data
     for k in range(6):
-        assert_close(net(images[k:k + 1]).data[0], together[k], rtol=1e-4, atol=1e-6)
+        assert_close(net(images[k : k + 1]).data[0], together[k], rtol=1e-4, atol=1e-6)
 
 
 def test_training_on_one_value_per_channel_is_refused_and_moves_nothing():
@@ -262,7 +281,7 @@ def test_training_on_one_value_per_channel_is_refused_and_moves_nothing():
     with pytest.raises(ValueError, match="more than one value per channel"):
         layer(tensor(np.ones((1, 2), np.float32)), train=True)
     assert same(layer.state_dict(), before)
-    assert layer(tensor(np.ones((1, 2), np.float32))).shape == (1, 2)     # evaluation may
+    assert layer(tensor(np.ones((1, 2), np.float32))).shape == (1, 2)  # evaluation may
 
 
 def test_gradient_of_training_is_tangent_to_a_common_shift_of_the_batch():

@@ -73,6 +73,7 @@ def equation_1(za: Array, zb: Array, temperature: float) -> float:
 
 # ── The value ─────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1, 10])
 def test_value_is_equation_1(f: Any, n: int, temperature: float) -> None:
@@ -130,6 +131,7 @@ def test_one_image_has_no_negatives(f: Any, dtype: Any) -> None:
 
 
 # ── Identities of the value and the gradient ──────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("n", [1, 2, 5, 32])
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 1])
@@ -201,6 +203,7 @@ def test_methods_agree_on_random_shapes() -> None:
 
 
 # ── Accuracy in float32 ───────────────────────────────────────────────────────────────────────────
+
 
 def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Embeddings of one kind, with lengths from 1e-30 to 1e30."""
@@ -280,6 +283,7 @@ def test_float32_accuracy_of_large_batches(method: str, kind: str) -> None:
 
 # ── Pinned edge cases ─────────────────────────────────────────────────────────────────────────────
 
+
 def test_a_zero_row_counts_as_u_zero(f: Any) -> None:
     a, b = views(4, seed=14)
     a[1] = 0
@@ -323,8 +327,10 @@ def test_temperature_must_make_sense(f: Any, temperature: float) -> None:
         nt_xent(on_device(z), on_device(z), temperature)
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((3,), (3,)), ((2, 2, 2), (2, 2, 2)),
-                                      ((0, 3), (0, 3)), ((3, 0), (3, 0))])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((3,), (3,)), ((2, 2, 2), (2, 2, 2)), ((0, 3), (0, 3)), ((3, 0), (3, 0))],
+)
 def test_shapes_must_match(f: Any, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="za and zb must"):
         f(np.ones(a), np.ones(b))
@@ -346,8 +352,16 @@ def test_methods_that_cannot_be() -> None:
         nt_xent_value_and_grad(z, z, method=other)
 
 
-@pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float32, np.float32), (np.float64, np.float64),
-                                    (np.float16, np.float32), (np.float32, np.float64)])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (np.float16, np.float16),
+        (np.float32, np.float32),
+        (np.float64, np.float64),
+        (np.float16, np.float32),
+        (np.float32, np.float64),
+    ],
+)
 def test_each_gradient_has_the_dtype_of_its_input(f: Any, dtypes: tuple[Any, Any]) -> None:
     a, b = (z.astype(t) for z, t in zip(views(6), dtypes))
     exact, ea, eb = f(a.astype(np.float64), b.astype(np.float64))
@@ -358,14 +372,24 @@ def test_each_gradient_has_the_dtype_of_its_input(f: Any, dtypes: tuple[Any, Any
         np.testing.assert_allclose(g, e, rtol=float(np.finfo(g.dtype).eps), atol=1e-6)
 
 
-@pytest.mark.parametrize("dtypes", [(np.float16, np.float16), (np.float16, np.float32), (np.float32, np.float16),
-                                    (np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float32)])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (np.float16, np.float16),
+        (np.float16, np.float32),
+        (np.float32, np.float16),
+        (np.float32, np.float32),
+        (np.float32, np.float64),
+        (np.float64, np.float32),
+    ],
+)
 def test_auto_takes_the_method_made_for_the_arrays_and_computes_in_the_wider_dtype(
     dtypes: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     reference = METHODS["reference"]
     for name in list(METHODS):
+
         def spy(za: Any, zb: Any, temperature: float, name: str = name) -> Any:
             seen.append((name, za.dtype, zb.dtype, temperature))
             return reference(za, zb, temperature)
@@ -381,9 +405,10 @@ def test_auto_takes_the_method_made_for_the_arrays_and_computes_in_the_wider_dty
     assert name == "tiled" if devices.DEVICE == "cpu" else name in ("cuda", "reference")
 
 
-@pytest.mark.parametrize(("dtype", "compiles", "method"), [
-    (np.float32, True, "cuda"), (np.float32, False, "reference"), (np.float64, True, "reference"),
-])
+@pytest.mark.parametrize(
+    ("dtype", "compiles", "method"),
+    [(np.float32, True, "cuda"), (np.float32, False, "reference"), (np.float64, True, "reference")],
+)
 def test_auto_on_a_gpu_takes_the_kernels_if_they_compile_and_float32_will_do(
     dtype: Any, compiles: bool, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +487,7 @@ def test_numpy_scalar_temperature_does_not_promote(f: Any) -> None:
 
 # ── The differentiable operation ──────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_nt_xent_of_tensors(dtype: Any) -> None:
     a, b = (z.astype(dtype) for z in views(9, seed=16))
@@ -485,6 +511,7 @@ def test_one_tensor_as_both_views_gets_both_gradients() -> None:
 
 
 # ── Contrastive accuracy ──────────────────────────────────────────────────────────────────────────
+
 
 def contrastive_accuracy(za: Array, zb: Array) -> float:
     return ntxent.contrastive_accuracy(on_device(za), on_device(zb))
@@ -521,6 +548,7 @@ def test_any_input(data: st.DataObject, method: str, n: int, d: int, temperature
 
 # ── The equations ─────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.host
 def test_every_equation_tag_is_in_the_book_and_back() -> None:
     chapter = Path(__file__).parent.parent / "docs" / "05_nt_xent.md"
@@ -534,8 +562,10 @@ def test_every_equation_tag_is_in_the_book_and_back() -> None:
 
 # ── These checks refuse wrong versions ────────────────────────────────────────────────────────────
 
+
 def passes(function: ValueAndGrad) -> bool:
     """A few of the checks above in one: Eq. 1 and finite differences at two temperatures, a closed form, N = 1."""
+
     def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Any, Array, Array]:
         return host(function(on_device(za), on_device(zb), temperature))
 

@@ -45,6 +45,7 @@ FLUSHED = 3e-33  # with -ftz=true an entry below 1.2e-38 becomes 0: an error of 
 
 # ── Compiled for a GPU ────────────────────────────────────────────────────────────────────────────
 
+
 def by_nvcc(code: str, target: str, options: tuple[str, ...], folder: Path) -> str:
     """Compile to machine code: only then is the assembly checked, and that shared memory suffices. -> its remarks."""
     nvcc = shutil.which("nvcc")
@@ -52,8 +53,19 @@ def by_nvcc(code: str, target: str, options: tuple[str, ...], folder: Path) -> s
         pytest.skip("nvcc is not installed")
     source = folder / "kernels.cu"
     source.write_text(code, encoding="utf-8")
-    command = [nvcc, f"-arch={target}", "-cubin", "-Xptxas=-v", "-Werror=all-warnings", "--std=c++17", "-ftz=true",
-               *options, "-o", str(folder / "out"), str(source)]
+    command = [
+        nvcc,
+        f"-arch={target}",
+        "-cubin",
+        "-Xptxas=-v",
+        "-Werror=all-warnings",
+        "--std=c++17",
+        "-ftz=true",
+        *options,
+        "-o",
+        str(folder / "out"),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -61,8 +73,11 @@ def by_nvcc(code: str, target: str, options: tuple[str, ...], folder: Path) -> s
 
 def by_nvrtc(code: str, target: str, options: tuple[str, ...], folder: Path) -> str:
     """The same by NVRTC, as CuPy does it, from a wheel in this environment or from the system."""
-    found = [path for path_ in sys.path for path in
-             glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so.1*") + glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so")]
+    found = [
+        path
+        for path_ in sys.path
+        for path in glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so.1*") + glob.glob(f"{path_}/nvidia/*/lib/libnvrtc.so")
+    ]
     library = next(filter(None, map(loaded, [*found, "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])), None)
     if library is None:
         pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
@@ -108,6 +123,7 @@ def test_each_compiler_accepts_all_kernels(compiler: Any, target: str, name: str
 
 # ── The shape of the launches ─────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_the_launches_fit_the_kernels(name: str) -> None:
     precision = PRECISIONS[name]
@@ -118,7 +134,10 @@ def test_the_launches_fit_the_kernels(name: str) -> None:
         choice = re.fullmatch(r"\(TERMS == 1 \? (\d+) : (\d+)\)", meaning)
         sizes[size] = choice[1 if terms == 1 else 2] if choice else meaning
     assert (sizes["THREADS"], sizes["ROWS"], sizes["COLUMNS"]) == (
-        str(cuda.THREADS), str(precision.rows), str(precision.columns))
+        str(cuda.THREADS),
+        str(precision.rows),
+        str(precision.columns),
+    )
     if precision.parts:
         assert (sizes["PARTS"], sizes["DEPTH"]) == (str(precision.parts), str(precision.most_entries))
         assert precision.options == (f"-DTERMS={terms}",)
@@ -142,6 +161,7 @@ def test_few_anchors_are_spread_over_the_gpu_and_many_need_not_be() -> None:
 
 
 # ── Run on a CPU ──────────────────────────────────────────────────────────────────────────────────
+
 
 class Device:
     """A GPU that has as many multiprocessors as its number says."""
@@ -182,8 +202,19 @@ class Gpu:
             source = library.with_suffix(".cpp")
             kernels = "\n".join(f"KERNEL({name})" for name in cuda.KERNELS)
             source.write_text(f'#include "fibres.h"\n{code.replace(*self.change)}\n{kernels}\n')
-            command = [compiler, *options, *self.options, "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}",
-                       "-o", str(library), str(source)]
+            command = [
+                compiler,
+                *options,
+                *self.options,
+                "-shared",
+                "-fPIC",
+                "-w",
+                "-U_FORTIFY_SOURCE",
+                f"-I{HERE}",
+                "-o",
+                str(library),
+                str(source),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
         return library
@@ -385,6 +416,7 @@ def test_any_temperature(fibres: Fibres, temperature: float) -> None:
 
 # ── The harness sees planted faults ───────────────────────────────────────────────────────────────
 
+
 def barriers(precision: cuda.Precision) -> int:
     return len(re.findall(r"^ *__syncthreads\(\);", cuda.source(precision), re.MULTILINE))
 
@@ -442,10 +474,18 @@ def sanitized(folder: Path, methods: str, change: tuple[str, str] = ("", "")) ->
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(runtime).exists():
         pytest.skip("g++ has no AddressSanitizer here")
-    environment = os.environ | {"LD_PRELOAD": os.path.realpath(runtime), "ASAN_OPTIONS": "detect_leaks=0",
-                                "PYTHONMALLOC": "malloc"}
-    return subprocess.run([sys.executable, "-c", SANITIZED, folder, str(HERE), methods], env=environment,
-                          capture_output=True, text=True, timeout=300)
+    environment = os.environ | {
+        "LD_PRELOAD": os.path.realpath(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", SANITIZED, folder, str(HERE), methods],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
@@ -457,16 +497,19 @@ def test_address_sanitizer(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "right", "wrong"), [
-    ("cuda", "if (row < n && d < width)", "if (d < width)"),
-    ("cuda", "if (image >= N) return;", ""),
-    ("cuda", "if (threadIdx.x % LANES == 0 && i < n)", "if (threadIdx.x % LANES == 0)"),
-    ("cuda", "j < n ? loss[j] : 0", "loss[j]"),
-    ("cuda-bf16", "left + column < n && d < width", "d < width"),
-    ("cuda-bf16x3", "min(16, 4 * (n - left - j))", "16"),
-    ("cuda-bf16x3", "if (i < n && d < D) parts", "if (d < D) parts"),
-    ("cuda-bf16", "bool exists = i < n && d < width;", "bool exists = d < width;"),
-])
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("cuda", "if (row < n && d < width)", "if (d < width)"),
+        ("cuda", "if (image >= N) return;", ""),
+        ("cuda", "if (threadIdx.x % LANES == 0 && i < n)", "if (threadIdx.x % LANES == 0)"),
+        ("cuda", "j < n ? loss[j] : 0", "loss[j]"),
+        ("cuda-bf16", "left + column < n && d < width", "d < width"),
+        ("cuda-bf16x3", "min(16, 4 * (n - left - j))", "16"),
+        ("cuda-bf16x3", "if (i < n && d < D) parts", "if (d < D) parts"),
+        ("cuda-bf16", "bool exists = i < n && d < width;", "bool exists = d < width;"),
+    ],
+)
 def test_address_sanitizer_sees_a_missing_bound(name: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert cuda.source(PRECISIONS[name]).count(right) == 1
     done = sanitized(tmp_path, name, (right, wrong))
@@ -475,6 +518,7 @@ def test_address_sanitizer_sees_a_missing_bound(name: str, right: str, wrong: st
 
 
 # ── The door ──────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("method", PRECISIONS)
 def test_numpy_arrays_are_refused(method: str) -> None:
@@ -510,6 +554,7 @@ def test_the_loss_of_tensors_takes_a_method_too() -> None:
 
 
 # ── On a GPU ──────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.fixture
 def on_gpu() -> Callable[..., tuple[float, Any, Any]]:

@@ -148,6 +148,7 @@ def test_blocks_pair_up(images: int) -> None:
 
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def extra_bytes(n: int, d: int, keep_bytes: int, temperature: float = 0.1) -> int:
     """The most that one call holds beyond its inputs and outputs."""
     a, b = views(n, d, np.float32)

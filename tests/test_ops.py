@@ -41,10 +41,16 @@ from minisimclr.ops.norm import fused as norm_module
 
 Array = np.ndarray[Any, Any]
 
-SAMPLES = [pytest.param(entry, inputs, settings, id=f"{entry.name} {k}")
-           for entry in TABLE for k, (inputs, settings) in enumerate(entry.samples)]
-REFUSED = [pytest.param(entry, inputs, settings, error, id=f"{entry.name} {k}")
-           for entry in TABLE for k, ((inputs, settings), error) in enumerate(entry.refused)]
+SAMPLES = [
+    pytest.param(entry, inputs, settings, id=f"{entry.name} {k}")
+    for entry in TABLE
+    for k, (inputs, settings) in enumerate(entry.samples)
+]
+REFUSED = [
+    pytest.param(entry, inputs, settings, error, id=f"{entry.name} {k}")
+    for entry in TABLE
+    for k, ((inputs, settings), error) in enumerate(entry.refused)
+]
 
 
 def relative(a: Any, b: Any) -> float:
@@ -64,12 +70,15 @@ def value_and_gradients(f: Any, inputs: Any, dtype: Any = np.float64) -> tuple[A
 
 def in_float32(settings: dict[str, Any]) -> dict[str, Any]:
     """The same settings, rounded."""
-    small = {name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
-             for name, s in settings.items()}
+    small = {
+        name: s.astype(np.float32) if isinstance(s, np.ndarray) and s.dtype == np.float64 else s
+        for name, s in settings.items()
+    }
     return {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
 
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_every_primitive_of_the_package_has_an_entry() -> None:
     known = {entry.op for entry in TABLE}
@@ -124,7 +133,8 @@ def test_no_gradient_of_a_float32_op_is_computed_in_float64_and_rounded_later(
 ) -> None:
     arrays = [on_device(np.asarray(x, np.float32)) for x in inputs]
     value, vjp = entry.op.__wrapped__(  # type: ignore[attr-defined]
-        array_module(*arrays), *arrays, **on_device(in_float32(settings)), **entry.derived(*arrays))
+        array_module(*arrays), *arrays, **on_device(in_float32(settings)), **entry.derived(*arrays)
+    )
     answers = vjp(on_device(np.ones(value.shape, np.float32)))
     for answer in answers if isinstance(answers, tuple) else (answers,):
         assert (answer() if callable(answer) else answer).dtype == np.float32
@@ -153,6 +163,7 @@ def test_inputs_seed_and_settings_are_left_alone(entry: Entry, inputs: Any, sett
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_any_memory_layout_gives_the_same(entry: Entry, inputs: Any, settings: Any) -> None:
     """Through a view recorded in the graph: the op itself meets arrays that are not contiguous."""
+
     def backwards(x: Any) -> Any:
         flip = (slice(None, None, -1),) * np.ndim(x)
         return tensor(np.asarray(x)[flip].T, requires_grad=True), flip
@@ -180,11 +191,13 @@ def test_what_makes_no_sense_is_refused(entry: Entry, inputs: Any, settings: Any
 
 # What a Shapes line says in words, as a function of the inputs and settings.
 IN_WORDS = {
-    "without the axes, or with 1 in their place": lambda x, axis=None, keepdims=False: np.sum(
-        x, axis=axis, keepdims=keepdims).shape,
+    "without the axes, or with 1 in their place": lambda x, axis=None, keepdims=False: (
+        np.sum(x, axis=axis, keepdims=keepdims).shape
+    ),
     "shape": lambda x, shape: np.empty(x.shape).reshape(shape).shape,
     "the sizes in the order of `axes`": lambda x, axes=None: tuple(
-        x.shape[a] for a in (axes if axes is not None else range(x.ndim - 1, -1, -1))),
+        x.shape[a] for a in (axes if axes is not None else range(x.ndim - 1, -1, -1))
+    ),
     "as NumPy's indexing gives": lambda x, index: x[index].shape,
     "(N₁+N₂+…, …)": lambda *xs, axis=0: np.concatenate(xs, axis).shape,
     "scalar": lambda *_, **__: (),
@@ -260,12 +273,14 @@ def test_a_shapes_line_that_lies_is_found_out() -> None:
 
 # ── Convolution and pooling: every kernel, stride and padding ─────────────────────────────────────
 
+
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("thin", [True, False])
-def test_conv2d_is_its_loops(kernel: int, stride: int, padding: int, thin: bool,
-                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conv2d_is_its_loops(
+    kernel: int, stride: int, padding: int, thin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conv_module, "THIN", 10**6 if thin else 0)
     monkeypatch.setattr(conv_module, "SLAB_BYTES", 100)  # several slabs in a row
     for height, width in [(7, 6), (4, 5)]:
@@ -280,8 +295,10 @@ def test_conv2d_is_its_loops(kernel: int, stride: int, padding: int, thin: bool,
         # conv is linear in each: ⟨g, conv(x, w)⟩ = ⟨dx, x⟩ = ⟨dw, w⟩, for every x and w
         g = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
         other_x, other_w = normal(*x.shape, seed=2), normal(*w.shape, seed=3)
-        for product, direct in [((dx * other_x).sum(), conv2d_by_loops(other_x, w, stride=stride, padding=padding)),
-                                ((dw * other_w).sum(), conv2d_by_loops(x, other_w, stride=stride, padding=padding))]:
+        for product, direct in [
+            ((dx * other_x).sum(), conv2d_by_loops(other_x, w, stride=stride, padding=padding)),
+            ((dw * other_w).sum(), conv2d_by_loops(x, other_w, stride=stride, padding=padding)),
+        ]:
             assert product == pytest.approx((g * direct).sum(), rel=1e-11, abs=1e-11)
 
 
@@ -297,19 +314,23 @@ def test_the_thin_and_the_thick_convolution_agree(side: int, stride: int, monkey
 
 
 def test_conv2d_of_no_images_is_no_maps() -> None:
-    value, (dx, dw) = value_and_gradients(lambda x, w: ops.conv2d(x, w, padding=1),
-                                          (np.ones((4, 4, 0, 2)), np.ones((3, 3, 2, 5))))
+    value, (dx, dw) = value_and_gradients(
+        lambda x, w: ops.conv2d(x, w, padding=1), (np.ones((4, 4, 0, 2)), np.ones((3, 3, 2, 5)))
+    )
     assert (value.shape, dx.shape) == ((4, 4, 0, 5), (4, 4, 0, 2))
     assert not dw.any()
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [
-    (k, s, p) for k in (1, 2, 3, 5) for s in (1, 2, 3) for p in (0, 1, 2) if 2 * p <= k])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(k, s, p) for k in (1, 2, 3, 5) for s in (1, 2, 3) for p in (0, 1, 2) if 2 * p <= k],
+)
 def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None:
     for height, width in [(7, 6), (5, 8)]:
         x = spaced(height, width, 2, 2)
         value, (dx,) = value_and_gradients(
-            lambda x: ops.max_pool2d(x, kernel=kernel, stride=stride, padding=padding), (x,))
+            lambda x: ops.max_pool2d(x, kernel=kernel, stride=stride, padding=padding), (x,)
+        )
         np.testing.assert_array_equal(value, max_pool2d_by_loops(x, kernel=kernel, stride=stride, padding=padding))
         g = np.random.default_rng(0).uniform(0.5, 1.5, value.shape)
         expected = np.zeros(x.shape)  # no two elements are equal, so each window's value names its pixel
@@ -344,6 +365,7 @@ def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient() -> None:
 
 # ── Batch norm, cross-entropy, unit rows ──────────────────────────────────────────────────────────
 
+
 def composed(x: Tensor, scale: Tensor, shift: Tensor, *around: Tensor, relu: bool, eps: float = 1e-5) -> Tensor:
     """Batch norm in training, from elementary operations: what autograd makes of it is the oracle."""
     axes = tuple(range(x.ndim - 1))
@@ -357,12 +379,17 @@ def composed(x: Tensor, scale: Tensor, shift: Tensor, *around: Tensor, relu: boo
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("shape", [(3, 2, 4, 3), (40, 5), (2, 1)])
-def test_batch_norm_equals_its_composed_form(shape: tuple[int, ...], others: int, relu: bool,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_equals_its_composed_form(
+    shape: tuple[int, ...], others: int, relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(norm_module, "CHUNK_BYTES", 200)  # several chunks
     channels = shape[-1]
-    inputs = [5 + normal(*shape), positive(channels), normal(channels),
-              *(normal(*shape, seed=k + 1) for k in range(others))]
+    inputs = [
+        5 + normal(*shape),
+        positive(channels),
+        normal(channels),
+        *(normal(*shape, seed=k + 1) for k in range(others)),
+    ]
 
     def fused(x: Tensor, *rest: Tensor) -> Tensor:
         return ops.batch_norm(x, *rest, **statistics(x.data), batch=True, relu=relu)
@@ -399,8 +426,9 @@ def test_batch_norm_is_its_loops(rows: int, channels: int, seed: int, relu: bool
     scale, shift, around = normal(channels, seed=1), normal(channels, seed=2), normal(rows, 2, channels, seed=3)
     inputs = on_device((x, scale, shift, around))
     value = ops.batch_norm(*inputs, **statistics(inputs[0]), batch=True, relu=relu)
-    np.testing.assert_allclose(host(value.data), batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu),
-                               rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(
+        host(value.data), batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu), rtol=1e-11, atol=1e-11
+    )
 
 
 def test_a_logit_that_towers_has_the_closed_values_0_and_its_height() -> None:
@@ -412,12 +440,14 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing() -> None:
     logits, labels = normal(4, 3), np.array([0, 2, 2, 1])
     moved = logits + np.array([[0.0], [1e4], [-1e4], [1.0]])
     assert ops.cross_entropy(tensor(moved), labels=on_device(labels)).item() == pytest.approx(
-        ops.cross_entropy(tensor(logits), labels=on_device(labels)).item(), rel=1e-9)
+        ops.cross_entropy(tensor(logits), labels=on_device(labels)).item(), rel=1e-9
+    )
 
 
 @given(n=st.integers(1, 9), k=st.integers(1, 7), seed=st.integers(0, 99), size=st.sampled_from([1e-3, 1.0, 300.0]))
-def test_cross_entropy_is_its_loops_and_its_gradient_softmax_minus_labels(n: int, k: int, seed: int,
-                                                                         size: float) -> None:
+def test_cross_entropy_is_its_loops_and_its_gradient_softmax_minus_labels(
+    n: int, k: int, seed: int, size: float
+) -> None:
     logits, labels = size * normal(n, k, seed=seed), np.random.default_rng(seed).integers(k, size=n)
     x = tensor(logits, requires_grad=True)
     loss = ops.cross_entropy(x, labels=on_device(labels))
@@ -450,6 +480,7 @@ def test_a_row_of_zeros_stays_zero_and_gets_no_gradient() -> None:
 
 
 # ── The command ───────────────────────────────────────────────────────────────────────────────────
+
 
 def assert_the_table_passes(names: set[str]) -> None:
     text, passed = main_table(color=False)
@@ -487,12 +518,14 @@ def test_the_command_reports_a_wrong_gradient_and_a_wrong_value() -> None:
     assert not check_entry(wrong_value).agree
 
 
-@pytest.mark.parametrize(("x", "w"), [
-    ((4, 4, 1, 2), (3, 3, 2)), ((4, 4, 2), (3, 3, 2, 2)), ((4, 4, 1, 2), (3, 2, 2, 2)), ((4, 4, 1, 2), (3, 3, 3, 2)),
-])
+@pytest.mark.parametrize(
+    ("x", "w"),
+    [((4, 4, 1, 2), (3, 3, 2)), ((4, 4, 2), (3, 3, 2, 2)), ((4, 4, 1, 2), (3, 2, 2, 2)), ((4, 4, 1, 2), (3, 3, 3, 2))],
+)
 def test_a_convolution_of_other_shapes_names_both(x: tuple[int, ...], w: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"conv2d: an input (H,W,N,C) and a kernel (K,K,C,D) expected, "
-                                                   f"not {x} and {w}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"conv2d: an input (H,W,N,C) and a kernel (K,K,C,D) expected, not {x} and {w}")
+    ):
         ops.conv2d(tensor(np.ones(x)), tensor(np.ones(w)))
 
 
@@ -519,8 +552,9 @@ def test_max_pooling_of_no_map_or_no_window_says_what_it_expected(shape: tuple[i
 
 def test_batch_norm_names_the_shape_that_each_channel_needs() -> None:
     x, good, bad = tensor(np.ones((2, 2, 3, 4))), on_device(np.ones(4)), on_device(np.ones(3))
-    with pytest.raises(ValueError, match=re.escape("for (2, 2, 3, 4), scale, shift, mean and variance must have "
-                                                   "shape (4,)")):
+    with pytest.raises(
+        ValueError, match=re.escape("for (2, 2, 3, 4), scale, shift, mean and variance must have shape (4,)")
+    ):
         ops.batch_norm(x, good, bad, mean=good, variance=good, batch=False)
     with pytest.raises(ValueError, match=re.escape("the shape of x, (2, 2, 3, 4), not (4,)")):
         ops.batch_norm(x, good, good, good, mean=good, variance=good, batch=False)

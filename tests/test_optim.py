@@ -18,7 +18,7 @@ from minisimclr.training.optim import LARS, SGD, Optimizer, warmup_cosine
 
 Array = np.ndarray
 SHAPES = [(4, 3), (3,), (2, 2, 3, 3), ()]
-RATES = [0.1, 0.5, 0.5, 0.02, 0.3, 0.0]                  # changes midway, as under a schedule
+RATES = [0.1, 0.5, 0.5, 0.02, 0.3, 0.0]  # changes midway, as under a schedule
 
 
 def start(dtype: type = np.float64) -> list[Array]:
@@ -51,6 +51,7 @@ def one_step(optimizer: type, w: Array, g: Array, **options: float) -> Array:
 
 # ── SGD ───────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -65,6 +66,7 @@ def test_sgd_is_its_formula(momentum, decay, nesterov):
 
 
 # ── LARS ──────────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -140,15 +142,19 @@ def test_lars_keeps_the_rate_inside_the_momentum():
 
 # ── Both ──────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.fixture(params=[SGD, LARS])
 def kind(request):
     return request.param
 
 
-@pytest.mark.parametrize(("left_out", "written_out"), [
-    (lambda p: SGD(p, 1), lambda p: SGD(p, 1, momentum=0.9, weight_decay=0.0, nesterov=False)),
-    (lambda p: LARS(p, 1), lambda p: LARS(p, 1, momentum=0.9, weight_decay=1e-6, trust_coefficient=1e-3)),
-])
+@pytest.mark.parametrize(
+    ("left_out", "written_out"),
+    [
+        (lambda p: SGD(p, 1), lambda p: SGD(p, 1, momentum=0.9, weight_decay=0.0, nesterov=False)),
+        (lambda p: LARS(p, 1), lambda p: LARS(p, 1, momentum=0.9, weight_decay=1e-6, trust_coefficient=1e-3)),
+    ],
+)
 def test_options_left_out_have_the_values_of_the_papers_code(left_out, written_out):
     for a, b in zip(trained(left_out), trained(written_out)):
         np.testing.assert_array_equal(a, b)
@@ -203,11 +209,16 @@ def test_parameters_may_come_from_a_generator(kind):
     assert len(kind((tensor(np.ones(2), requires_grad=True) for _ in range(3)), lr=0.1).params) == 3
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"lr": -1.0}, "lr must be a finite number ≥ 0, not -1"),
-    ({"lr": math.nan}, "lr must be"), ({"lr": math.inf}, "lr must be"),
-    ({"lr": 0.1, "momentum": -0.1}, "momentum must be"), ({"lr": 0.1, "weight_decay": math.nan}, "weight_decay must"),
-])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr": -1.0}, "lr must be a finite number ≥ 0, not -1"),
+        ({"lr": math.nan}, "lr must be"),
+        ({"lr": math.inf}, "lr must be"),
+        ({"lr": 0.1, "momentum": -0.1}, "momentum must be"),
+        ({"lr": 0.1, "weight_decay": math.nan}, "weight_decay must"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(kind, options, says):
     with pytest.raises(ValueError, match=says):
         kind([tensor(np.ones(2), requires_grad=True)], **options)
@@ -235,19 +246,30 @@ def test_a_step_under_a_pending_graph_says_what_to_do_and_changes_nothing(kind):
     with pytest.raises(RuntimeError, match=r"call its backward\(\) first, let go of it, or .* under no_grad\(\)"):
         optimizer.step()
     assert np.array_equal(host(free.data), np.ones(2))
-    del loss                                             # let go of it
+    del loss  # let go of it
     optimizer.step()
     assert np.array_equal(host(pending.data), np.full(2, 0.9))
 
 
 # ── The schedule ──────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize(("step", "lr"), [
-    (0, 0.0), (5, 1.0), (9, 1.8),                        # up a straight line
-    (10, 2.0),                                           # the peak
-    (10 + 45, 2 * (2 + math.sqrt(2)) / 4), (10 + 90, 1.0), (10 + 60, 1.5), (10 + 120, 0.5),   # down half a cosine
-    (190, 0.0), (191, 0.0), (10**6, 0.0),
-])
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.0),
+        (5, 1.0),
+        (9, 1.8),  # up a straight line
+        (10, 2.0),  # the peak
+        (10 + 45, 2 * (2 + math.sqrt(2)) / 4),
+        (10 + 90, 1.0),
+        (10 + 60, 1.5),
+        (10 + 120, 0.5),  # down half a cosine
+        (190, 0.0),
+        (191, 0.0),
+        (10**6, 0.0),
+    ],
+)
 def test_schedule_has_its_closed_values(step, lr):
     assert warmup_cosine(step, 190, 10, 2.0) == pytest.approx(lr, abs=1e-15)
 

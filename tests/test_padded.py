@@ -19,11 +19,21 @@ direct = conv2d.__wrapped__  # type: ignore[attr-defined]
 
 # (H, W, N, C), (K, D), stride, padding: what a ResNet has, and what it has not
 SHAPES = [
-    ((8, 8, 3, 32), (3, 16), 1, 1), ((8, 8, 3, 32), (3, 16), 2, 1), ((7, 5, 2, 24), (3, 8), 2, 1),
-    ((8, 6, 2, 16), (1, 8), 1, 0), ((8, 7, 2, 16), (1, 8), 2, 0), ((9, 9, 2, 16), (1, 4), 3, 1),
-    ((12, 10, 2, 3), (7, 8), 2, 3), ((6, 6, 2, 3), (3, 8), 1, 1), ((13, 12, 2, 4), (7, 3), 3, 3),
-    ((4, 4, 2, 20), (3, 4), 1, 0), ((5, 6, 1, 20), (4, 4), 2, 1), ((2, 2, 2, 20), (3, 4), 1, 3),
-    ((1, 1, 2, 20), (3, 4), 1, 1), ((1, 4, 1, 20), (3, 1), 2, 1), ((5, 5, 1, 20), (5, 2), 4, 2),
+    ((8, 8, 3, 32), (3, 16), 1, 1),
+    ((8, 8, 3, 32), (3, 16), 2, 1),
+    ((7, 5, 2, 24), (3, 8), 2, 1),
+    ((8, 6, 2, 16), (1, 8), 1, 0),
+    ((8, 7, 2, 16), (1, 8), 2, 0),
+    ((9, 9, 2, 16), (1, 4), 3, 1),
+    ((12, 10, 2, 3), (7, 8), 2, 3),
+    ((6, 6, 2, 3), (3, 8), 1, 1),
+    ((13, 12, 2, 4), (7, 3), 3, 3),
+    ((4, 4, 2, 20), (3, 4), 1, 0),
+    ((5, 6, 1, 20), (4, 4), 2, 1),
+    ((2, 2, 2, 20), (3, 4), 1, 3),
+    ((1, 1, 2, 20), (3, 4), 1, 1),
+    ((1, 4, 1, 20), (3, 1), 2, 1),
+    ((5, 5, 1, 20), (5, 2), 4, 2),
     ((2, 2, 2, 20), (1, 4), 2, 1),
 ]
 
@@ -53,7 +63,7 @@ def assert_equal(x: Any, w: Any, tolerance: float, **geometry: int) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 2e-3)])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding"), SHAPES)
 def test_equals_the_direct_form(
-    shape: Any, kernel: Any, stride: int, padding: int, dtype: Any, tolerance: float,
+    shape: Any, kernel: Any, stride: int, padding: int, dtype: Any, tolerance: float
 ) -> None:
     assert_equal(*case(shape, kernel, dtype), tolerance, stride=stride, padding=padding)
 
@@ -71,8 +81,9 @@ def test_inputs_in_any_order_of_memory() -> None:
     x, w = case((6, 6, 2, 20), (3, 4))
     for geometry in ({"stride": 1, "padding": 1}, {"stride": 2, "padding": 0}):
         expected = both_ways(padded.convolution, x, w, **geometry)
-        got = both_ways(padded.convolution, np.asfortranarray(x), w.transpose(1, 0, 3, 2).copy().transpose(1, 0, 3, 2),
-                        **geometry)
+        got = both_ways(
+            padded.convolution, np.asfortranarray(x), w.transpose(1, 0, 3, 2).copy().transpose(1, 0, 3, 2), **geometry
+        )
         for a, b in zip(got, expected):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -94,7 +105,7 @@ def test_what_lies_beyond_the_edge_is_never_read() -> None:
     """In the columns that are computed for nothing stands a huge number; no result shows it."""
     x, w = case((6, 6, 2, 20), (3, 4))
     x[:, 0] = 1e300  # around the edge: what the junk columns of the row above reach
-    w[:, 0] = 0      # the tap that would read it at its proper place
+    w[:, 0] = 0  # the tap that would read it at its proper place
     y, vjp = padded.convolution(np, x, w, 1, 0)
     assert np.abs(y[:, 1:]).max() < 1e3
     (_, dw) = (f() for f in vjp(np.ones_like(y)))
@@ -116,6 +127,7 @@ def test_half_precision_is_summed_in_single() -> None:
 
 
 # ── One launch a tap ──────────────────────────────────────────────────────────────────────────────
+
 
 class Counted:
     """NumPy, without the means to hide how often it is called."""
@@ -148,6 +160,7 @@ def test_calls_are_few_and_do_not_grow_with_the_map(stride: int, most: int, monk
 
 # ── How cuBLAS is called ──────────────────────────────────────────────────────────────────────────
 
+
 class Device:
     """A matrix as CuPy shows it: .data.ptr is an address."""
 
@@ -173,9 +186,28 @@ class CuBLAS:
     def __init__(self) -> None:
         self.computed: list[int] = []
 
-    def gemmEx(self, handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, A: int, Atype: int,
-               lda: int, B: int, Btype: int, ldb: int, beta: int, C: int, Ctype: int, ldc: int, computed: int,
-               algo: int) -> None:
+    def gemmEx(
+        self,
+        handle: int,
+        transa: int,
+        transb: int,
+        m: int,
+        n: int,
+        k: int,
+        alpha: int,
+        A: int,
+        Atype: int,
+        lda: int,
+        B: int,
+        Btype: int,
+        ldb: int,
+        beta: int,
+        C: int,
+        Ctype: int,
+        ldc: int,
+        computed: int,
+        algo: int,
+    ) -> None:
         self.computed.append(computed)
 
         def matrix(address: int, kind: int, rows: int, columns: int, ld: int) -> Any:
@@ -189,8 +221,9 @@ class CuBLAS:
         b = matrix(B, Btype, n, k, ldb).T if transb else matrix(B, Btype, k, n, ldb)
         c = matrix(C, Ctype, m, n, ldc)
         wide = np.float64 if computed == COMPUTE_64F else np.float32
-        c[...] = (scalar.from_address(alpha).value * (a.astype(wide) @ b.astype(wide))
-                  + scalar.from_address(beta).value * c)
+        c[...] = (
+            scalar.from_address(alpha).value * (a.astype(wide) @ b.astype(wide)) + scalar.from_address(beta).value * c
+        )
 
 
 def on_cublas(out: Any, a: Any, b: Any) -> CuBLAS:
@@ -203,8 +236,9 @@ def on_cublas(out: Any, a: Any, b: Any) -> CuBLAS:
 
 
 @pytest.mark.host
-@pytest.mark.parametrize(("dtype", "into"), [(np.float64, np.float64), (np.float32, np.float32),
-                                             (np.float16, np.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "into"), [(np.float64, np.float64), (np.float32, np.float32), (np.float16, np.float32)]
+)
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
 def test_gemm_adds_matrices_in_either_order(dtype: Any, into: Any, turned: str) -> None:
     rng = np.random.default_rng(1)

@@ -59,8 +59,9 @@ def test_conv2d_and_its_gradients_are_torchs(kernel: int, stride: int, padding: 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 1), (5, 3, 2)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_max_pool2d_and_its_gradient_are_torchs_ties_included(kernel: int, stride: int, padding: int,
-                                                              ties: bool) -> None:
+def test_max_pool2d_and_its_gradient_are_torchs_ties_included(
+    kernel: int, stride: int, padding: int, ties: bool
+) -> None:
     x = normal(2, 3, 9, 8)
     x = np.maximum(np.round(x), 0) if ties else x
     tx = leaf(x)
@@ -78,8 +79,12 @@ def test_max_pool2d_and_its_gradient_are_torchs_ties_included(kernel: int, strid
 def test_batch_norm_its_gradients_and_running_statistics_are_torchs(train: bool) -> None:
     x = 3 + 2 * normal(4, 5, 3, 2)
     theirs, ours = torch.nn.BatchNorm2d(5).double(), nn.BatchNorm2d(5).astype(np.float64)
-    state = {"weight": normal(5), "bias": normal(5, seed=1), "running_mean": normal(5, seed=2),
-             "running_var": np.exp(normal(5, seed=3))}
+    state = {
+        "weight": normal(5),
+        "bias": normal(5, seed=1),
+        "running_mean": normal(5, seed=2),
+        "running_var": np.exp(normal(5, seed=3)),
+    }
     theirs.load_state_dict({name: torch.tensor(a) for name, a in state.items()}, strict=False)
     ours.load_state_dict(state)
     theirs.train(train)
@@ -116,10 +121,13 @@ def torchvision() -> Any:
     return torchvision
 
 
-@pytest.mark.parametrize(("name", "size", "train"), [("resnet18", 40, True), ("resnet18", 33, False),
-                                                     ("resnet50", 33, True), ("resnet50", 40, False)])
-def test_a_whole_resnet_is_torchvisions_forward_and_backward(torchvision: Any, name: str, size: int,
-                                                             train: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "train"),
+    [("resnet18", 40, True), ("resnet18", 33, False), ("resnet50", 33, True), ("resnet50", 40, False)],
+)
+def test_a_whole_resnet_is_torchvisions_forward_and_backward(
+    torchvision: Any, name: str, size: int, train: bool
+) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(num_classes=10).double().train(train)
     if not train:  # running statistics that are not those of a fresh network

@@ -12,7 +12,7 @@ import pytest
 from minisimclr.engine.autograd import Tensor
 from minisimclr.training.optim import LARS, SGD, Optimizer, warmup_cosine
 
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]   # peers may warn about themselves
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]  # peers may warn about themselves
 
 STEPS, WARMUP = 20, 5
 RATES = [warmup_cosine(step, STEPS, WARMUP, 0.4) for step in range(STEPS)]
@@ -57,7 +57,7 @@ def torch() -> Any:
 def optax() -> Any:
     jax = pytest.importorskip("jax", reason="needs JAX: pip install 'minisimclr[peers]'")
     before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)            # JAX computes in float32 unless told
+    jax.config.update("jax_enable_x64", True)  # JAX computes in float32 unless told
     yield pytest.importorskip("optax", reason="needs optax: pip install 'minisimclr[peers]'")
     jax.config.update("jax_enable_x64", before)
 
@@ -79,9 +79,15 @@ def test_sgd_is_pytorchs(torch, decay, nesterov):
 def test_lars_is_optaxs(optax, decay):
     jnp = sys.modules["jax"].numpy
     theirs = [jnp.asarray(w) for w in start()]
-    matrices = [w.ndim > 1 for w in start()]             # what gets decay and trust
-    optimizer = optax.lars(lambda step: jnp.asarray(RATES)[step], weight_decay=decay, weight_decay_mask=matrices,
-                           trust_coefficient=0.02, trust_ratio_mask=matrices, momentum=0.9)
+    matrices = [w.ndim > 1 for w in start()]  # what gets decay and trust
+    optimizer = optax.lars(
+        lambda step: jnp.asarray(RATES)[step],
+        weight_decay=decay,
+        weight_decay_mask=matrices,
+        trust_coefficient=0.02,
+        trust_ratio_mask=matrices,
+        momentum=0.9,
+    )
     state = optimizer.init(theirs)
     for step in range(STEPS):
         gradients = [w - target for w, target in zip(theirs, pull(step))]
@@ -92,7 +98,10 @@ def test_lars_is_optaxs(optax, decay):
 
 @pytest.mark.parametrize(("total", "warmup"), [(20, 5), (20, 0), (1000, 100), (7, 3)])
 def test_schedule_is_optaxs(optax, total, warmup):
-    theirs = optax.warmup_cosine_decay_schedule(0.0, 0.4, warmup, total) if warmup else \
-        optax.cosine_decay_schedule(0.4, total)
+    theirs = (
+        optax.warmup_cosine_decay_schedule(0.0, 0.4, warmup, total)
+        if warmup
+        else optax.cosine_decay_schedule(0.4, total)
+    )
     for step in range(total + 3):
         assert warmup_cosine(step, total, warmup, 0.4) == pytest.approx(float(theirs(step)), rel=1e-12, abs=1e-14)

@@ -61,6 +61,7 @@ def loss_and_gradient(config: Config, images: Any, dtype: Any = np.float32) -> t
 
 # ── What is rounded and what is not ───────────────────────────────────────────────────────────────
 
+
 def test_weights_gradients_statistics_h_z_and_loss_are_float32_and_feature_maps_are_not(images):
     model, _ = model_and_scale(HALF)
     kinds = set()
@@ -140,6 +141,7 @@ def test_a_convolution_of_half_precision_rounds_its_results_and_nothing_before(k
 
 # ── How far from float64 ──────────────────────────────────────────────────────────────────────────
 
+
 def test_loss_and_gradient_of_a_whole_network_are_close_to_those_of_float64(images):
     """Rounding opens and closes ReLUs: so of the gradient only the direction is promised, which is what counts."""
     loss64, gradient64 = loss_and_gradient(SINGLE, images[:64], np.float64)
@@ -151,6 +153,7 @@ def test_loss_and_gradient_of_a_whole_network_are_close_to_those_of_float64(imag
 
 def test_small_gradients_survive_because_the_loss_is_scaled(images, monkeypatch):
     """At 1e-6 of the loss: without scale most of it would be below the smallest number of float16."""
+
     def gradient_of_a_small_loss(first: float) -> Any:
         monkeypatch.setattr(precision, "FIRST", first)
         model, scale = model_and_scale(HALF)
@@ -177,6 +180,7 @@ def test_a_run_in_half_precision_learns_what_one_in_float32_learns(images):
 
 
 # ── The scale of the loss ─────────────────────────────────────────────────────────────────────────
+
 
 @pytest.fixture(params=[SGD, LARS])
 def optimizer(request: pytest.FixtureRequest) -> Optimizer:
@@ -206,8 +210,10 @@ def test_a_step_that_overflowed_is_left_out_and_the_scale_halved(optimizer, bad)
 
 
 def test_a_step_that_did_not_is_that_of_the_unscaled_gradient(optimizer):
-    scale, other = LossScale(optimizer, dynamic=True), type(optimizer)([Tensor(
-        optimizer.params[0].data, requires_grad=True)], lr=0.1)
+    scale, other = (
+        LossScale(optimizer, dynamic=True),
+        type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1),
+    )
     other.velocity[0][...] = optimizer.velocity[0]
     other.params[0].grad = on_device(np.full((2, 2), 3, np.float32))
     other.step(0.1)
@@ -277,13 +283,14 @@ def test_the_scale_is_kept_with_the_run(images, tmp_path, monkeypatch):
             pretrain(HALF, images, folder=tmp_path)
     loaded = load_run(tmp_path)
     assert loaded.steps == 4
-    assert loaded.model.head.linear1.product_dtype is None               # what is evaluated is float32
+    assert loaded.model.head.linear1.product_dtype is None  # what is evaluated is float32
     resumed = pretrain(HALF, images, folder=tmp_path, resume=True)
     ours, theirs = (run.model.state_dict() for run in (resumed, whole))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 # ── What the device has ───────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
 def test_what_a_processor_does_not_have_is_refused_in_one_line(images, tmp_path, kind):
@@ -313,7 +320,7 @@ def test_an_old_gpu_is_told_from_a_new_one(gpu, kind, monkeypatch):
 
 
 def test_bfloat16_needs_ml_dtypes_and_says_so(gpu, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)     # makes the import fail
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # makes the import fail
     with pytest.raises(RuntimeError, match="needs ml_dtypes: pip install ml_dtypes"):
         half_dtype("bfloat16", "cuda")
 

@@ -35,10 +35,10 @@ def test_many_rows_times_a_small_matrix(length, lead):
 def test_a_small_matrix_times_many_columns_which_may_be_part_of_a_wider_array(length):
     a, wide, target = arrays((6, 9), (9, 2 * length), (6, 3 * length))
     before = target.copy()
-    products.by_columns(np, a, wide[:, :length], target[:, length:2 * length])
-    np.testing.assert_allclose(target[:, length:2 * length], a @ wide[:, :length], rtol=1e-5, atol=1e-5)
+    products.by_columns(np, a, wide[:, :length], target[:, length : 2 * length])
+    np.testing.assert_allclose(target[:, length : 2 * length], a @ wide[:, :length], rtol=1e-5, atol=1e-5)
     assert np.array_equal(target[:, :length], before[:, :length])
-    assert np.array_equal(target[:, 2 * length:], before[:, 2 * length:])
+    assert np.array_equal(target[:, 2 * length :], before[:, 2 * length :])
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -34,14 +34,16 @@ def test_the_table_has_a_row_for_each_representation_and_two_columns_for_each_sp
 
 
 def test_the_columns_of_the_table_stand_under_their_headings():
-    scores = [Score(name, {"test": 0.5, "unseen style": 1.0}, {"test": 0.1, "unseen style": 0.2})
-              for name in ("h", "a longer name")]
+    scores = [
+        Score(name, {"test": 0.5, "unseen style": 1.0}, {"test": 0.1, "unseen style": 0.2})
+        for name in ("h", "a longer name")
+    ]
     _, heads, *rows = table(scores).splitlines()
     ends = [k + 1 for k in range(len(heads)) if heads[k] != " " and (k + 1 == len(heads) or heads[k + 1] == " ")]
     for row in rows:
         for end in ends:
             assert row[end - 1].isdigit()
-            assert row[end:end + 1] in ("", " ")
+            assert row[end : end + 1] in ("", " ")
 
 
 def test_the_loss_curve_works_from_one_step_to_many(run):
@@ -58,7 +60,7 @@ def test_ticks_are_round_and_inside():
 
 def test_the_views_sheet_shows_each_image_above_its_two_views(run, images):
     sheet = np.asarray(report.views_sheet(run, images.images, count=5))
-    top_left = sheet[6:6 + 64, 84:84 + 64]
+    top_left = sheet[6 : 6 + 64, 84 : 84 + 64]
     assert (top_left[::4, ::4] == images.images[0]).all()  # enlarged four times, unchanged
 
 

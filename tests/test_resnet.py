@@ -19,6 +19,7 @@ from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101,
 @pytest.fixture
 def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of zeros that cost neither time nor memory, where only names and shapes matter."""
+
     def zeros(shape: tuple[int, ...]) -> Tensor:
         tensor = Tensor(np.float32(0), requires_grad=True)
         tensor._data = np.broadcast_to(np.float32(0), shape)
@@ -34,10 +35,17 @@ def count(net: module.ResNet) -> int:
 
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize(("make", "parameters"), [
-    (resnet18, 11_689_512), (resnet34, 21_797_672), (resnet50, 25_557_032), (resnet101, 44_549_160),
-    (resnet152, 60_192_808),
-])
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (resnet18, 11_689_512),
+        (resnet34, 21_797_672),
+        (resnet50, 25_557_032),
+        (resnet101, 44_549_160),
+        (resnet152, 60_192_808),
+    ],
+)
 @pytest.mark.usefixtures("hollow")
 def test_parameter_counts_with_1000_classes_are_torchvisions(make, parameters):
     assert count(make(num_classes=1000)) == parameters
@@ -52,6 +60,7 @@ def test_parameter_counts_without_classifier():
 
 def torchvision_names(depths: tuple[int, ...], convolutions: int, first_stage_projects: bool) -> Iterator[str]:
     """The names of a torchvision ResNet with classifier, by rule, in its order."""
+
     def norm(name: str) -> Iterator[str]:
         yield from (f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
 
@@ -71,9 +80,10 @@ def torchvision_names(depths: tuple[int, ...], convolutions: int, first_stage_pr
 
 
 @pytest.mark.usefixtures("hollow")
-@pytest.mark.parametrize(("make", "depths", "convolutions"), [
-    (resnet18, (2, 2, 2, 2), 2), (resnet34, (3, 4, 6, 3), 2), (resnet50, (3, 4, 6, 3), 3),
-])
+@pytest.mark.parametrize(
+    ("make", "depths", "convolutions"),
+    [(resnet18, (2, 2, 2, 2), 2), (resnet34, (3, 4, 6, 3), 2), (resnet50, (3, 4, 6, 3), 3)],
+)
 def test_names_are_torchvisions(make, depths, convolutions):
     net = make(num_classes=10)
     assert list(net.state_dict()) == list(torchvision_names(depths, convolutions, convolutions == 3))
@@ -93,7 +103,7 @@ def test_width_multiplies_every_channel():
     one, two = resnet50(base=8), resnet50(base=8, width=2)
     assert (one.features, two.features) == (256, 512)
     for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items()):
-        inputs = 1 if name == "conv1.weight" else 2      # the image keeps its three channels
+        inputs = 1 if name == "conv1.weight" else 2  # the image keeps its three channels
         assert b.shape == tuple(size * factor for size, factor in zip(a.shape, (2, inputs, 1, 1)))
 
 
@@ -106,11 +116,11 @@ def test_features_are_as_announced(name):
 
 # ── Maps ──────────────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize(("stem", "pixels", "sides"), [
-    ("cifar", 32, [32, 32, 16, 8, 4]),
-    ("imagenet", 64, [32, 16, 8, 4, 2]),
-    ("small", 32, [16, 16, 8, 4, 2]),
-])
+
+@pytest.mark.parametrize(
+    ("stem", "pixels", "sides"),
+    [("cifar", 32, [32, 32, 16, 8, 4]), ("imagenet", 64, [32, 16, 8, 4, 2]), ("small", 32, [16, 16, 8, 4, 2])],
+)
 def test_sides_of_the_maps(stem, pixels, sides, monkeypatch):
     """After the stem's convolution and after each of the four stages; inside, maps are (H,W,N,C)."""
     seen = []
@@ -204,6 +214,7 @@ def test_the_same_generator_draws_the_same_network():
 
 
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────
+
 
 def test_an_unknown_stem_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"imagenet, cifar, small; not 'cifar10'"):

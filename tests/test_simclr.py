@@ -46,17 +46,29 @@ def cosine(x: Array, y: Array) -> float:
 
 # ── The head ──────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_the_head_of_googles_first_code():
     """Two linear layers without bias, each with batch norm, the last batch norm without shift."""
     assert {name: a.shape for name, a in ProjectionHead(6, 5, 4).state_dict().items()} == {
-        "linear1.weight": (5, 6), "bn1.weight": (5,), "bn1.bias": (5,), "bn1.running_mean": (5,),
+        "linear1.weight": (5, 6),
+        "bn1.weight": (5,),
+        "bn1.bias": (5,),
+        "bn1.running_mean": (5,),
         "bn1.running_var": (5,),
-        "linear2.weight": (4, 5), "bn2.weight": (4,), "bn2.running_mean": (4,), "bn2.running_var": (4,)}
+        "linear2.weight": (4, 5),
+        "bn2.weight": (4,),
+        "bn2.running_mean": (4,),
+        "bn2.running_var": (4,),
+    }
 
 
 def test_the_head_of_the_papers_text_has_biases_and_no_norm():
     assert {name: a.shape for name, a in ProjectionHead(6, 5, 4, batch_norm=False).state_dict().items()} == {
-        "linear1.weight": (5, 6), "linear1.bias": (5,), "linear2.weight": (4, 5), "linear2.bias": (4,)}
+        "linear1.weight": (5, 6),
+        "linear1.bias": (5,),
+        "linear2.weight": (4, 5),
+        "linear2.bias": (4,),
+    }
 
 
 @pytest.mark.parametrize(("layers", "shapes"), [(1, [(4, 6)]), (2, [(5, 6), (4, 5)]), (3, [(5, 6), (5, 5), (4, 5)])])
@@ -66,7 +78,8 @@ def test_a_head_of_any_number_of_layers(layers, shapes, batch_norm):
     state = head.state_dict()
     assert [a.shape for name, a in state.items() if "linear" in name and "weight" in name] == shapes
     assert [name for name in state if name.startswith("bn") and name.endswith(".bias")] == (
-        [f"bn{k}.bias" for k in range(1, layers)] if batch_norm else [])
+        [f"bn{k}.bias" for k in range(1, layers)] if batch_norm else []
+    )
     assert placed(head)(tensor(np.ones((3, 6), np.float32)), train=True).shape == (3, 4)
 
 
@@ -93,6 +106,7 @@ def test_a_head_without_layers_is_refused():
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_model_answers_with_h_and_z():
     model, (images, _) = tiny(), two()
     h, z = model(images)
@@ -109,6 +123,7 @@ def test_names_tell_encoder_from_head():
 
 # ── The loss ──────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_loss_is_nt_xent_of_one_batch_of_both_views(xp):
     """Value, embeddings and gradient are those of an explicit batch [views a; views b]."""
     model, (a, b) = tiny(), two()
@@ -124,7 +139,7 @@ def test_loss_is_nt_xent_of_one_batch_of_both_views(xp):
 def gradient_of_explicit_batch(a: Array, b: Array) -> Array:
     model = tiny()
     _, z = model(devices.xp().concatenate([a, b]), train=True)
-    return gradient(model, nt_xent(z[:len(a)], z[len(a):], 0.2))
+    return gradient(model, nt_xent(z[: len(a)], z[len(a) :], 0.2))
 
 
 def test_views_forwarded_apart_would_give_another_gradient():
@@ -175,8 +190,17 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and abs(p.grad).max() > 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.bias", "encoder.layer2.0.conv2.weight",
-                                  "encoder.layer3.0.downsample.1.weight", "head.linear1.weight", "head.bn2.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.conv1.weight",
+        "encoder.bn1.bias",
+        "encoder.layer2.0.conv2.weight",
+        "encoder.layer3.0.downsample.1.weight",
+        "head.linear1.weight",
+        "head.bn2.weight",
+    ],
+)
 def test_gradient_of_the_whole_model_integrates_to_the_change_of_its_loss(name):
     """f(w + v) − f(w) = ∫⟨∇f, v⟩ along a segment of one parameter, short enough to meet no ReLU's kink."""
     model, (a, b) = tiny(), two()

@@ -129,8 +129,17 @@ def test_a_float64_scalar_promotes_as_in_cupy(cp: Any, x: Any) -> None:
 
 
 def test_reductions_and_elements_are_arrays_of_no_dimensions(cp: Any, x: Any) -> None:
-    for value in (x.sum(), x[0, 0], x.sum() + x.sum(), -x.max(), cp.sqrt(x.mean()), cp.linalg.norm(x.ravel()),
-                  cp.array_equal(x, x), cp.asarray(2.0), x.argmax()):
+    for value in (
+        x.sum(),
+        x[0, 0],
+        x.sum() + x.sum(),
+        -x.max(),
+        cp.sqrt(x.mean()),
+        cp.linalg.norm(x.ravel()),
+        cp.array_equal(x, x),
+        cp.asarray(2.0),
+        x.argmax(),
+    ):
         assert type(value) is cp.ndarray
         assert value.shape == ()
 
@@ -164,7 +173,18 @@ def test_every_name_is_in_the_list_and_in_numpy_or_about_the_device(cp: Any) -> 
     assert public <= listed
     assert {f"linalg.{name}" for name in vars(cp.linalg)} <= listed
     assert {f"ndarray.{name}" for name in dir(cp.ndarray) if not name.startswith("_")} <= listed
-    assert not {name for name in public - {"cuda", "asnumpy", "get_array_module", "is_available", "ndarray",
-                                           "get_default_memory_pool", "get_default_pinned_memory_pool"}
-                if not hasattr(np, name)}
+    assert not {
+        name
+        for name in public
+        - {
+            "cuda",
+            "asnumpy",
+            "get_array_module",
+            "is_available",
+            "ndarray",
+            "get_default_memory_pool",
+            "get_default_pinned_memory_pool",
+        }
+        if not hasattr(np, name)
+    }
     assert len(public) > 400

@@ -36,7 +36,7 @@ from minisimclr.views.augment import two_views
 
 CONFIG = Config(size=8, batch=4, epochs=3, head_dim=8, lr=2.0, warmup=0.2, device=devices.DEVICE)  # 3 epochs of 2 steps
 STEPS = 6
-IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)   # not square; the last 3 are left over
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 10, 12, 3), np.uint8)  # not square; the last 3 are left over
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # ── A run ─────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_a_run_keeps_its_settings_its_metrics_and_a_checkpoint(whole):
     assert sorted(os.listdir(whole)) == ["checkpoint.npz", "config.json", "metrics.jsonl"]
     assert Config.from_dict(json.loads((whole / "config.json").read_text())) == CONFIG
@@ -99,7 +100,7 @@ def test_a_run_keeps_its_settings_its_metrics_and_a_checkpoint(whole):
 
 
 def test_the_rate_warms_up_to_lr_per_256_images_and_comes_down(whole):
-    peak = 2.0 * 4 / 256                                                  # W = round(0.2 · 6) = 1 step
+    peak = 2.0 * 4 / 256  # W = round(0.2 · 6) = 1 step
     expected = [0.0, *(peak * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5))]
     assert [line["lr"] for line in metrics(whole)] == pytest.approx(expected, rel=1e-12)
 
@@ -140,9 +141,9 @@ def test_a_run_is_its_loop_written_out():
         for p, v in zip(model.parameters(), velocity):
             assert p.grad is not None
             v[...] = 0.9 * v + p.grad + 0.1 * p.data
-            p.data = p.data - np.float32(lr) * v                           # a new array: it has no gradient yet
+            p.data = p.data - np.float32(lr) * v  # a new array: it has no gradient yet
     trained, before = pretrain(config, IMAGES).model.state_dict(), build_model(config).state_dict()
-    for name, array in model.state_dict().items():                         # within a hundredth of what was learnt
+    for name, array in model.state_dict().items():  # within a hundredth of what was learnt
         assert np.linalg.norm(trained[name] - array) < 0.01 * np.linalg.norm(array - before[name]), name
 
 
@@ -204,6 +205,7 @@ def test_images_that_are_not_uint8_rgb_are_refused(images):
 
 # ── Loading ───────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_a_loaded_run_is_the_one_that_was_saved(whole):
     loaded = load_run(str(whole))
     assert (loaded.config, loaded.steps, loaded.folder) == (CONFIG, STEPS, whole)
@@ -234,15 +236,18 @@ def test_a_folder_without_run_is_no_run(tmp_path):
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
-    (lambda arrays, meta: arrays.pop("model/head.linear1.weight"), "misses head.linear1.weight"),
-    (lambda arrays, meta: meta.pop("steps"), "steps"),
-    (lambda arrays, meta: meta.update(steps=None), "NoneType"),
-    (lambda arrays, meta: meta.update(config=[]), "does not fit"),
-    (lambda arrays, meta: meta["config"].update(width=99), "width must be"),
-    (lambda arrays, meta: meta["config"].update(tau=1), "unknown setting tau"),
-    (lambda arrays, meta: meta["config"].update(width=2), "has shape"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda arrays, meta: arrays.pop("model/head.linear1.weight"), "misses head.linear1.weight"),
+        (lambda arrays, meta: meta.pop("steps"), "steps"),
+        (lambda arrays, meta: meta.update(steps=None), "NoneType"),
+        (lambda arrays, meta: meta.update(config=[]), "does not fit"),
+        (lambda arrays, meta: meta["config"].update(width=99), "width must be"),
+        (lambda arrays, meta: meta["config"].update(tau=1), "unknown setting tau"),
+        (lambda arrays, meta: meta["config"].update(width=2), "has shape"),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(whole, tmp_path, spoil, says):
     arrays, meta = checkpoint.load(whole / "checkpoint.npz")
     spoil(arrays, meta)
@@ -253,6 +258,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(whole, tmp_path, 
 
 
 # ── Stopping ──────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish_saves_and_is_carried_out(tmp_path, signum):
@@ -302,7 +308,8 @@ def test_training_works_in_a_thread_where_signals_cannot_be_caught():
 
 # ── Resuming ──────────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize("step", [0, 1, 2, 4])           # at the beginning, in the midst and at the end of an epoch
+
+@pytest.mark.parametrize("step", [0, 1, 2, 4])  # at the beginning, in the midst and at the end of an epoch
 def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, step):
     """Weights, running statistics, momentum and metrics are those of the run that nobody interrupted."""
     interrupted(tmp_path, step, signal.SIGTERM if step % 2 else signal.SIGINT)
@@ -323,7 +330,7 @@ def test_a_run_interrupted_at_every_step_resumes_bit_for_bit(tmp_path, optimizer
 
 def test_what_a_killed_run_wrote_after_its_checkpoint_is_done_again(whole, tmp_path, monkeypatch):
     """Metrics are written each step, checkpoints now and then: lines beyond the checkpoint are dropped."""
-    clock = iter([0.0, 61.0, 61.0, 62.0, 62.5, 63.0])                     # one checkpoint, after the first step
+    clock = iter([0.0, 61.0, 61.0, 62.0, 62.5, 63.0])  # one checkpoint, after the first step
     with monkeypatch.context() as patch:
         patch.setattr(run.time, "monotonic", lambda: next(clock))
         patch.setattr(train, "warmup_cosine", lambda step, *args: WARMUP(step, *args) if step < 3 else 1 / 0)
@@ -332,7 +339,7 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_done_again(whole, tmp_p
     assert load_run(tmp_path).steps == 1
     assert len(metrics(tmp_path)) == 3
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "lo')                                     # and torn in the midst of the last
+        file.write('{"step": 3, "lo')  # and torn in the midst of the last
     pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
     assert kept(tmp_path) == kept(whole)
 
@@ -399,6 +406,7 @@ def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
 
 
 # ── On a device ───────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.fixture
 def every_fourth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,6 +537,7 @@ def test_a_checkpoint_of_before_there_were_devices_was_made_on_a_processor_in_fl
 
 # ── Not a number ──────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.fixture
 def saves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "SAVE_EVERY", -1.0)
@@ -597,7 +606,7 @@ def test_a_large_gradient_is_no_false_alarm():
 
 
 @pytest.mark.usefixtures("saves_every_step")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")    # NumPy notices the overflow on its way
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy notices the overflow on its way
 def test_a_run_that_diverges_never_leaves_a_checkpoint_that_is_not_finite(tmp_path):
     """Batch norm keeps the loss finite while the weights grow until they overflow."""
     config = Config(**{**CONFIG.as_dict(), "lr": 1e6, "weight_decay": 1e3, "warmup": 0.0, "epochs": 10})
@@ -614,8 +623,10 @@ def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
     model = build_model(CONFIG)
     array = getattr(model.encoder.bn1, name)
     (array.data if isinstance(array, Tensor) else array)[0] = np.inf
-    with run.keeper(*kept_with(model, tmp_path)) as save, \
-            pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"):
+    with (
+        run.keeper(*kept_with(model, tmp_path)) as save,
+        pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"),
+    ):
         save(now=True)
     assert not (tmp_path / "checkpoint.npz").exists()
 

@@ -20,14 +20,17 @@ from minisimclr.views.augment import ViewParameters, draw_parameters
 
 def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function on the device's arrays: arguments are sent there, what it answers is fetched."""
+
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
         return host(function(*on_device(arguments), **options))
+
     return called
 
 
-apply_view, centre_view, one_view, to_float, two_views = map(there_and_back, (
-    augment.apply_view, augment.centre_view, augment.one_view, augment.to_float, augment.two_views))
+apply_view, centre_view, one_view, to_float, two_views = map(
+    there_and_back, (augment.apply_view, augment.centre_view, augment.one_view, augment.to_float, augment.two_views)
+)
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,13 +41,23 @@ def plain(count: int, height: int, width: int, /, **changes: object) -> ViewPara
     """Parameters that change nothing, except for what is named."""
     no, whole = np.zeros(count, bool), np.ones(count, int)
     p = ViewParameters(
-        0 * whole, 0 * whole, height * whole, width * whole, no, no, np.tile(np.arange(4), (count, 1)),
-        np.tile(np.float32([1, 1, 1, 0]), (count, 1)), no, no, np.ones(count, np.float32),
+        0 * whole,
+        0 * whole,
+        height * whole,
+        width * whole,
+        no,
+        no,
+        np.tile(np.arange(4), (count, 1)),
+        np.tile(np.float32([1, 1, 1, 0]), (count, 1)),
+        no,
+        no,
+        np.ones(count, np.float32),
     )
     return dataclasses.replace(p, **{name: np.asarray(value) for name, value in changes.items()})
 
 
 # ── The reference: one image, one pixel after the other, in float64 ───────────────────────────────
+
 
 def slow_resize(line: np.ndarray, size: int) -> np.ndarray:
     """Pillow's loop over output pixels, on the first axis: the cropped line (L,…) -> (size,…)."""
@@ -123,6 +136,7 @@ def test_a_fast_view_of_a_smooth_image_equals_pillow():
 
 
 # ── Each step by itself ───────────────────────────────────────────────────────────────────────────
+
 
 def test_an_uncropped_view_of_the_same_size_is_the_image():
     images = noise(3, 16, 16)
@@ -225,6 +239,7 @@ def test_views_do_not_depend_on_the_number_of_threads(monkeypatch, group_pixels)
 
 # ── What is drawn ─────────────────────────────────────────────────────────────────────────────────
 
+
 def test_crops_cover_the_area_and_the_aspect_they_should():
     p = draw_parameters(np.random.default_rng(0), 20_000, 1000, 1000)
     area, aspect = p.height * p.width / 1e6, p.width / p.height
@@ -253,7 +268,7 @@ def test_crops_lie_inside_and_reach_every_border():
     assert p.height.min() >= 1
     assert (p.top + p.height).max() == 12
     assert (p.left + p.width).max() == 15
-    for offsets in (p.top[p.height == 9], p.left[p.width == 12]):      # 0, 1, 2 and 3, equally often
+    for offsets in (p.top[p.height == 9], p.left[p.width == 12]):  # 0, 1, 2 and 3, equally often
         np.testing.assert_allclose(np.bincount(offsets, minlength=4) / len(offsets), 0.25, atol=0.05)
 
 
@@ -333,6 +348,7 @@ def test_strength_and_blur_leave_the_crops_as_they_are():
 
 # ── The public promise ────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize(("size", "blur"), [(32, False), (20, True)])
 def test_views_are_float32_in_the_unit_range_and_the_input_is_untouched(size, blur):
     images = noise(50, 24, 30)
@@ -375,13 +391,15 @@ def test_two_views_agree_with_one_view_after_another():
 def test_whole_crops_without_colour_or_blur_changes_nothing_but_left_and_right():
     images = noise(40, 24, 24)
     views, plainly = one_view(images, np.random.default_rng(0), 24, strength=0, min_area=1), images / 255
-    assert np.minimum(abs(views - plainly).max(axis=(1, 2, 3)),
-                      abs(views - plainly[:, :, ::-1]).max(axis=(1, 2, 3))).max() < 1e-5
+    assert (
+        np.minimum(abs(views - plainly).max(axis=(1, 2, 3)), abs(views - plainly[:, :, ::-1]).max(axis=(1, 2, 3))).max()
+        < 1e-5
+    )
 
 
 def test_strength_zero_leaves_colours_alone():
     images = noise(200, 8, 8)
-    images[..., 1], images[..., 2] = images[..., 0] // 2, 0      # resizing keeps G < R and B = 0
+    images[..., 1], images[..., 2] = images[..., 0] // 2, 0  # resizing keeps G < R and B = 0
     view = one_view(images, np.random.default_rng(0), 8, strength=0)
     assert view[..., 2].max() == 0
     np.testing.assert_allclose(view[..., 1], view[..., 0] / 2, atol=1 / 255)

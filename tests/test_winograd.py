@@ -52,13 +52,15 @@ def deviation(got: np.ndarray, expected: np.ndarray) -> float:
 
 # ── The transforms ────────────────────────────────────────────────────────────────────────────────
 
+
 def test_the_transforms_compute_a_filter_exactly():
     """Aᵀ[(G w) ⊙ (Bᵀ d)] is the correlation of d with w, in fractions: no rounding at all."""
     at, g, bt = winograd._matrices()
     d, w = [Fraction(k * k - 7, 3) for k in range(6)], [Fraction(2), Fraction(-5, 7), Fraction(11)]
     times = [sum(a * b for a, b in zip(of_w, w)) * sum(a * b for a, b in zip(of_d, d)) for of_w, of_d in zip(g, bt)]
-    assert [sum(a * b for a, b in zip(row, times)) for row in at] == \
-        [sum(d[k + j] * w[j] for j in range(3)) for k in range(4)]
+    assert [sum(a * b for a, b in zip(row, times)) for row in at] == [
+        sum(d[k + j] * w[j] for j in range(3)) for k in range(4)
+    ]
 
 
 def test_with_the_usual_points_they_are_the_matrices_of_lavin_and_gray(monkeypatch):
@@ -70,6 +72,7 @@ def test_with_the_usual_points_they_are_the_matrices_of_lavin_and_gray(monkeypat
 
 
 # ── Equal to the nine products ────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize(("H", "W"), [*((k, k) for k in (1, 2, 3, 4, 5, 7, 8, 33)), (1, 9), (6, 3), (16, 4)])
 @pytest.mark.parametrize(("N", "C", "D"), [(16, 1, 1), (3, 5, 2), (37, 8, 16), (2, 64, 32)])
@@ -88,10 +91,16 @@ def test_the_shapes_of_a_resnet_round_little(shape):
         assert deviation(got, expected) <= 2e-6
 
 
-@pytest.mark.parametrize("settings", [
-    {"SHARED_U": 0}, {"SHARED_U": 0, "PHASE_BYTES": 1}, {"BLOCK_BYTES": 1}, {"PIECE": 1},
-    {"BLOCK_BYTES": 1 << 16, "PIECE": 64},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"SHARED_U": 0},
+        {"SHARED_U": 0, "PHASE_BYTES": 1},
+        {"BLOCK_BYTES": 1},
+        {"PIECE": 1},
+        {"BLOCK_BYTES": 1 << 16, "PIECE": 64},
+    ],
+)
 def test_how_the_work_is_cut_changes_the_rounding_at_most(settings, monkeypatch):
     x, w, g = arrays(10, 7, 9, 6, 4)
     for name, value in settings.items():
@@ -117,6 +126,7 @@ def test_the_gradients_are_the_adjoints_of_the_value(shape):
 
 
 # ── Threads ───────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_bit_equal_at_a_fixed_number_of_threads_and_nearly_so_at_another(shared, monkeypatch):
@@ -156,6 +166,7 @@ def test_buffers_stay_within_the_stated_budget(monkeypatch):
 
 # ── Who is asked ──────────────────────────────────────────────────────────────────────────────────
 
+
 def asked(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, w: np.ndarray, **settings: object) -> bool:
     """Whether this conv2d goes to Winograd."""
     calls = []
@@ -164,16 +175,19 @@ def asked(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, w: np.ndarray, **setti
     return bool(calls)
 
 
-@pytest.mark.parametrize(("settings", "kernel", "dtype", "yes"), [
-    ({"padding": 1, "method": "winograd"}, 3, np.float32, True),
-    ({"padding": 1, "method": "auto"}, 3, np.float32, True),
-    ({"padding": 1}, 3, np.float32, False),                       # direct is the default
-    ({"padding": 1, "method": "direct"}, 3, np.float32, False),
-    ({"padding": 1, "method": "winograd"}, 3, np.float64, False),
-    ({"padding": 1, "method": "winograd", "stride": 2}, 3, np.float32, False),
-    ({"padding": 0, "method": "winograd"}, 3, np.float32, False),
-    ({"padding": 1, "method": "winograd"}, 1, np.float32, False),
-])
+@pytest.mark.parametrize(
+    ("settings", "kernel", "dtype", "yes"),
+    [
+        ({"padding": 1, "method": "winograd"}, 3, np.float32, True),
+        ({"padding": 1, "method": "auto"}, 3, np.float32, True),
+        ({"padding": 1}, 3, np.float32, False),  # direct is the default
+        ({"padding": 1, "method": "direct"}, 3, np.float32, False),
+        ({"padding": 1, "method": "winograd"}, 3, np.float64, False),
+        ({"padding": 1, "method": "winograd", "stride": 2}, 3, np.float32, False),
+        ({"padding": 0, "method": "winograd"}, 3, np.float32, False),
+        ({"padding": 1, "method": "winograd"}, 1, np.float32, False),
+    ],
+)
 def test_only_float32_3x3_stride_1_padding_1_goes_to_winograd(settings, kernel, dtype, yes, monkeypatch):
     x, w = np.zeros((16, 16, 8, 64), dtype), np.zeros((kernel, kernel, 64, 64), dtype)
     assert asked(monkeypatch, x, w, **settings) == yes
@@ -203,6 +217,7 @@ def test_an_empty_batch_is_no_harm():
 
 # ── In a network ──────────────────────────────────────────────────────────────────────────────────
 
+
 def gradient(method: str, dtype: type) -> np.ndarray:
     """The whole gradient of a small encoder, as one vector."""
     net = resnet_small(rng=np.random.default_rng(0)).astype(dtype)
@@ -224,6 +239,7 @@ def test_the_gradient_of_a_network_turns_by_less_than_a_hundredth():
 
 
 # ── The setting ───────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize("method", ["auto", "direct", "winograd"])
 def test_config_tells_every_convolution(method):

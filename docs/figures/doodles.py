@@ -1,6 +1,6 @@
 """Write doodles.png beside this file: every class in every style, and below, what the network sees.
 
-    python docs/figures/doodles.py
+python docs/figures/doodles.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draw the figures of chapter 5, each from a seed, beside this file (needs matplotlib: the extra `plot`).
 
-    python docs/figures/nt_xent.py                      # all of them
-    python docs/figures/nt_xent.py numerics differences # some
+python docs/figures/nt_xent.py                      # all of them
+python docs/figures/nt_xent.py numerics differences # some
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def views(n: int, d: int, noise: float, seed: int) -> tuple[Any, Any]:
 
 # ── The matrices of one batch ─────────────────────────────────────────────────────────────────────
 
+
 def matrices() -> None:
     """C, P, G and G + Gᵀ of six images, in the order of the derivation."""
     n, temperature = 6, 0.5
@@ -55,8 +56,12 @@ def matrices() -> None:
     g = (p - y) / (2 * n * temperature)
     figure, axes = plt.subplots(1, 4, figsize=(11, 3.15))
     both = g + g.T
-    shown = [("C, the cosines", c, "PuOr_r", 1), ("P, rows sum to 1", p, "Greens", p.max()),
-             ("G = (P − Y)/2Nτ", g, "RdBu_r", abs(g).max()), ("G + Gᵀ, felt by U", both, "RdBu_r", abs(both).max())]
+    shown = [
+        ("C, the cosines", c, "PuOr_r", 1),
+        ("P, rows sum to 1", p, "Greens", p.max()),
+        ("G = (P − Y)/2Nτ", g, "RdBu_r", abs(g).max()),
+        ("G + Gᵀ, felt by U", both, "RdBu_r", abs(both).max()),
+    ]
     for ax, (title, matrix, colours, top) in zip(axes, shown):
         ax.imshow(matrix, cmap=colours, vmin=0 if colours == "Greens" else -top, vmax=top)
         ax.set_title(title)
@@ -70,6 +75,7 @@ def matrices() -> None:
 
 
 # ── Numerics ──────────────────────────────────────────────────────────────────────────────────────
+
 
 def formulas(a: Any, b: Any, temperature: float) -> dict[str, tuple[float, Any]]:
     """Loss and gradient by four formulas that are equal on paper, each in the dtype of its inputs."""
@@ -138,6 +144,7 @@ def numerics() -> None:
 
 # ── Temperature ───────────────────────────────────────────────────────────────────────────────────
 
+
 def temperature() -> None:
     """Which negatives push: the softmax over 510 negatives of one anchor; and the paper's Table 5."""
     cosines = np.sort(np.random.default_rng(5).normal(0, 0.25, 510).clip(-1, 1))[::-1]
@@ -169,6 +176,7 @@ def temperature() -> None:
 
 # ── How it is checked ─────────────────────────────────────────────────────────────────────────────
 
+
 def differences() -> None:
     """Central differences against the gradient by hand, for every step from 1 to 1e-12."""
     steps = 10.0 ** np.arange(-12, 0.01, 0.25)
@@ -199,6 +207,7 @@ def differences() -> None:
 
 # ── The benchmark ─────────────────────────────────────────────────────────────────────────────────
 
+
 def benchmark() -> None:
     """Time and memory against N, from the benchmark's own JSON."""
     result = json.loads(RESULTS.read_text())
@@ -211,8 +220,16 @@ def benchmark() -> None:
         own = [row for row in rows if row["name"] == name]
         ours = name.startswith("tiled")
         for ax, values in zip(axes, ([1e3 * r["median"] for r in own], [max(r["memory"], 2**16) / 2**20 for r in own])):
-            ax.loglog([r["n"] for r in own], values, color=colour, marker="o", markersize=5 if ours else 3.5,
-                      linewidth=2.6 if ours else 1.3, zorder=3 if ours else 2, label=name)
+            ax.loglog(
+                [r["n"] for r in own],
+                values,
+                color=colour,
+                marker="o",
+                markersize=5 if ours else 3.5,
+                linewidth=2.6 if ours else 1.3,
+                zorder=3 if ours else 2,
+                label=name,
+            )
     sizes = sorted({row["n"] for row in rows})
     floor = [1e3 * next(row["floor"] for row in rows if row["n"] == n) for n in sizes]
     axes[0].loglog(sizes, floor, ":", color=INK, label="floor")

@@ -33,8 +33,9 @@ def fixed_batch() -> tuple[Any, list[str]]:
     """Two views of each chosen image, float32 (2N,32,32,3), view after view; and the names of the classes."""
     test = ms.load_dataset("doodles", split="test")
     chosen = np.concatenate([np.flatnonzero(test.labels == c)[:PER_CLASS] for c in range(len(test.class_names))])
-    a, b = ms.two_views(test.images[chosen], np.random.default_rng(0), CONFIG.size, CONFIG.strength, CONFIG.blur,
-                        CONFIG.min_area)
+    a, b = ms.two_views(
+        test.images[chosen], np.random.default_rng(0), CONFIG.size, CONFIG.strength, CONFIG.blur, CONFIG.min_area
+    )
     return np.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), list(test.class_names)
 
 
@@ -55,8 +56,14 @@ def training(batch: Any) -> list[tuple[int, float, Any]]:
         if step == total:
             break
         order = epoch_order(len(images), CONFIG.batch, CONFIG.rng(ORDER, step // per_epoch))
-        views = ms.two_views(images[order[step % per_epoch]], CONFIG.rng(VIEWS, step), CONFIG.size, CONFIG.strength,
-                             CONFIG.blur, CONFIG.min_area)
+        views = ms.two_views(
+            images[order[step % per_epoch]],
+            CONFIG.rng(VIEWS, step),
+            CONFIG.size,
+            CONFIG.strength,
+            CONFIG.blur,
+            CONFIG.min_area,
+        )
         loss, _, _ = model.loss(*views, CONFIG.temperature)
         loss.backward()
         optimizer.step(ms.warmup_cosine(step, total, round(CONFIG.warmup * total), CONFIG.lr * CONFIG.batch / 256))
@@ -108,16 +115,24 @@ def main() -> None:
     pictures[-1].save(HERE / "ntxent_similarity_last.png", optimize=True)  # for readers on paper
     palette = pictures[-1].quantize(48)
     shown = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    shown[0].save(HERE / "ntxent_similarity.gif", save_all=True, append_images=shown[1:], loop=0, optimize=True,
-                  duration=[900, *[140] * (len(shown) - 2), 4000])
+    shown[0].save(
+        HERE / "ntxent_similarity.gif",
+        save_all=True,
+        append_images=shown[1:],
+        loop=0,
+        optimize=True,
+        duration=[900, *[140] * (len(shown) - 2), 4000],
+    )
     classes = np.arange(len(batch)) // (2 * PER_CLASS)
     images = np.arange(len(batch)) // 2
     same, alike = images[:, None] == images, classes[:, None] == classes
     itself = np.eye(len(batch), dtype=bool)
     for step, loss, cosines in (frames[0], frames[len(frames) // 2], frames[-1]):
         positive, kin, other = (cosines[mask].mean() for mask in (same & ~itself, alike & ~same, ~alike))
-        print(f"step {step}: loss {loss:.2f}; mean cosine of the two views {positive:.2f}, of others of the class "
-              f"{kin:.2f}, of other classes {other:.2f}")
+        print(
+            f"step {step}: loss {loss:.2f}; mean cosine of the two views {positive:.2f}, of others of the class "
+            f"{kin:.2f}, of other classes {other:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def run(temperature: float, lr: float, seed: int) -> dict[str, Any]:
     trained = ms.pretrain(config, train.images)
     h, test_h = (embed(trained.model, data.images)[0] for data in (train, test))
     return {
-        "temperature": temperature, "lr": lr, "seed": seed,
+        "temperature": temperature,
+        "lr": lr,
+        "seed": seed,
         "knn": 100 * knn_accuracy(h, train.labels, test_h, test.labels),
         "linear": 100 * fit_linear_probe(h, train.labels).accuracy(test_h, test.labels),
         "top1": 100 * statistics.mean(line["top1"] for line in trained.history[-20:]),
@@ -53,8 +55,10 @@ def run(temperature: float, lr: float, seed: int) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, a row for each temperature and rate, in Markdown."""
-    lines = ["| τ | peak lr | kNN, h | linear, h | anchors that find their positive, training | seeds |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| τ | peak lr | kNN, h | linear, h | anchors that find their positive, training | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
     for temperature in TEMPERATURES:
         for lr in rates(temperature):
             own = [row for row in runs if (row["temperature"], row["lr"]) == (temperature, lr)]

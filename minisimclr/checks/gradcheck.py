@@ -57,13 +57,16 @@ class Comparison:
 
     def judge(self, tolerance: float) -> bool:
         if not self.error <= tolerance:  # NaN is not
-            raise GradcheckError(f"{self.where}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, "
-                                 f"relative error {self.error:.2g} (allowed {tolerance:g})")
+            raise GradcheckError(
+                f"{self.where}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, "
+                f"relative error {self.error:.2g} (allowed {tolerance:g})"
+            )
         return True
 
 
-def gradcheck(f: Function, *arrays: Any, step: float = STEP, tolerance: float = 1e-6, elements: int | None = None,
-              seed: int = 0) -> bool:
+def gradcheck(
+    f: Function, *arrays: Any, step: float = STEP, tolerance: float = 1e-6, elements: int | None = None, seed: int = 0
+) -> bool:
     """Compare every element of the gradient of f with a central difference.
 
     f          takes Tensors, returns a Tensor of any shape: the check is on Σ f·r with r random and fixed
@@ -102,8 +105,10 @@ def check_path(f: Function, start: Any, end: Any, *, nodes: int = 20, tolerance:
 
 # ── The comparisons ───────────────────────────────────────────────────────────────────────────────
 
-def compare_elements(f: Function, *arrays: Any, step: float = STEP, elements: int | None = None,
-                     seed: int = 0) -> Comparison:
+
+def compare_elements(
+    f: Function, *arrays: Any, step: float = STEP, elements: int | None = None, seed: int = 0
+) -> Comparison:
     """The element whose gradient is furthest from its difference quotient."""
     project = _Projection(f, arrays, seed)
     rng = np.random.default_rng([seed, 2])
@@ -115,8 +120,10 @@ def compare_elements(f: Function, *arrays: Any, step: float = STEP, elements: in
         scale = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0))
         slopes = [project.slope(k, _unit(array.shape, place), step, scale) for place in places]
         scale = max([scale, *(abs(slope) for slope, _ in slopes)])
-        found += [Comparison(f"input {k}, index {place}", float(gradient[place]), slope, scale, noise)
-                  for place, (slope, noise) in zip(places, slopes)]
+        found += [
+            Comparison(f"input {k}, index {place}", float(gradient[place]), slope, scale, noise)
+            for place, (slope, noise) in zip(places, slopes)
+        ]
     return _worst(found)
 
 
@@ -135,8 +142,9 @@ def compare_direction(f: Function, *arrays: Any, step: float = STEP, seed: int =
         direction /= np.abs(direction).max(initial=1e-300)
         analytic = float((gradient * direction).sum())
         slope, noise = project.slope(k, direction, step, abs(analytic))
-        found.append(Comparison(f"input {k}, along a random direction", analytic, slope,
-                                max(abs(slope), abs(analytic)), noise))
+        found.append(
+            Comparison(f"input {k}, along a random direction", analytic, slope, max(abs(slope), abs(analytic)), noise)
+        )
     return _worst(found)
 
 
@@ -201,8 +209,9 @@ class _Projection:
         The step grows, within bounds, until rounding is a millionth of the slope that is expected. Differences
         are taken output by output: what does not change has no rounding.
         """
+
         def moved(h: float) -> Any:
-            return self.values([*self.points[:k], self.points[k] + h * direction, *self.points[k + 1:]])
+            return self.values([*self.points[:k], self.points[k] + h * direction, *self.points[k + 1 :]])
 
         size = float(np.abs(self.points[k]).max(initial=0))
         h, longest = step * (size or 1e-3), 25 * step * max(size, 1e-3)

@@ -34,8 +34,8 @@ class Row:
     direction: float
     path: float
     allowed: float  # for the value
-    agree: bool     # value and gradient are right
-    refused: bool   # a gradient that is 0.1 % off was refused by each check
+    agree: bool  # value and gradient are right
+    refused: bool  # a gradient that is 0.1 % off was refused by each check
 
     @property
     def passed(self) -> bool:
@@ -57,9 +57,11 @@ def _size(x: Any) -> float:
 
 def a_thousandth_off(f: Function) -> Function:
     """The same value with a gradient 0.1 % too large."""
+
     def g(*inputs: Tensor) -> Tensor:
         y = f(*inputs)
         return y * 1.001 - y.detach() * 0.001
+
     return g
 
 
@@ -93,9 +95,17 @@ def _larger(a: float, b: float) -> float:
 
 def _together(a: Row, b: Row) -> Row:
     """Two entries of one operation as one row."""
-    return Row(a.name, a.samples + b.samples, _larger(a.value, b.value), _larger(a.elements, b.elements),
-               _larger(a.direction, b.direction), _larger(a.path, b.path), max(a.allowed, b.allowed),
-               a.agree and b.agree, a.refused and b.refused)
+    return Row(
+        a.name,
+        a.samples + b.samples,
+        _larger(a.value, b.value),
+        _larger(a.elements, b.elements),
+        _larger(a.direction, b.direction),
+        _larger(a.path, b.path),
+        max(a.allowed, b.allowed),
+        a.agree and b.agree,
+        a.refused and b.refused,
+    )
 
 
 def run() -> Iterator[Row]:
@@ -107,6 +117,7 @@ def run() -> Iterator[Row]:
 
 def main_table(color: bool) -> tuple[str, bool]:
     """The table to print, and whether everything passed."""
+
     def paint(text: str, code: int) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if color else text
 
@@ -121,11 +132,13 @@ def main_table(color: bool) -> tuple[str, bool]:
         lines.append(f"{row.name:<14}{row.samples:>7}{''.join(map(error, found, allowed))}  {seen}")
     limits = (max(row.allowed for row in rows), *ALLOWED)
     lines.append(f"{'allowed':<14}{'':>7}{''.join(f'{limit:>11.0e}' for limit in limits)}")
-    lines += ["",
-              "Largest relative errors, in float64. value: against loops or SciPy. elements: each element of the",
-              "gradient against a difference quotient. direction: the slope along a random direction likewise.",
-              "path: the gradient's integral along a segment against the change of the function; it needs no",
-              "difference quotient and is the sharpest. Each check must also refuse a gradient 0.1 % too large."]
+    lines += [
+        "",
+        "Largest relative errors, in float64. value: against loops or SciPy. elements: each element of the",
+        "gradient against a difference quotient. direction: the slope along a random direction likewise.",
+        "path: the gradient's integral along a segment against the change of the function; it needs no",
+        "difference quotient and is the sharpest. Each check must also refuse a gradient 0.1 % too large.",
+    ]
     failed = [row.name for row in rows if not row.passed]
     verdict = paint(f"failed: {', '.join(failed)}", 31) if failed else paint(f"all {len(rows)} operations pass", 32)
     return "\n".join([*lines, verdict]), not failed

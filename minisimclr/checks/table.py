@@ -25,13 +25,13 @@ class Entry:
     """An operation: what it is held against and where."""
 
     op: Callable[..., Tensor]
-    reference: Callable[..., Any]          # the inputs and settings of the op -> its value
+    reference: Callable[..., Any]  # the inputs and settings of the op -> its value
     samples: list[Call]
     refused: Sequence[tuple[Call, type[Exception]]]  # a call, and the error it must raise
     domain: str = "all numbers"
     kinks: str = "none"
-    reach: float = 0.3                     # how far from a sample the path check may go and meet no kink
-    tolerance: float = 1e-12               # of the value, relative to its largest element
+    reach: float = 0.3  # how far from a sample the path check may go and meet no kink
+    tolerance: float = 1e-12  # of the value, relative to its largest element
     derived: Callable[..., dict[str, Any]] = field(default=lambda *inputs: {})  # settings that follow from the inputs
 
     @property
@@ -40,9 +40,11 @@ class Entry:
 
     def function(self, settings: dict[str, Any]) -> Callable[..., Tensor]:
         """The op as a function of its inputs alone."""
+
         def f(*inputs: Any) -> Tensor:
             arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
             return self.op(*inputs, **settings, **self.derived(*arrays))
+
         return f
 
     def expected(self, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
@@ -50,6 +52,7 @@ class Entry:
 
 
 # ── Sample inputs ─────────────────────────────────────────────────────────────────────────────────
+
 
 def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng([seed, *shape]).standard_normal(shape)
@@ -73,6 +76,7 @@ def call(*inputs: Any, **settings: Any) -> Call:
 
 # ── References ────────────────────────────────────────────────────────────────────────────────────
 
+
 def conv2d_by_loops(x: Any, w: Any, *, stride: int = 1, padding: int = 0) -> Any:
     """(3.1), on a map that really is surrounded by zeros."""
     k = len(w)
@@ -93,8 +97,17 @@ def max_pool2d_by_loops(x: Any, *, kernel: int, stride: int, padding: int = 0) -
     return y
 
 
-def batch_norm_by_loops(x: Any, scale: Any, shift: Any, *around: Any, batch: bool, relu: bool = False,
-                        mean: Any = None, variance: Any = None, eps: float = 1e-5) -> Any:
+def batch_norm_by_loops(
+    x: Any,
+    scale: Any,
+    shift: Any,
+    *around: Any,
+    batch: bool,
+    relu: bool = False,
+    mean: Any = None,
+    variance: Any = None,
+    eps: float = 1e-5,
+) -> Any:
     y = np.zeros(x.shape)
     for c in range(x.shape[-1]):
         channel = x[..., c]
@@ -133,14 +146,23 @@ def statistics(x: Any, *others: Any) -> dict[str, Any]:
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────
 
-_pair = [call(normal(3, 4), normal(3, 4, seed=1)), call(normal(2, 1, 4), normal(3, 1, seed=1)),
-         call(normal(), normal(2))]
+_pair = [
+    call(normal(3, 4), normal(3, 4, seed=1)),
+    call(normal(2, 1, 4), normal(3, 1, seed=1)),
+    call(normal(), normal(2)),
+]
 _fractions = [call(normal(3, 4), positive(3, 4)), call(normal(4), positive(3, 1)), call(2.0, positive(3))]
 _unequal = [(call(np.ones((2, 3)), np.ones(2)), ValueError), (call(np.ones(2), "text"), TypeError)]
 _text = [(call("text"), TypeError), (call(None), TypeError)]
-_axes = [call(spaced(3, 4)), call(spaced(3, 4), axis=0), call(spaced(2, 3, 4), axis=(0, -1)),
-         call(spaced(3, 4), axis=-1, keepdims=True), call(spaced(2, 3), keepdims=True), call(spaced()),
-         call(spaced(3, 2), axis=())]
+_axes = [
+    call(spaced(3, 4)),
+    call(spaced(3, 4), axis=0),
+    call(spaced(2, 3, 4), axis=(0, -1)),
+    call(spaced(3, 4), axis=-1, keepdims=True),
+    call(spaced(2, 3), keepdims=True),
+    call(spaced()),
+    call(spaced(3, 2), axis=()),
+]
 _no_axis = [(call(np.ones((2, 3)), axis=2), ValueError), (call(np.ones((2, 3)), axis=(0, 0)), ValueError)]
 _map, _kernel = np.ones((4, 4, 1, 2)), np.ones((3, 3, 2, 1))
 _flat = np.ones(2)
@@ -151,97 +173,247 @@ TABLE = [
     Entry(ops.multiply, np.multiply, _pair, _unequal),
     Entry(ops.divide, np.true_divide, _fractions, _unequal, domain="y ≠ 0"),
     Entry(ops.negative, np.negative, [call(normal(3, 4)), call(normal())], _text),
-    Entry(ops.power, lambda x, exponent: np.array([np.float64(v) ** exponent for v in x.flat]).reshape(x.shape),
-          [call(positive(3, 4), exponent=e) for e in (2, 3, 0.5, -1, -0.5, 1)],
-          [(call(_flat, exponent=_flat), TypeError), (call("text", exponent=2), TypeError)],
-          domain="x > 0 unless the exponent is whole"),
+    Entry(
+        ops.power,
+        lambda x, exponent: np.array([np.float64(v) ** exponent for v in x.flat]).reshape(x.shape),
+        [call(positive(3, 4), exponent=e) for e in (2, 3, 0.5, -1, -0.5, 1)],
+        [(call(_flat, exponent=_flat), TypeError), (call("text", exponent=2), TypeError)],
+        domain="x > 0 unless the exponent is whole",
+    ),
     Entry(ops.exp, np.exp, [call(normal(3, 4)), call(normal())], _text),
     Entry(ops.log, np.log, [call(positive(3, 4)), call(positive())], _text, domain="x > 0"),
-    Entry(ops.matmul, lambda x, y: np.einsum("...nk,...km->...nm" if min(x.ndim, y.ndim) > 1 else
-                                             "k,...km->...m" if y.ndim > 1 else "...k,k->...", x, y),
-          [call(normal(3, 4), normal(4, 2)), call(normal(4), normal(4, seed=1)), call(normal(4), normal(4, 3)),
-           call(normal(2, 3, 4), normal(4)), call(normal(4), normal(2, 4, 3)), call(normal(2, 3, 4), normal(4, 5)),
-           call(normal(3, 4), normal(2, 4, 2)), call(normal(5, 1, 2, 3), normal(2, 3, 4))],
-          [(call(np.ones((2, 3)), np.ones((2, 3))), ValueError), (call(np.ones((2, 3)), 2.0), ValueError),
-           (call(np.ones(2), np.array(1.0)), ValueError)]),
-    Entry(ops.cast, lambda x, dtype: x, [call(normal(3, 4), dtype="float64"), call(normal(), dtype="float64")],
-          [(call(_flat, dtype="int64"), TypeError), (call("text", dtype="float64"), TypeError)]),
-    Entry(ops.relu, lambda x: np.where(x > 0, x, 0), [call(spaced(3, 4)), call(spaced(5))], _text,
-          kinks="relu′(0) = 0", reach=0.02),
-    Entry(ops.maximum, lambda x, y: np.where(x > y, x, y),
-          [call(spaced(3, 4), spaced(3, 4, seed=1)), call(spaced(4), spaced(3, 1, seed=1)), call(spaced(4), 0.0)],
-          _unequal, kinks="a tie is shared half and half", reach=0.005),
+    Entry(
+        ops.matmul,
+        lambda x, y: np.einsum(
+            "...nk,...km->...nm" if min(x.ndim, y.ndim) > 1 else "k,...km->...m" if y.ndim > 1 else "...k,k->...", x, y
+        ),
+        [
+            call(normal(3, 4), normal(4, 2)),
+            call(normal(4), normal(4, seed=1)),
+            call(normal(4), normal(4, 3)),
+            call(normal(2, 3, 4), normal(4)),
+            call(normal(4), normal(2, 4, 3)),
+            call(normal(2, 3, 4), normal(4, 5)),
+            call(normal(3, 4), normal(2, 4, 2)),
+            call(normal(5, 1, 2, 3), normal(2, 3, 4)),
+        ],
+        [
+            (call(np.ones((2, 3)), np.ones((2, 3))), ValueError),
+            (call(np.ones((2, 3)), 2.0), ValueError),
+            (call(np.ones(2), np.array(1.0)), ValueError),
+        ],
+    ),
+    Entry(
+        ops.cast,
+        lambda x, dtype: x,
+        [call(normal(3, 4), dtype="float64"), call(normal(), dtype="float64")],
+        [(call(_flat, dtype="int64"), TypeError), (call("text", dtype="float64"), TypeError)],
+    ),
+    Entry(
+        ops.relu,
+        lambda x: np.where(x > 0, x, 0),
+        [call(spaced(3, 4)), call(spaced(5))],
+        _text,
+        kinks="relu′(0) = 0",
+        reach=0.02,
+    ),
+    Entry(
+        ops.maximum,
+        lambda x, y: np.where(x > y, x, y),
+        [call(spaced(3, 4), spaced(3, 4, seed=1)), call(spaced(4), spaced(3, 1, seed=1)), call(spaced(4), 0.0)],
+        _unequal,
+        kinks="a tie is shared half and half",
+        reach=0.005,
+    ),
     Entry(ops.sum, np.sum, _axes, _no_axis),
     Entry(ops.mean, np.mean, _axes, _no_axis),
-    Entry(ops.max, np.max, _axes, [*_no_axis, (call(np.ones((0, 2)), axis=0), ValueError)],
-          kinks="those that tie share equally", reach=0.02),
-    Entry(ops.reshape, np.reshape, [call(normal(3, 4), shape=(2, 6)), call(normal(6), shape=(2, -1, 1)),
-                                    call(normal(1), shape=())],
-          [(call(np.ones(6), shape=(4, 2)), ValueError), (call(np.ones(6), shape=(-1, -1)), ValueError)]),
-    Entry(ops.transpose, np.transpose, [call(normal(3, 4)), call(normal(2, 3, 4), axes=(1, 2, 0)), call(normal()),
-                                        call(normal(2, 3, 4), axes=(-1, 0, 1))],
-          [(call(np.ones((2, 3)), axes=(0,)), ValueError), (call(np.ones((2, 3)), axes=(0, 0)), ValueError)]),
-    Entry(ops.getitem, lambda x, index: x[index],
-          [call(normal(4, 3), index=index) for index in (
-              1, -1, slice(1, 3), (slice(None, None, -2), 1), (..., None, 0), np.array([0, 2, 2, 0]), [3, 3],
-              (np.array([0, 0]), np.array([1, 1])), np.arange(12).reshape(4, 3) % 5 > 1, slice(2, 2), ())],
-          [(call(np.ones(3), index=3), IndexError), (call(np.ones(3), index=(0, 0)), IndexError)]),
-    Entry(ops.concatenate, lambda *xs, axis=0: np.concatenate(xs, axis),
-          [call(normal(2, 3), normal(1, 3), normal(2, 3, seed=1)), call(normal(2, 1), normal(2, 2), axis=-1),
-           call(normal(2, 3))],
-          [(call(np.ones((2, 3)), np.ones((2, 2))), ValueError), (call(np.ones(3), np.ones((1, 3))), ValueError)]),
-    Entry(ops.conv2d, conv2d_by_loops,
-          [call(normal(5, 6, 2, 2), normal(3, 3, 2, 3), padding=1),
-           call(normal(6, 5, 2, 2), normal(3, 3, 2, 2), stride=2, padding=1),
-           call(normal(4, 4, 1, 3), normal(1, 1, 3, 2), stride=2),
-           call(normal(6, 5, 1, 1), normal(7, 7, 1, 1), stride=2, padding=3),
-           call(normal(3, 2, 1, 18), normal(3, 3, 18, 1), stride=2, padding=1)],
-          [(call(_map, np.ones((3, 3, 1, 1))), ValueError), (call(_map, np.ones((3, 2, 2, 1))), ValueError),
-           (call(_map, np.ones((5, 5, 2, 1))), ValueError), (call(_map[0], _kernel), ValueError),
-           (call(_map, _kernel, stride=0), ValueError), (call(_map, _kernel, padding=-1), ValueError)]),
-    Entry(ops.max_pool2d, max_pool2d_by_loops,
-          [call(spaced(6, 5, 2, 1), kernel=3, stride=2, padding=1), call(spaced(4, 4, 1, 2), kernel=2, stride=2),
-           call(spaced(4, 3, 1, 2), kernel=2, stride=1, padding=1)],
-          [(call(_map, kernel=5, stride=1), ValueError), (call(_map, kernel=2, stride=1, padding=2), ValueError),
-           (call(_map, kernel=2, stride=0), ValueError), (call(_map[0], kernel=2, stride=2), ValueError)],
-          kinks="a tie goes to the first in reading order", reach=0.02),
-    Entry(ops.batch_norm, batch_norm_by_loops,
-          [call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True),
-           call(normal(12, 3), positive(3), normal(3), normal(12, 3, seed=1), batch=True)],
-          [(call(np.ones((4, 3)), np.ones(2), np.ones(3), batch=True), ValueError),
-           (call(np.ones((4, 3)), np.ones(3), np.ones(1), batch=True), ValueError),
-           (call(np.ones((4, 3)), np.ones(3), np.ones(3), np.ones((3, 4)), batch=True), ValueError)],
-          tolerance=1e-11, derived=statistics),
-    Entry(ops.batch_norm, batch_norm_by_loops,
-          [call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True, relu=True),
-           call(normal(2, 3, 4), positive(4), normal(4), spaced(2, 3, 4), batch=True, relu=True)],
-          [], kinks="relu′(0) = 0", reach=1e-4, tolerance=1e-11, derived=statistics),
-    Entry(ops.batch_norm, batch_norm_by_loops,
-          [call(normal(5, 3), positive(3), normal(3), batch=False, mean=normal(3, seed=1), variance=positive(3)),
-           call(normal(2, 5, 3), positive(3), normal(3), normal(2, 5, 3, seed=1), batch=False, relu=True, eps=1e-3,
-                mean=normal(3, seed=1), variance=positive(3))],
-          [(call(np.ones((4, 3)), np.ones(3), np.ones(3), batch=False, mean=np.ones(1), variance=np.ones(3)),
-            ValueError)], kinks="relu′(0) = 0", reach=1e-4, tolerance=1e-11),
-    Entry(ops.l2_normalize, l2_normalize_by_loops, [call(normal(4, 5)), call(1e-30 * normal(3, 2)),
-                                                    call(80 * normal(3, 6)), call(normal(1, 1))],
-          [(call(np.ones(3)), ValueError), (call("text"), TypeError)], domain="x ≠ 0 (gradient 0 at a row of zeros)"),
-    Entry(ops.cross_entropy, cross_entropy_by_loops,
-          [call(normal(4, 3), labels=np.array([0, 2, 2, 1])), call(5 * normal(2, 6), labels=np.array([5, 0], np.uint8)),
-           call(normal(1, 1), labels=np.array([0]))],
-          [(call(np.ones((2, 3)), labels=np.array([0.0, 1.0])), TypeError),
-           (call(np.ones((2, 3)), labels=np.array([0, 3])), ValueError),
-           (call(np.ones((2, 3)), labels=np.array([0, -1])), ValueError),
-           (call(np.ones((2, 3)), labels=np.array([0])), ValueError),
-           (call(np.ones(3), labels=np.array([0, 1, 2])), ValueError),
-           (call(np.ones((0, 3)), labels=np.zeros(0, int)), ValueError)]),
-    Entry(ntxent._nt_xent, nt_xent_by_loops,
-          [call(normal(4, 5), normal(4, 5, seed=1), temperature=0.5),
-           call(normal(2, 3), normal(2, 3, seed=1), temperature=0.1),
-           call(80 * normal(3, 4), normal(3, 4, seed=1), temperature=1.0),
-           call(normal(1, 3), normal(1, 3, seed=1), temperature=0.1)],
-          [(call(np.ones((2, 3)), np.ones((3, 3)), temperature=0.1), ValueError),
-           (call(np.ones((2, 3)), np.ones((2, 3)), temperature=0.0), ValueError),
-           (call(np.ones((2, 3)), np.ones((2, 3)), temperature=np.nan), ValueError),
-           (call(np.ones((2, 3), int), np.ones((2, 3), int), temperature=0.1), TypeError)],
-          domain="rows ≠ 0 (gradient 0 at a row of zeros)", reach=0.1),
+    Entry(
+        ops.max,
+        np.max,
+        _axes,
+        [*_no_axis, (call(np.ones((0, 2)), axis=0), ValueError)],
+        kinks="those that tie share equally",
+        reach=0.02,
+    ),
+    Entry(
+        ops.reshape,
+        np.reshape,
+        [call(normal(3, 4), shape=(2, 6)), call(normal(6), shape=(2, -1, 1)), call(normal(1), shape=())],
+        [(call(np.ones(6), shape=(4, 2)), ValueError), (call(np.ones(6), shape=(-1, -1)), ValueError)],
+    ),
+    Entry(
+        ops.transpose,
+        np.transpose,
+        [
+            call(normal(3, 4)),
+            call(normal(2, 3, 4), axes=(1, 2, 0)),
+            call(normal()),
+            call(normal(2, 3, 4), axes=(-1, 0, 1)),
+        ],
+        [(call(np.ones((2, 3)), axes=(0,)), ValueError), (call(np.ones((2, 3)), axes=(0, 0)), ValueError)],
+    ),
+    Entry(
+        ops.getitem,
+        lambda x, index: x[index],
+        [
+            call(normal(4, 3), index=index)
+            for index in (
+                1,
+                -1,
+                slice(1, 3),
+                (slice(None, None, -2), 1),
+                (..., None, 0),
+                np.array([0, 2, 2, 0]),
+                [3, 3],
+                (np.array([0, 0]), np.array([1, 1])),
+                np.arange(12).reshape(4, 3) % 5 > 1,
+                slice(2, 2),
+                (),
+            )
+        ],
+        [(call(np.ones(3), index=3), IndexError), (call(np.ones(3), index=(0, 0)), IndexError)],
+    ),
+    Entry(
+        ops.concatenate,
+        lambda *xs, axis=0: np.concatenate(xs, axis),
+        [
+            call(normal(2, 3), normal(1, 3), normal(2, 3, seed=1)),
+            call(normal(2, 1), normal(2, 2), axis=-1),
+            call(normal(2, 3)),
+        ],
+        [(call(np.ones((2, 3)), np.ones((2, 2))), ValueError), (call(np.ones(3), np.ones((1, 3))), ValueError)],
+    ),
+    Entry(
+        ops.conv2d,
+        conv2d_by_loops,
+        [
+            call(normal(5, 6, 2, 2), normal(3, 3, 2, 3), padding=1),
+            call(normal(6, 5, 2, 2), normal(3, 3, 2, 2), stride=2, padding=1),
+            call(normal(4, 4, 1, 3), normal(1, 1, 3, 2), stride=2),
+            call(normal(6, 5, 1, 1), normal(7, 7, 1, 1), stride=2, padding=3),
+            call(normal(3, 2, 1, 18), normal(3, 3, 18, 1), stride=2, padding=1),
+        ],
+        [
+            (call(_map, np.ones((3, 3, 1, 1))), ValueError),
+            (call(_map, np.ones((3, 2, 2, 1))), ValueError),
+            (call(_map, np.ones((5, 5, 2, 1))), ValueError),
+            (call(_map[0], _kernel), ValueError),
+            (call(_map, _kernel, stride=0), ValueError),
+            (call(_map, _kernel, padding=-1), ValueError),
+        ],
+    ),
+    Entry(
+        ops.max_pool2d,
+        max_pool2d_by_loops,
+        [
+            call(spaced(6, 5, 2, 1), kernel=3, stride=2, padding=1),
+            call(spaced(4, 4, 1, 2), kernel=2, stride=2),
+            call(spaced(4, 3, 1, 2), kernel=2, stride=1, padding=1),
+        ],
+        [
+            (call(_map, kernel=5, stride=1), ValueError),
+            (call(_map, kernel=2, stride=1, padding=2), ValueError),
+            (call(_map, kernel=2, stride=0), ValueError),
+            (call(_map[0], kernel=2, stride=2), ValueError),
+        ],
+        kinks="a tie goes to the first in reading order",
+        reach=0.02,
+    ),
+    Entry(
+        ops.batch_norm,
+        batch_norm_by_loops,
+        [
+            call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True),
+            call(normal(12, 3), positive(3), normal(3), normal(12, 3, seed=1), batch=True),
+        ],
+        [
+            (call(np.ones((4, 3)), np.ones(2), np.ones(3), batch=True), ValueError),
+            (call(np.ones((4, 3)), np.ones(3), np.ones(1), batch=True), ValueError),
+            (call(np.ones((4, 3)), np.ones(3), np.ones(3), np.ones((3, 4)), batch=True), ValueError),
+        ],
+        tolerance=1e-11,
+        derived=statistics,
+    ),
+    Entry(
+        ops.batch_norm,
+        batch_norm_by_loops,
+        [
+            call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True, relu=True),
+            call(normal(2, 3, 4), positive(4), normal(4), spaced(2, 3, 4), batch=True, relu=True),
+        ],
+        [],
+        kinks="relu′(0) = 0",
+        reach=1e-4,
+        tolerance=1e-11,
+        derived=statistics,
+    ),
+    Entry(
+        ops.batch_norm,
+        batch_norm_by_loops,
+        [
+            call(normal(5, 3), positive(3), normal(3), batch=False, mean=normal(3, seed=1), variance=positive(3)),
+            call(
+                normal(2, 5, 3),
+                positive(3),
+                normal(3),
+                normal(2, 5, 3, seed=1),
+                batch=False,
+                relu=True,
+                eps=1e-3,
+                mean=normal(3, seed=1),
+                variance=positive(3),
+            ),
+        ],
+        [
+            (
+                call(np.ones((4, 3)), np.ones(3), np.ones(3), batch=False, mean=np.ones(1), variance=np.ones(3)),
+                ValueError,
+            )
+        ],
+        kinks="relu′(0) = 0",
+        reach=1e-4,
+        tolerance=1e-11,
+    ),
+    Entry(
+        ops.l2_normalize,
+        l2_normalize_by_loops,
+        [call(normal(4, 5)), call(1e-30 * normal(3, 2)), call(80 * normal(3, 6)), call(normal(1, 1))],
+        [(call(np.ones(3)), ValueError), (call("text"), TypeError)],
+        domain="x ≠ 0 (gradient 0 at a row of zeros)",
+    ),
+    Entry(
+        ops.cross_entropy,
+        cross_entropy_by_loops,
+        [
+            call(normal(4, 3), labels=np.array([0, 2, 2, 1])),
+            call(5 * normal(2, 6), labels=np.array([5, 0], np.uint8)),
+            call(normal(1, 1), labels=np.array([0])),
+        ],
+        [
+            (call(np.ones((2, 3)), labels=np.array([0.0, 1.0])), TypeError),
+            (call(np.ones((2, 3)), labels=np.array([0, 3])), ValueError),
+            (call(np.ones((2, 3)), labels=np.array([0, -1])), ValueError),
+            (call(np.ones((2, 3)), labels=np.array([0])), ValueError),
+            (call(np.ones(3), labels=np.array([0, 1, 2])), ValueError),
+            (call(np.ones((0, 3)), labels=np.zeros(0, int)), ValueError),
+        ],
+    ),
+    Entry(
+        ntxent._nt_xent,
+        nt_xent_by_loops,
+        [
+            call(normal(4, 5), normal(4, 5, seed=1), temperature=0.5),
+            call(normal(2, 3), normal(2, 3, seed=1), temperature=0.1),
+            call(80 * normal(3, 4), normal(3, 4, seed=1), temperature=1.0),
+            call(normal(1, 3), normal(1, 3, seed=1), temperature=0.1),
+        ],
+        [
+            (call(np.ones((2, 3)), np.ones((3, 3)), temperature=0.1), ValueError),
+            (call(np.ones((2, 3)), np.ones((2, 3)), temperature=0.0), ValueError),
+            (call(np.ones((2, 3)), np.ones((2, 3)), temperature=np.nan), ValueError),
+            (call(np.ones((2, 3), int), np.ones((2, 3), int), temperature=0.1), TypeError),
+        ],
+        domain="rows ≠ 0 (gradient 0 at a row of zeros)",
+        reach=0.1,
+    ),
 ]

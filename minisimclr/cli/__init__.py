@@ -18,8 +18,14 @@ from ..training.train import NonFiniteError
 from . import demo, embed, evaluate, gradcheck, pretrain, report
 from .console import complain
 
-COMMANDS = {"demo": demo, "pretrain": pretrain, "evaluate": evaluate, "report": report, "embed": embed,
-            "gradcheck": gradcheck}
+COMMANDS = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "report": report,
+    "embed": embed,
+    "gradcheck": gradcheck,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,11 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="minisimclr", description="SimCLR from scratch in NumPy and CuPy.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP[0].upper() + module.HELP[1:] + ".",
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(command=module.run_command)
-        sub.add_argument("--threads", type=int, default=None, metavar="N",
-                         help="threads to work with (default: $MINISIMCLR_THREADS, else the usable cores)")
+        sub.add_argument(
+            "--threads",
+            type=int,
+            default=None,
+            metavar="N",
+            help="threads to work with (default: $MINISIMCLR_THREADS, else the usable cores)",
+        )
         sub.add_argument("--debug", action="store_true", help="show a traceback for an error")
         module.add_options(sub)
     return parser

@@ -46,8 +46,14 @@ def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
         text = f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f}), top-1 {100 * metrics['top1']:.0f} %"
         if sys.stderr.isatty():
             if bar is None:
-                bar = tqdm(total=metrics["steps"], initial=start, unit="step", dynamic_ncols=True, smoothing=0.1,
-                           bar_format="step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left")
+                bar = tqdm(
+                    total=metrics["steps"],
+                    initial=start,
+                    unit="step",
+                    dynamic_ncols=True,
+                    smoothing=0.1,
+                    bar_format="step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left",
+                )
             bar.set_description_str(f"{text}, {metrics['images_per_second']:.0f} images/s", refresh=False)
             bar.update()
         elif time.monotonic() - spoken > 10 or metrics["step"] + 1 == metrics["steps"]:
@@ -55,8 +61,11 @@ def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
             done, steps = metrics["step"] + 1, metrics["steps"]
             rate = (done - start) / (spoken - began)
             left = tqdm.format_interval((steps - done) / rate)
-            print(f"step {done}/{steps}  {text}, {rate * config.batch:.0f} images/s, {left} left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"step {done}/{steps}  {text}, {rate * config.batch:.0f} images/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     try:
         yield progress

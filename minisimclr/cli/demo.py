@@ -23,10 +23,12 @@ DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
-    parser.add_argument("--seed", type=int, default=DEMO.seed, metavar="N",
-                        help=f"of all random numbers (default: {DEMO.seed})")
-    parser.add_argument("--epochs", type=int, default=None, metavar="N",
-                        help=f"passes over the images (default: {DEMO.epochs})")
+    parser.add_argument(
+        "--seed", type=int, default=DEMO.seed, metavar="N", help=f"of all random numbers (default: {DEMO.seed})"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=None, metavar="N", help=f"passes over the images (default: {DEMO.epochs})"
+    )
     add_device(parser, "where to compute")
 
 

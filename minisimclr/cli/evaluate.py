@@ -18,8 +18,13 @@ HELP = "measure how well the classes can be told apart by h, and by z"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=20, metavar="N", help="neighbours that vote (default: 20)")
-    parser.add_argument("--knn-temperature", type=float, default=0.1, metavar="T",
-                        help="a neighbour of cosine similarity s votes with weight exp(s/T) (default: 0.1)")
+    parser.add_argument(
+        "--knn-temperature",
+        type=float,
+        default=0.1,
+        metavar="T",
+        help="a neighbour of cosine similarity s votes with weight exp(s/T) (default: 0.1)",
+    )
     add_run(parser)
 
 
@@ -38,9 +43,14 @@ def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, tempe
     settings = f"accuracy in percent; {classes} classes, chance {100 / classes:.1f}; k = {k}"
     print(f"\n{text}\n\n{settings}")
     (run.folder / "table.txt").write_text(f"{text}\n\n{settings}\n")
-    results = {"steps": run.steps, "k": k, "temperature": temperature, "train_images": len(train),
-               "test_images": {name: len(data) for name, data in tests.items()},
-               "scores": [dataclasses.asdict(score) for score in scores]}
+    results = {
+        "steps": run.steps,
+        "k": k,
+        "temperature": temperature,
+        "train_images": len(train),
+        "test_images": {name: len(data) for name, data in tests.items()},
+        "scores": [dataclasses.asdict(score) for score in scores],
+    }
     (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     with saying("drawing pictures"):
         report.draw_all(run, train, next(iter(tests.values())), run.folder)

@@ -16,8 +16,8 @@ class DataError(ValueError):
 class Dataset:
     """Images of one size, with a label each (which pre-training never looks at)."""
 
-    images: NDArray[np.uint8]     # (N,H,W,3)
-    labels: NDArray[np.int64]     # (N,), indices into class_names
+    images: NDArray[np.uint8]  # (N,H,W,3)
+    labels: NDArray[np.int64]  # (N,), indices into class_names
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MAX_PIXELS = 64_000_000         # declared in the header; 192 MB once decoded
-ORIENTATION = 0x0112            # the EXIF tag that says how the camera was held
+MAX_PIXELS = 64_000_000  # declared in the header; 192 MB once decoded
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
 def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
@@ -26,13 +26,13 @@ def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     pixels is returned as it is. Raises ValueError, or whatever Pillow raises for damaged files.
     """
     try:
-        image: Image.Image = Image.open(file, formats=FORMATS)      # reads the header only
+        image: Image.Image = Image.open(file, formats=FORMATS)  # reads the header only
     except UnidentifiedImageError:
         raise ValueError("not a PNG, JPEG, WebP or BMP image") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"declares {width}×{height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
-    image.draft(None, (2 * size, 2 * size))     # lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its size
+    image.draft(None, (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its size
     image = _to_rgb(_upright(image))
     if image.size != (size, size):
         width, height = image.size
@@ -45,13 +45,13 @@ def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(ORIENTATION, 1) != 1
-    except Exception:           # nonsense where the orientation should be is no reason to lose the image
+    except Exception:  # nonsense where the orientation should be is no reason to lose the image
         turned = False
     return ImageOps.exif_transpose(image) if turned else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):              # 16 bits of grey, which Pillow would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
         values: NDArray[Any] = np.asarray(image)
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -25,9 +25,9 @@ from .dataset import DataError, Dataset
 from .decode import SUFFIXES, decode_image
 
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "unlabeled", "unlabelled"}
-MAX_FILE_BYTES = 2**28      # of one image file, unpacked
-MAX_ZIP_BYTES = 2**38       # of all images in a zip, unpacked
-NAMED = 10                  # so many unreadable images are named one by one
+MAX_FILE_BYTES = 2**28  # of one image file, unpacked
+MAX_ZIP_BYTES = 2**38  # of all images in a zip, unpacked
+NAMED = 10  # so many unreadable images are named one by one
 
 Report = Callable[[str], None]
 
@@ -45,7 +45,7 @@ def load_files(path: Path, split: str, size: int, limit: int | None, report: Rep
         if not entries:
             raise DataError(f"{path}: no images found (of {', '.join(SUFFIXES)})")
         chosen, class_names = choose_split(entries, split, path, report)
-        if limit is not None and limit < len(chosen):       # evenly spread, so that no class is lost
+        if limit is not None and limit < len(chosen):  # evenly spread, so that no class is lost
             chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
         readable, images = _decode([entry for entry, _ in chosen], size, path, report)
     labels = np.array([chosen[i][1] for i in readable], dtype=np.int64)
@@ -53,6 +53,7 @@ def load_files(path: Path, split: str, size: int, limit: int | None, report: Rep
 
 
 # ── Finding images ────────────────────────────────────────────────────────────────────────────────
+
 
 @contextmanager
 def _open_source(path: Path, report: Report) -> Iterator[list[Entry]]:
@@ -74,9 +75,9 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
     root, outside = path.resolve(), 0
 
     def stop(error: OSError) -> None:
-        raise error         # an unreadable folder is not an empty one
+        raise error  # an unreadable folder is not an empty one
 
-    for folder, subfolders, files in os.walk(root, onerror=stop):           # does not follow links to folders
+    for folder, subfolders, files in os.walk(root, onerror=stop):  # does not follow links to folders
         here = Path(folder)
         outside += sum((here / name).is_symlink() for name in subfolders)
         for name in files:
@@ -86,7 +87,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
                 continue
             if file.is_symlink() and not file.resolve().is_relative_to(root):
                 outside += 1
-            elif file.is_file():                                            # a pipe would wait for ever
+            elif file.is_file():  # a pipe would wait for ever
                 yield Entry(parts, partial(_read_file, file))
     if outside:
         report(f"{path}: {outside} symbolic links out of the folder, or to folders, were not followed")
@@ -95,7 +96,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
 def _zip_entries(archive: zipfile.ZipFile, path: Path, report: Report) -> Iterator[Entry]:
     total = outside = 0
     for member in archive.infolist():
-        name = member.filename.replace("\\", "/")                          # some archivers on Windows
+        name = member.filename.replace("\\", "/")  # some archivers on Windows
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         if member.is_dir() or not _is_image(parts):
             continue
@@ -125,12 +126,13 @@ def _read_file(file: Path) -> IO[bytes]:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     if member.flag_bits & 1:
         raise ValueError("encrypted")
-    if member.file_size > MAX_FILE_BYTES:                                   # zipfile reads no more than declared
+    if member.file_size > MAX_FILE_BYTES:  # zipfile reads no more than declared
         raise ValueError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
     return io.BytesIO(archive.read(member))
 
 
 # ── Splits and classes ────────────────────────────────────────────────────────────────────────────
+
 
 def choose_split(
     entries: list[Entry], split: str, path: Path, report: Report
@@ -143,7 +145,7 @@ def choose_split(
     tops = {parts[0] for parts, _ in below if len(parts) > 1}
     splits = {top for top in tops if top.lower() in SPLIT_NAMES}
     holding_classes = any(parts[0] in splits and len(parts) > 2 for parts, _ in below)
-    if holding_classes or (splits and splits == tops):                      # a class may be called "train"
+    if holding_classes or (splits and splits == tops):  # a class may be called "train"
         if split.lower() not in {top.lower() for top in splits}:
             raise DataError(f"{path}: no split {split!r}; there are: {', '.join(map(shown, sorted(splits)))}")
         stray = sum(parts[0] not in splits for parts, _ in below)
@@ -188,6 +190,7 @@ def _held_out(parts: tuple[str, ...]) -> bool:
 
 # ── Decoding ──────────────────────────────────────────────────────────────────────────────────────
 
+
 def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tuple[list[int], np.ndarray]:
     """The indices of the readable images, and their pixels; the others are named, or refused if many."""
     try:
@@ -199,14 +202,14 @@ def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tupl
 
     def decode(i: int) -> None:
         if len(unreadable) > tolerated:
-            return              # refused anyway: do not unpack the rest
+            return  # refused anyway: do not unpack the rest
         try:
             with entries[i].open() as file:
                 images[i] = decode_image(file, size)
-        except Exception as error:      # what a decoder raises for hostile bytes is anyone's guess
+        except Exception as error:  # what a decoder raises for hostile bytes is anyone's guess
             unreadable[i] = one_line(error)
 
-    with warnings.catch_warnings():     # Pillow warns of large or odd files; what matters is named below
+    with warnings.catch_warnings():  # Pillow warns of large or odd files; what matters is named below
         warnings.simplefilter("ignore")
         parallel(decode, range(len(entries)))
 

@@ -49,8 +49,7 @@ class Node:
 
     __slots__ = ("__weakref__", "age", "dtype", "grad", "leaf", "locked", "name", "parents", "shape", "vjp")
 
-    def __init__(self, name: str, value: Array, parents: tuple[Node | None, ...] = (),
-                 vjp: Vjp | None = None) -> None:
+    def __init__(self, name: str, value: Array, parents: tuple[Node | None, ...] = (), vjp: Vjp | None = None) -> None:
         self.name, self.parents, self.vjp = name, parents, vjp
         self.locked: tuple[Array, ...] = lock(vjp) if vjp is not None else ()
         self.shape, self.dtype = value.shape, value.dtype
@@ -165,6 +164,7 @@ class Tensor:
         return f"Tensor({self._data!r}{made_by})"
 
     if TYPE_CHECKING:  # the arithmetic stands in ops/basic.py, which attaches it here
+
         def __add__(self, other: Any) -> Tensor: ...
         def __radd__(self, other: Any) -> Tensor: ...
         def __sub__(self, other: Any) -> Tensor: ...
@@ -187,6 +187,7 @@ class Tensor:
 
 
 # ── Recording ─────────────────────────────────────────────────────────────────────────────────────
+
 
 def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tensor]:
     """Make a function on tensors of `function(xp, *arrays, **hyperparameters) -> (value, vjp)`.
@@ -251,6 +252,7 @@ def no_grad() -> Iterator[None]:
 
 
 # ── Going back ────────────────────────────────────────────────────────────────────────────────────
+
 
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
     """Walk the graph from `tensor` to its leaves, youngest node first.

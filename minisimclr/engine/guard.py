@@ -55,8 +55,11 @@ def lend(array: Array) -> Array:
 
 def lock(vjp: Callable[..., Any]) -> tuple[Array, ...]:
     """Make what the vjp keeps read-only, and say what that was, for `unlock`."""
-    locked = {id(array): array for array in arrays_in(vjp) if isinstance(array, np.ndarray)
-              and (array.flags.writeable or id(array) in _needed_by)}
+    locked = {
+        id(array): array
+        for array in arrays_in(vjp)
+        if isinstance(array, np.ndarray) and (array.flags.writeable or id(array) in _needed_by)
+    }
     for key, array in locked.items():
         array.flags.writeable = False
         if key in _lent and key not in _needed_by:

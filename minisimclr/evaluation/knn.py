@@ -20,7 +20,7 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     similarities = xp.empty((len(test_u), k), xp.float32)
 
     def run(rows: slice) -> None:
-        similarity = test_u[rows] @ train_u.T                                               # (100,M)
+        similarity = test_u[rows] @ train_u.T  # (100,M)
         best = xp.argpartition(-similarity, k - 1, axis=1)[:, :k]
         order = xp.argsort(-xp.take_along_axis(similarity, best, axis=1), axis=1, kind="stable")
         indices[rows] = xp.take_along_axis(best, order, axis=1)
@@ -30,8 +30,9 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     return to_numpy(indices), to_numpy(similarities)
 
 
-def knn_accuracy(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix, k: int = 20,
-                 temperature: float = 0.1) -> float:
+def knn_accuracy(
+    train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix, k: int = 20, temperature: float = 0.1
+) -> float:
     """Share of test rows whose class wins the vote of their k nearest training rows.
 
     Neighbours are found by cosine similarity s and vote with weight exp(s/temperature), as in Wu et al. 2018.
@@ -59,5 +60,7 @@ def check_features(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matri
     if train_h.ndim != 2 or test_h.ndim != 2 or train_h.shape[1] != test_h.shape[1]:
         raise ValueError(f"features must be (N,D) with one D, not {train_h.shape} and {test_h.shape}")
     if len(train_h) != len(train_y) or len(test_h) != len(test_y):
-        raise ValueError(f"one label per row expected: {len(train_h)} rows and {len(train_y)} labels for training, "
-                         f"{len(test_h)} and {len(test_y)} for testing")
+        raise ValueError(
+            f"one label per row expected: {len(train_h)} rows and {len(train_y)} labels for training, "
+            f"{len(test_h)} and {len(test_y)} for testing"
+        )

@@ -20,15 +20,16 @@ class LinearProbe:
     """Multinomial logistic regression on standardised features: logits = (x − mean)/std · W + b."""
 
     def __init__(self, mean: Array, std: Array, weights: Matrix, l2: float) -> None:
-        self.mean, self.std, self.weights, self.l2 = mean, std, weights, l2   # weights (D+1,K), b last
+        self.mean, self.std, self.weights, self.l2 = mean, std, weights, l2  # weights (D+1,K), b last
 
     def accuracy(self, h: Array, y: Matrix) -> float:
         """The share of rows that it puts into their class; h is where the rows were that it was fitted on."""
         return _share_right(_affine(_standardised(h, self.mean, self.std), self.weights), y)
 
 
-def fit_linear_probe(h: Array, y: Matrix, *, l2_values: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3),
-                     iterations: int = 50, seed: int = 0) -> LinearProbe:
+def fit_linear_probe(
+    h: Array, y: Matrix, *, l2_values: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3), iterations: int = 50, seed: int = 0
+) -> LinearProbe:
     """Fit by L-BFGS, the l2 penalty chosen on a held-out tenth of the rows (paper, App. B.8.1: L-BFGS, l2 sweep).
 
     h (N,D) float, y integer (N,) in 0…K−1, on the host. The loss is the mean cross-entropy + ½·l2·|W|². Its value
@@ -72,26 +73,27 @@ def _fit(x: Array, y: Matrix, start: Matrix, l2: float, iterations: int) -> Matr
         def run(k: int) -> None:
             rows, labels = x[parts[k]], y[parts[k]]
             each = xp.arange(len(rows))
-            logits = _affine(rows, weights)                                                 # (1000,K)
+            logits = _affine(rows, weights)  # (1000,K)
             logits -= logits.max(axis=1, keepdims=True)
             p = xp.exp(logits)
             sums = p.sum(axis=1, keepdims=True)
             losses[k] = (xp.log(sums[:, 0]) - logits[each, labels]).sum(dtype=float)
             p /= sums
-            p[each, labels] -= 1                                                            # P − Y
+            p[each, labels] -= 1  # P − Y
             gradients[k, :-1] = rows.T @ p
             gradients[k, -1] = p.sum(axis=0)
 
         parallel(run, range(len(parts)))
         gradient = to_numpy(gradients.sum(axis=0, dtype=float)) / len(x)
-        gradient[:-1] += l2 * weights[:-1]                                                  # b is not penalised
+        gradient[:-1] += l2 * weights[:-1]  # b is not penalised
         return float(losses.sum()) / len(x) + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
 
     from scipy.optimize import minimize  # half of the time that importing minisimclr would take
 
     with blas_at_one_thread():
-        result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B",
-                          options={"maxiter": iterations})
+        result = minimize(
+            loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations}
+        )
     return np.asarray(result.x).reshape(start.shape)
 
 

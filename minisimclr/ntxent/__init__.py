@@ -33,9 +33,7 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") ->
 
 
 @primitive
-def _nt_xent(
-    xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str = "auto"
-) -> tuple[Array, Vjp]:
+def _nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str = "auto") -> tuple[Array, Vjp]:
     check(za, zb, temperature)
     # The gradient is computed along with the value, so that nothing of size (2N, 2N) waits for `backward`.
     value, dza, dzb = compute(za, zb, temperature, method)
@@ -108,9 +106,7 @@ def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Arra
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
-    value, dza, dzb = METHODS[method](
-        za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature)
-    )
+    value, dza, dzb = METHODS[method](za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature))
     return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)
 
 

@@ -94,9 +94,7 @@ def launch(
     N, D, W, rows, S = (np.int32(x) for x in (images, entries, width, n, share))
 
     kernel["normalise"]((first,), (THREADS,), (za, zb, u, norm, scale, positive, arrived, N, D, W))
-    kernel["row_sums"](
-        (blocks, shares), (THREADS,), (u, positive, highest, total, loss, arrived, invtau, rows, W, S)
-    )
+    kernel["row_sums"]((blocks, shares), (THREADS,), (u, positive, highest, total, loss, arrived, invtau, rows, W, S))
     kernel["gradient"](
         (blocks + 1, shares), (THREADS,),  # one more takes the mean
         (u, norm, scale, positive, loss, value, parts, dz, arrived, invtau, factor, rows, D, W, S),

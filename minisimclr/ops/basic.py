@@ -17,6 +17,7 @@ Axis = int | tuple[int, ...] | None
 
 # ── Arithmetic ────────────────────────────────────────────────────────────────────────────────────
 
+
 @primitive
 def add(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
     """x + y.
@@ -79,7 +80,8 @@ def power(xp: Any, x: Array, *, exponent: float) -> tuple[Array, Vjp]:
 
     def vjp(g: Array) -> Array:
         return g * (exponent * x ** (exponent - 1)) if exponent else xp.zeros_like(g)
-    return x ** exponent, vjp
+
+    return x**exponent, vjp
 
 
 @primitive
@@ -134,6 +136,7 @@ def matmul(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
 
 # ── Kinks: at a corner we take the one-sided derivative named here ────────────────────────────────
 
+
 @primitive
 def relu(xp: Any, x: Array) -> tuple[Array, Vjp]:
     """max(x, 0).
@@ -162,6 +165,7 @@ def maximum(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
 
 
 # ── Reductions ────────────────────────────────────────────────────────────────────────────────────
+
 
 @primitive
 def sum(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Vjp]:

@@ -12,10 +12,12 @@ from .shapes import getitem, reshape, transpose
 
 def _operator(op: Any, swapped: bool = False) -> Any:
     """A two-sided operator; with an operand that is no number or array Python raises its own TypeError."""
+
     def method(self: Tensor, other: Any) -> Any:
         if not (isinstance(other, (Tensor, int, float)) or is_array(other) or hasattr(other, "dtype")):
             return NotImplemented
         return op(other, self) if swapped else op(self, other)
+
     return method
 
 
@@ -29,11 +31,16 @@ def _flat(arguments: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 _METHODS = {
-    "__add__": _operator(add), "__radd__": _operator(add, swapped=True),
-    "__sub__": _operator(subtract), "__rsub__": _operator(subtract, swapped=True),
-    "__mul__": _operator(multiply), "__rmul__": _operator(multiply, swapped=True),
-    "__truediv__": _operator(divide), "__rtruediv__": _operator(divide, swapped=True),
-    "__matmul__": _operator(matmul), "__rmatmul__": _operator(matmul, swapped=True),
+    "__add__": _operator(add),
+    "__radd__": _operator(add, swapped=True),
+    "__sub__": _operator(subtract),
+    "__rsub__": _operator(subtract, swapped=True),
+    "__mul__": _operator(multiply),
+    "__rmul__": _operator(multiply, swapped=True),
+    "__truediv__": _operator(divide),
+    "__rtruediv__": _operator(divide, swapped=True),
+    "__matmul__": _operator(matmul),
+    "__rmatmul__": _operator(matmul, swapped=True),
     "__pow__": _power,
     "__neg__": lambda self: negative(self),
     "__getitem__": lambda self, index: getitem(self, index=index),

@@ -18,14 +18,18 @@ def max_pool2d(xp: Any, x: Array, *, kernel: int, stride: int, padding: int = 0)
     VJP:    g goes to the first pixel of the window, in reading order, that holds the largest value
     """
     if x.ndim != 4 or kernel < 1 or stride < 1 or padding < 0:
-        raise ValueError(f"max_pool2d: a map (H,W,N,C), kernel and stride from 1 on and padding from 0 on expected, "
-                         f"not {x.shape}, {kernel}, {stride} and {padding}")
+        raise ValueError(
+            f"max_pool2d: a map (H,W,N,C), kernel and stride from 1 on and padding from 0 on expected, "
+            f"not {x.shape}, {kernel}, {stride} and {padding}"
+        )
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[:2])
     if out_h < 1 or out_w < 1 or 2 * padding > kernel:
         raise ValueError(f"max_pool2d: kernel {kernel} with padding {padding} does not fit a map {x.shape[:2]}")
-    windows = [((_slice(to_row), _slice(to_column)), (_slice(row), _slice(column)))
-               for _, to_row, row in _meetings(x.shape[0], out_h, kernel, stride, padding)
-               for _, to_column, column in _meetings(x.shape[1], out_w, kernel, stride, padding)]
+    windows = [
+        ((_slice(to_row), _slice(to_column)), (_slice(row), _slice(column)))
+        for _, to_row, row in _meetings(x.shape[0], out_h, kernel, stride, padding)
+        for _, to_column, column in _meetings(x.shape[1], out_w, kernel, stride, padding)
+    ]
     N = x.shape[2]
     shares = pieces(xp, N, max(1, -(-N // threads())))
     y = xp.full((out_h, out_w, *x.shape[2:]), -xp.inf, x.dtype)

@@ -25,8 +25,15 @@ class Score:
     probe: dict[str, float]
 
 
-def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20, temperature: float = 0.1,
-            progress: Callable[[str], None] = lambda what: None) -> list[Score]:
+def compare(
+    run: Run,
+    train: Dataset,
+    tests: dict[str, Dataset],
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[Score]:
     """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split.
 
     All of it is computed where the model is.
@@ -53,11 +60,16 @@ def compare(run: Run, train: Dataset, tests: dict[str, Dataset], *, k: int = 20,
         train_h = to_device(features("", train.images), device)
         probe = fit_linear_probe(train_h, train.labels)
         test_h = {split: to_device(features(split, data.images), device) for split, data in tests.items()}
-        scores.append(Score(
-            name,
-            {split: knn_accuracy(train_h, train.labels, test_h[split], data.labels, k, temperature)
-             for split, data in tests.items()},
-            {split: probe.accuracy(test_h[split], data.labels) for split, data in tests.items()}))
+        scores.append(
+            Score(
+                name,
+                {
+                    split: knn_accuracy(train_h, train.labels, test_h[split], data.labels, k, temperature)
+                    for split, data in tests.items()
+                },
+                {split: probe.accuracy(test_h[split], data.labels) for split, data in tests.items()},
+            )
+        )
     return scores
 
 

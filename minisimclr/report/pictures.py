@@ -1,9 +1,9 @@
 """What a run shows: the table of accuracies and four pictures, drawn with Pillow.
 
-    loss.png        the loss beside its chance level, and how often an anchor finds its positive
-    views.png       images and their two random views: what the network is asked to see as one thing
-    neighbours.png  test images and their eight nearest training images; wrong classes framed
-    similarity.png  cosine similarities of test images, sorted by class, before and after training
+loss.png        the loss beside its chance level, and how often an anchor finds its positive
+views.png       images and their two random views: what the network is asked to see as one thing
+neighbours.png  test images and their eight nearest training images; wrong classes framed
+similarity.png  cosine similarities of test images, sorted by class, before and after training
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path
 
 # ── The curve ─────────────────────────────────────────────────────────────────────────────────────
 
+
 def loss_curve(history: list[Metrics]) -> Image.Image:
     """Loss (each step pale, the running mean dark) and contrastive top-1 against steps."""
     image = Image.new("RGB", (960, 560), "white")
@@ -65,15 +66,18 @@ def loss_curve(history: list[Metrics]) -> Image.Image:
     return image
 
 
-def _axes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], steps: int, span: tuple[float, float],
-          title: str) -> Any:
+def _axes(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], steps: int, span: tuple[float, float], title: str
+) -> Any:
     """Grid, ticks and title; returns the map from (step, value) to a pixel."""
     left, top, right, bottom = box
     low, high = span
 
     def to(step: float, value: float) -> tuple[float, float]:
-        return (left + (right - left) * step / max(steps, 1),
-                bottom - (bottom - top) * (value - low) / max(high - low, 1e-9))
+        return (
+            left + (right - left) * step / max(steps, 1),
+            bottom - (bottom - top) * (value - low) / max(high - low, 1e-9),
+        )
 
     draw.text((left, top - 12), title, INK, _font(16), anchor="ls")
     for value in _ticks(low, high, 4):
@@ -95,19 +99,21 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 def _curve(draw: ImageDraw.ImageDraw, to: Any, steps: list[int], values: list[float]) -> None:
     half = min(25, len(values) // 20)  # each point of the dark line is the mean of its neighbourhood
-    smooth = [float(np.mean(values[max(0, k - half):k + half + 1])) for k in range(len(values))]
+    smooth = [float(np.mean(values[max(0, k - half) : k + half + 1])) for k in range(len(values))]
     draw.line([to(*point) for point in zip(steps, values)], PALE, 1)
     draw.line([to(*point) for point in zip(steps, smooth)], BLUE, 3, joint="curve")
 
 
 # ── Sheets of images ──────────────────────────────────────────────────────────────────────────────
 
+
 def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
     """A row of images, and below each its two views, as the network sees them."""
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
-    a, b = two_views(chosen, np.random.default_rng(config.seed), config.size, config.strength, config.blur,
-                     config.min_area)
+    a, b = two_views(
+        chosen, np.random.default_rng(config.seed), config.size, config.strength, config.blur, config.min_area
+    )
     rows = [chosen, *((view * 255).round().astype(np.uint8) for view in (a, b))]
     cell = 64
     sheet, draw = _sheet(len(chosen), 3, cell, left=84)
@@ -128,8 +134,13 @@ def neighbours_sheet(run: Run, train: Dataset, test: Dataset, rows: int = 12, k:
     cell, left, apart = 64, 124, 18
     sheet, draw = _sheet(k + 1, len(queries), cell, left=left, extra=apart, top=26)
     draw.text((left + cell // 2, 20), "query", SOFT, _font(14), anchor="ms")
-    draw.text((left + cell + GAP + apart, 20), f"its {k} nearest training images by h; framed: another class",
-              SOFT, _font(14), anchor="ls")
+    draw.text(
+        (left + cell + GAP + apart, 20),
+        f"its {k} nearest training images by h; framed: another class",
+        SOFT,
+        _font(14),
+        anchor="ls",
+    )
     for r, query in enumerate(queries):
         y = 26 + GAP + r * (cell + GAP)
         label = test.labels[query]
@@ -172,8 +183,9 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     return sheet
 
 
-def _sheet(columns: int, rows: int, cell: int, *, left: int, extra: int = 0, top: int = 0) -> tuple[
-        Image.Image, ImageDraw.ImageDraw]:
+def _sheet(
+    columns: int, rows: int, cell: int, *, left: int, extra: int = 0, top: int = 0
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     sheet = Image.new("RGB", (left + extra + columns * (cell + GAP), top + GAP + rows * (cell + GAP)), "white")
     return sheet, ImageDraw.Draw(sheet)
 

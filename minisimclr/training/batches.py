@@ -26,11 +26,11 @@ from ..processor import blas_at_one_thread, set_threads
 from ..views.augment import two_views
 from .config import ORDER, VIEWS, Config
 
-PLACES = 2             # of each worker: views of so many steps wait, at most
-ENTRY = "<f4"          # of a view
+PLACES = 2  # of each worker: views of so many steps wait, at most
+ENTRY = "<f4"  # of a view
 RESIDENT_SHARE = 0.5  # of a device's free memory is what images may take; the network needs the rest
 
-Views: TypeAlias = Callable[[int], tuple[Array, Array]]     # step -> views a, views b: float32 (B,size,size,3)
+Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
 
 
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -75,7 +75,7 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)
-        batch = batch_of(batches(epoch)[k])                                                 # (B,H,W,3) uint8
+        batch = batch_of(batches(epoch)[k])  # (B,H,W,3) uint8
         return two_views(batch, config.rng(VIEWS, step), config.size, config.strength, config.blur, config.min_area)
 
     return views
@@ -94,7 +94,7 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
     if not workers or config.device != "cpu":
         yield step_views(config, images)
         return
-    context = multiprocessing.get_context("spawn")          # a fork would copy threads' locks without the threads
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks without the threads
     shared_images = context.RawArray("B", images.nbytes)
     np.copyto(_array(shared_images, np.uint8, images.shape), images)
     shape = PLACES, 2, config.batch, config.size, config.size, 3
@@ -103,17 +103,20 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
         for k in range(workers):
             here, there = context.Pipe()
             places = context.RawArray("B", 4 * int(np.prod(shape)))
-            process = context.Process(target=_work, args=(
-                there, config, shared_images, images.shape, places, shape, steps[k::workers]), daemon=True)
+            process = context.Process(
+                target=_work,
+                args=(there, config, shared_images, images.shape, places, shape, steps[k::workers]),
+                daemon=True,
+            )
             with _signals_blocked():
                 process.start()
-            there.close()                                   # else nobody would notice when the worker ends
+            there.close()  # else nobody would notice when the worker ends
             team.append((process, here, _array(places, ENTRY, shape)))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)
             if i:
-                _tell(team[(i - 1) % workers][1])           # the place of the step before is free again
+                _tell(team[(i - 1) % workers][1])  # the place of the step before is free again
             process, connection, of_worker = team[i % workers]
             try:
                 error = connection.recv()
@@ -121,7 +124,8 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
                 process.join()
                 raise ChildProcessError(
                     f"worker process {i % workers + 1} of {workers} ended with exit code {process.exitcode}; "
-                    "a negative one is the signal that killed it (−9: perhaps for want of memory)") from None
+                    "a negative one is the signal that killed it (−9: perhaps for want of memory)"
+                ) from None
             if error is not None:
                 raise error
             a, b = of_worker[i // workers % PLACES]
@@ -129,14 +133,21 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
 
         yield views
     finally:
-        for process, connection, _ in team:                 # workers hold nothing that would be lost
+        for process, connection, _ in team:  # workers hold nothing that would be lost
             process.kill()
             process.join()
             connection.close()
 
 
-def _work(connection: Connection, config: Config, shared_images: Any, images_shape: tuple[int, ...],
-          shared_places: Any, shape: tuple[int, ...], steps: range) -> None:
+def _work(
+    connection: Connection,
+    config: Config,
+    shared_images: Any,
+    images_shape: tuple[int, ...],
+    shared_places: Any,
+    shape: tuple[int, ...],
+    steps: range,
+) -> None:
     """What a worker does: fill its places in turn, say so, and wait for the word before it fills one again."""
     set_threads(1)
     places = _array(shared_places, ENTRY, shape)
@@ -148,15 +159,15 @@ def _work(connection: Connection, config: Config, shared_images: Any, images_sha
                     connection.recv()
                 places[k % PLACES][0], places[k % PLACES][1] = views(step)
                 connection.send(None)
-            connection.recv()                               # stay until the last views are used
+            connection.recv()  # stay until the last views are used
     except (EOFError, OSError):
-        return                                              # the training process is gone
+        return  # the training process is gone
     except Exception as error:
         connection.send(error)
 
 
 def _tell(connection: Connection) -> None:
-    with suppress(OSError):                                 # that it is gone is noticed when its views are asked for
+    with suppress(OSError):  # that it is gone is noticed when its views are asked for
         connection.send(None)
 
 
@@ -170,7 +181,7 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()                       # else the first start runs it, and unblocks the signals
+    resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -89,9 +89,16 @@ def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def environment(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
     """What must be the same for a resumed run to continue bit for bit."""
-    return {"device": device_name(device), "precision": precision, "machine": platform.machine(),
-            "processor": _processor(), "python": platform.python_version(), "numpy": np.__version__,
-            "blas": blas_kernels(), "threads": threads()}
+    return {
+        "device": device_name(device),
+        "precision": precision,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": blas_kernels(),
+        "threads": threads(),
+    }
 
 
 def _processor() -> str:

@@ -22,8 +22,15 @@ from .precision import PRECISIONS, half_dtype
 WEIGHTS, ORDER, VIEWS = 1, 2, 3  # what random numbers are for: the first weights, an epoch's order, a step's views
 
 
-def _setting(default: Any, help: str, *, choices: tuple[str, ...] = (), least: float = -math.inf,
-             most: float = math.inf, above: float = -math.inf) -> Any:
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+) -> Any:
     """A field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
     return field(default=default, metadata={"help": help, "choices": choices, "range": (least, most, above)})
 
@@ -36,32 +43,48 @@ class Config:
     size: int = _setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = _setting("small", "the network that gives the representation h", choices=tuple(ENCODERS))
     width: int = _setting(1, "multiplier of the encoder's channels", least=1, most=16)
-    stem: str = _setting("auto", "first layers of the encoder; auto: small for the small encoder, else cifar below "
-                                 "96 pixels and imagenet from there on", choices=("auto", *STEMS))
+    stem: str = _setting(
+        "auto",
+        "first layers of the encoder; auto: small for the small encoder, else cifar below "
+        "96 pixels and imagenet from there on",
+        choices=("auto", *STEMS),
+    )
     head_layers: int = _setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = _setting(128, "dimensions of the embedding z", least=2, most=65536)
     batch: int = _setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
     epochs: int = _setting(20, "passes over the images", least=1, most=1_000_000)
-    temperature: float = _setting(0.1, "τ of the NT-Xent loss; small values weigh the hardest negatives more",
-                                  above=0, most=1e6)
-    optimizer: str = _setting("sgd", "how weights are updated; lars is for batches of 1,024 and more",
-                              choices=("sgd", "lars"))
-    lr: float = _setting(0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256",
-                         above=0, most=1e6)
+    temperature: float = _setting(
+        0.1, "τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
+    )
+    optimizer: str = _setting(
+        "sgd", "how weights are updated; lars is for batches of 1,024 and more", choices=("sgd", "lars")
+    )
+    lr: float = _setting(
+        0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256", above=0, most=1e6
+    )
     momentum: float = _setting(0.9, "of the optimiser", least=0, most=0.9999)
     weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
-    conv: str = _setting("direct", "how 3×3 convolutions are computed: direct, the readable way; winograd, which is "
-                                   "faster and rounds more; auto: winograd where it is faster", choices=METHODS)
-    strength: float = _setting(0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10",
-                               least=0, most=2.5)
-    min_area: float = _setting(0.08, "smallest random crop, as a fraction of the image; small things want more",
-                               above=0, most=1)
+    conv: str = _setting(
+        "direct",
+        "how 3×3 convolutions are computed: direct, the readable way; winograd, which is "
+        "faster and rounds more; auto: winograd where it is faster",
+        choices=METHODS,
+    )
+    strength: float = _setting(
+        0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10", least=0, most=2.5
+    )
+    min_area: float = _setting(
+        0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
+    )
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
     seed: int = _setting(0, "of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
     device: str = _setting("cpu", "where to compute", choices=("cpu", "cuda"))
-    precision: str = _setting("float32", "of activations and products; weights, statistics and loss are float32 in "
-                                         "any; tf32 and bfloat16 need a GPU", choices=PRECISIONS)
+    precision: str = _setting(
+        "float32",
+        "of activations and products; weights, statistics and loss are float32 in any; tf32 and bfloat16 need a GPU",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line that names the setting, for a value that makes no sense."""

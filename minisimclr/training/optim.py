@@ -13,8 +13,8 @@ from ..processor import keep_freed_memory, parallel, pieces
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
     """The learning rate of step t = 0, 1, …: up a straight line, then down half a cosine (paper §2.1, App. B.6).
 
-        t < W:   peak · t/W
-        t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   0 from T on
+    t < W:   peak · t/W
+    t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   0 from T on
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps must lie in 0…total_steps = {total_steps}, not {warmup_steps}")
@@ -42,8 +42,10 @@ class Optimizer:
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step."""
         if not all(getattr(p._data.flags, "writeable", True) for p in self.params):
-            raise RuntimeError("a loss that was computed but never walked back still needs the parameters: "
-                               "call its backward() first, let go of it, or compute it under no_grad()")
+            raise RuntimeError(
+                "a loss that was computed but never walked back still needs the parameters: "
+                "call its backward() first, let go of it, or compute it under no_grad()"
+            )
 
         def update(some: slice) -> None:
             for p, v in zip(self.params[some], self.velocity[some]):
@@ -63,11 +65,17 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as in torch:
 
-        g ← g + λw;   v ← μv + g;   w ← w − lr·v        (Nesterov: w ← w − lr·(g + μv))
+    g ← g + λw;   v ← μv + g;   w ← w − lr·v        (Nesterov: w ← w − lr·(g + μv))
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
-                 nesterov: bool = False) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
         super().__init__(params, lr, momentum, weight_decay)
         self.nesterov = nesterov
 
@@ -90,8 +98,14 @@ class LARS(Optimizer):
     outside it is another optimiser as soon as the rate changes.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 1e-6,
-                 trust_coefficient: float = 1e-3) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
         super().__init__(params, lr, momentum, weight_decay)
         self.trust_coefficient = trust_coefficient
 

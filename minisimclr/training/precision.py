@@ -35,8 +35,8 @@ class LossScale:
         self.optimizer, self.dynamic = optimizer, dynamic
         self.xp = array_module(optimizer.params[0]._data)  # not .data: nothing is lent, nothing watched
         self.value: Array = self.xp.asarray(FIRST if dynamic else 1.0, dtype=np.float32)
-        self.good: Array = self.xp.asarray(0, dtype=np.int32)        # steps in a row without overflow
-        self.counts: Array = self.xp.asarray(True)                   # whether this step does
+        self.good: Array = self.xp.asarray(0, dtype=np.int32)  # steps in a row without overflow
+        self.counts: Array = self.xp.asarray(True)  # whether this step does
 
     def quiet(self) -> Any:
         """A context in which NumPy does not warn of the overflows that we look for ourselves."""
@@ -89,6 +89,7 @@ class LossScale:
 
 # ── What the device has ───────────────────────────────────────────────────────────────────────────
 
+
 def half_dtype(name: str, device: str) -> Any:
     """The dtype of float16 or bfloat16 numbers; RuntimeError, in one line, if the device does not have them."""
     if name == "float16":
@@ -128,5 +129,7 @@ def use_tf32(on: bool, device: str) -> None:
 def _require_tensor_cores(precision: str) -> None:
     major, minor = compute_capability()
     if major < 8:
-        raise RuntimeError(f'precision "{precision}" needs a GPU of compute capability 8.0, this one has '
-                           f"{major}.{minor}; use float32 or float16")
+        raise RuntimeError(
+            f'precision "{precision}" needs a GPU of compute capability 8.0, this one has '
+            f"{major}.{minor}; use float32 or float16"
+        )

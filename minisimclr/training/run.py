@@ -1,9 +1,9 @@
 """A run and its folder: what is kept while training, how it is stopped, and how it goes on.
 
-    config.json      the settings
-    metrics.jsonl    one JSON object per step: "loss", "top1", "gradient" (Σ max|g| over the parameters; 0: a step that
-                     float16 left out), "lr" …
-    checkpoint.npz   weights, momentum, position (checkpoint.py)
+config.json      the settings
+metrics.jsonl    one JSON object per step: "loss", "top1", "gradient" (Σ max|g| over the parameters; 0: a step that
+                 float16 left out), "lr" …
+checkpoint.npz   weights, momentum, position (checkpoint.py)
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .config import Config, build_model
 from .optim import Optimizer
 from .precision import LossScale
 
-SAVE_EVERY = 60.0                # seconds between checkpoints, at most; and one at the end
+SAVE_EVERY = 60.0  # seconds between checkpoints, at most; and one at the end
 MAY_CHANGE = ("device", "precision")  # settings that a resumed run may change: where and how exactly, not what
 
-Metrics = dict[str, Any]         # one line of metrics.jsonl
+Metrics = dict[str, Any]  # one line of metrics.jsonl
 
 
 class Interrupted(Exception):
@@ -53,13 +53,14 @@ class Run:
 
     config: Config
     model: SimCLR
-    steps: int = 0                                             # done so far
+    steps: int = 0  # done so far
     history: list[Metrics] = field(default_factory=list)
     folder: Path | None = None
-    images: str = ""                                           # fingerprint of the training images
+    images: str = ""  # fingerprint of the training images
 
 
 # ── The run's folder ──────────────────────────────────────────────────────────────────────────────
+
 
 def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """A run as its folder holds it: configuration, trained model, steps done, metrics.
@@ -103,8 +104,9 @@ def restore(run: Run, optimizer: Optimizer, scale: LossScale) -> None:
     path = run.folder / "checkpoint.npz"
     arrays, meta = checkpoint.load(path)
     before = Config().as_dict() | meta.get("config", {})  # a setting that did not exist then had its default
-    differing = [name for name, value in run.config.as_dict().items()
-                 if before.get(name) != value and name not in MAY_CHANGE]
+    differing = [
+        name for name, value in run.config.as_dict().items() if before.get(name) != value and name not in MAY_CHANGE
+    ]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
     if meta.get("images") != run.images:
@@ -142,11 +144,20 @@ def keeper(run: Run, optimizer: Optimizer, scale: LossScale) -> Iterator[Callabl
         arrays |= {f"scale/{name}": array for name, array in scale.state().items()}
         for name, array in arrays.items():  # a loss can be finite although weights or statistics overflowed
             if not np.isfinite(array).all():
-                raise NonFiniteError(f"{name} became NaN or infinite by step {run.steps}, and was not saved; "
-                                     "try a lower lr or weight decay")
-        checkpoint.save(run.folder / "checkpoint.npz", arrays, {
-            "config": run.config.as_dict(), "steps": run.steps, "images": run.images,
-            "environment": checkpoint.environment(run.config.device, run.config.precision)})
+                raise NonFiniteError(
+                    f"{name} became NaN or infinite by step {run.steps}, and was not saved; "
+                    "try a lower lr or weight decay"
+                )
+        checkpoint.save(
+            run.folder / "checkpoint.npz",
+            arrays,
+            {
+                "config": run.config.as_dict(),
+                "steps": run.steps,
+                "images": run.images,
+                "environment": checkpoint.environment(run.config.device, run.config.precision),
+            },
+        )
         last = time.monotonic()
 
     if run.folder is not None:

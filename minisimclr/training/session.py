@@ -23,8 +23,8 @@ class Meter:
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self.lines: list[Metrics] = []            # of the steps not read yet
-        self.since = math.nan                     # of the last reading, at first the beginning of a step
+        self.lines: list[Metrics] = []  # of the steps not read yet
+        self.since = math.nan  # of the last reading, at first the beginning of a step
 
     def begin(self, **known: Any) -> None:
         """A new step, and what is known of it beforehand, "step" among it."""
@@ -61,7 +61,11 @@ class Meter:
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             late = self.lines[-1]["step"] - step
-            consequence = (f"noticed {late} step{'s' * (late > 1)} later, and not saved" if late else
-                           "the weights were left as they were")
-            raise NonFiniteError(f"the {name} became {value} at step {step}; {consequence}; "
-                                 "try a lower lr or a higher temperature")
+            consequence = (
+                f"noticed {late} step{'s' * (late > 1)} later, and not saved"
+                if late
+                else "the weights were left as they were"
+            )
+            raise NonFiniteError(
+                f"the {name} became {value} at step {step}; {consequence}; try a lower lr or a higher temperature"
+            )

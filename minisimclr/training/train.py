@@ -33,9 +33,15 @@ from .session import READ_EVERY, Meter
 __all__ = ["NonFiniteError", "pretrain"]
 
 
-def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, folder: str | Path | None = None,
-             resume: bool = False, workers: int = 0,
-             progress: Callable[[Metrics], None] = lambda metrics: None) -> Run:
+def pretrain(
+    config: Config,
+    images: np.ndarray[Any, Any] | None = None,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    progress: Callable[[Metrics], None] = lambda metrics: None,
+) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
     images    uint8 (N,H,W,3); by default the training split of config.data
@@ -51,7 +57,7 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
     total_steps = config.epochs * steps_per_epoch
     if not total_steps:
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
-    peak = config.lr * config.batch / 256                                # the paper's linear scaling, §2.1
+    peak = config.lr * config.batch / 256  # the paper's linear scaling, §2.1
     use_tf32(config.precision == "tf32", config.device)
     model = build_model(config).to(config.device)
     optimizer = build_optimizer(config, model)
@@ -60,27 +66,37 @@ def pretrain(config: Config, images: np.ndarray[Any, Any] | None = None, *, fold
     if resume:
         restore(run, optimizer, scale)
     meter = Meter(READ_EVERY[config.device])
-    with (blas_at_one_thread(), scale.quiet(), stop_signals() as stop, metrics_file(run) as write,
-          keeper(run, optimizer, scale) as save,
-          views_ahead(config, images, range(run.steps, total_steps), workers) as views):
+    with (
+        blas_at_one_thread(),
+        scale.quiet(),
+        stop_signals() as stop,
+        metrics_file(run) as write,
+        keeper(run, optimizer, scale) as save,
+        views_ahead(config, images, range(run.steps, total_steps), workers) as views,
+    ):
         for step in range(run.steps, total_steps):
             lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
-            meter.begin(step=step, steps=total_steps, epoch=step // steps_per_epoch, lr=lr,
-                        chance=math.log(2 * config.batch - 1))
-            a, b = views(step)                                                                   # (N,size,size,3) each
+            meter.begin(
+                step=step,
+                steps=total_steps,
+                epoch=step // steps_per_epoch,
+                lr=lr,
+                chance=math.log(2 * config.batch - 1),
+            )
+            a, b = views(step)  # (N,size,size,3) each
             loss, za, zb = model.loss(a, b, config.temperature)
             meter.note(loss=loss.data)
             loss.backward(scale.value)
             meter.note(gradient=scale.unscale(), top1=contrastive_accuracy(za, zb))
             reading = meter.full or bool(stop) or step + 1 == total_steps
-            lines = meter.read(config.batch) if reading else []          # refuses what is not finite: no update then
+            lines = meter.read(config.batch) if reading else []  # refuses what is not finite: no update then
             scale.step(lr)
             optimizer.zero_grad()
             run.steps = step + 1
             for line in lines:
                 write(line)
                 progress(line)
-            if reading:                                                  # only what was read and found finite is saved
+            if reading:  # only what was read and found finite is saved
                 save(now=bool(stop) or run.steps == total_steps)
                 if stop:
                     raise Interrupted(f"stopped after step {run.steps} of {total_steps}", stop[0])

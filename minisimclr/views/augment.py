@@ -30,19 +30,23 @@ from ..backend import Array, array_module
 from ..processor import parallel, pieces
 from .transforms import brightness, contrast, gaussian_blur, grey_of, hue, resample, resize_matrices, saturation
 
-CROP_AREA = 0.08                       # smallest fraction of the image that a crop covers; uniform up to 1
-CROP_ASPECT = (3 / 4, 4 / 3)           # its width / height, uniform in the logarithm: 3:4 as often as 4:3
+CROP_AREA = 0.08  # smallest fraction of the image that a crop covers; uniform up to 1
+CROP_ASPECT = (3 / 4, 4 / 3)  # its width / height, uniform in the logarithm: 3:4 as often as 4:3
 CROP_TRIES = 10
-FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5       # probabilities
-JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)   # brightness, contrast, saturation, hue; at strength 1
-MAX_STRENGTH = 2.5                     # where the hue turns by up to ±1/2: the whole circle
-BLUR_SIGMA = (0.1, 2.0)                # pixels of the view
-GROUP_PIXELS = 2**15                   # of all images that are changed together on a CPU
+FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5  # probabilities
+JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # brightness, contrast, saturation, hue; at strength 1
+MAX_STRENGTH = 2.5  # where the hue turns by up to ±1/2: the whole circle
+BLUR_SIGMA = (0.1, 2.0)  # pixels of the view
+GROUP_PIXELS = 2**15  # of all images that are changed together on a CPU
 JITTER = (brightness, contrast, saturation, hue)
 
 
 def two_views(
-    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False,
+    images: Array,
+    rng: np.random.Generator,
+    size: int = 32,
+    strength: float = 0.5,
+    blur: bool = False,
     min_area: float = CROP_AREA,
 ) -> tuple[Array, Array]:
     """Two independent random views of each image; a[i] and b[i] are a positive pair.
@@ -60,7 +64,11 @@ def two_views(
 
 
 def one_view(
-    images: Array, rng: np.random.Generator, size: int = 32, strength: float = 0.5, blur: bool = False,
+    images: Array,
+    rng: np.random.Generator,
+    size: int = 32,
+    strength: float = 0.5,
+    blur: bool = False,
     min_area: float = CROP_AREA,
 ) -> Array:
     """A random view of each image: as `two_views`, once."""
@@ -70,21 +78,22 @@ def one_view(
 
 # ── What is random ────────────────────────────────────────────────────────────────────────────────
 
+
 @dataclass(frozen=True)
 class ViewParameters:
     """All that is random about N views, on the host; entry i belongs to image i."""
 
-    top: NDArray[np.int64]       # (N,) the crop, in pixels of the image
-    left: NDArray[np.int64]      # (N,)
-    height: NDArray[np.int64]    # (N,)
-    width: NDArray[np.int64]     # (N,)
-    flip: NDArray[np.bool_]      # (N,) mirrored left to right?
-    jitter: NDArray[np.bool_]    # (N,) colours changed at all?
-    order: NDArray[np.int64]     # (N,4) which of JITTER comes first, second, third, last
+    top: NDArray[np.int64]  # (N,) the crop, in pixels of the image
+    left: NDArray[np.int64]  # (N,)
+    height: NDArray[np.int64]  # (N,)
+    width: NDArray[np.int64]  # (N,)
+    flip: NDArray[np.bool_]  # (N,) mirrored left to right?
+    jitter: NDArray[np.bool_]  # (N,) colours changed at all?
+    order: NDArray[np.int64]  # (N,4) which of JITTER comes first, second, third, last
     factor: NDArray[np.float32]  # (N,4) one for each of JITTER
-    grey: NDArray[np.bool_]      # (N,)
-    blur: NDArray[np.bool_]      # (N,)
-    sigma: NDArray[np.float32]   # (N,) of the blur
+    grey: NDArray[np.bool_]  # (N,)
+    blur: NDArray[np.bool_]  # (N,)
+    sigma: NDArray[np.float32]  # (N,) of the blur
 
     def __len__(self) -> int:
         return len(self.top)
@@ -95,12 +104,18 @@ class ViewParameters:
 
     def __add__(self, other: ViewParameters) -> ViewParameters:
         """Those of `self`, and then those of `other`."""
-        return ViewParameters(*(np.concatenate([getattr(p, field.name) for p in (self, other)])
-                                for field in fields(self)))
+        return ViewParameters(
+            *(np.concatenate([getattr(p, field.name) for p in (self, other)]) for field in fields(self))
+        )
 
 
 def draw_parameters(
-    rng: np.random.Generator, count: int, height: int, width: int, strength: float = 0.5, blur: bool = False,
+    rng: np.random.Generator,
+    count: int,
+    height: int,
+    width: int,
+    strength: float = 0.5,
+    blur: bool = False,
     min_area: float = CROP_AREA,
 ) -> ViewParameters:
     """Draw the parameters of `count` views of images of height×width pixels.
@@ -115,10 +130,14 @@ def draw_parameters(
     top, left, crop_height, crop_width = _draw_crops(rng, count, height, width, min_area)
     flip, jitter, grey, blurred = (rng.random(count) < p for p in (FLIP, JITTERED, GREYED, BLURRED))
     spread = strength * np.array(JITTER_SPREAD)
-    neutral = np.array([1, 1, 1, 0])                     # the first three multiply, the hue is added to
+    neutral = np.array([1, 1, 1, 0])  # the first three multiply, the hue is added to
     low, high = np.maximum(neutral - spread, [0, 0, 0, -np.inf]), neutral + spread
     return ViewParameters(
-        top, left, crop_height, crop_width, flip,
+        top,
+        left,
+        crop_height,
+        crop_width,
+        flip,
         jitter=jitter & (strength > 0),
         order=rng.permuted(np.tile(np.arange(4), (count, 1)), axis=1),
         factor=rng.uniform(low, high, (count, 4)).astype(np.float32),
@@ -139,7 +158,7 @@ def _draw_crops(
     tries = (count, CROP_TRIES)
     area = rng.uniform(min_area, 1, tries) * (height * width)
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))
-    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))         # (count,10)
+    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (count,10)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = np.arange(count), fits.argmax(axis=1)
     fitting = fits.any(axis=1)
@@ -148,12 +167,13 @@ def _draw_crops(
     central_h = min(height, round(width / CROP_ASPECT[0]))
     w = np.where(fitting, w[first], central_w).astype(np.int64)
     h = np.where(fitting, h[first], central_h).astype(np.int64)
-    top = rng.integers(0, height - h + 1)                # both ends included
+    top = rng.integers(0, height - h + 1)  # both ends included
     left = rng.integers(0, width - w + 1)
     return np.where(fitting, top, (height - h) // 2), np.where(fitting, left, (width - w) // 2), h, w
 
 
 # ── From parameters to pixels ─────────────────────────────────────────────────────────────────────
+
 
 def apply_view(images: Array, parameters: ViewParameters, size: int) -> Array:
     """The views that the parameters describe: uint8 (N,H,W,3) -> float32 (N,size,size,3) in [0,1]."""
@@ -170,7 +190,7 @@ def _views(images: Array, of: NDArray[np.int64], parameters: ViewParameters, siz
 
     def make(group: NDArray[np.int64]) -> None:
         p = parameters[group]
-        x = _crops(images, of[group], p, size)           # (3,B,P): each colour a plane of P = size² pixels
+        x = _crops(images, of[group], p, size)  # (3,B,P): each colour a plane of P = size² pixels
         if p.jitter[0]:
             for kind in p.order[0]:
                 x = JITTER[kind](x, xp.asarray(p.factor[:, kind]))
@@ -196,7 +216,7 @@ def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
 
     A group is as small as is needed for a few copies of it to fit a processor's cache.
     """
-    code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)           # a number for each order; 0: no change
+    code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)  # a number for each order; 0: no change
     by_code = np.argsort(code, kind="stable")
     same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)
     return [group[part] for group in same for part in _pieces(xp, len(group), size)]
@@ -209,10 +229,10 @@ def _pieces(xp: Any, count: int, size: int) -> list[slice]:
 def _crops(images: Array, of: NDArray[np.int64], p: ViewParameters, size: int) -> Array:
     """Crop, flip and resize: images[of] -> float32 (3,B,size²)."""
     xp = array_module(images)
-    y, x = p.top.min(), p.left.min()                                        # the part that some crop sees
-    part = images[xp.asarray(of), y : (p.top + p.height).max(), x : (p.left + p.width).max()]     # (B,H,W,3)
-    A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)                           # (B,size,H)
-    A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)                   # (B,size,W)
+    y, x = p.top.min(), p.left.min()  # the part that some crop sees
+    part = images[xp.asarray(of), y : (p.top + p.height).max(), x : (p.left + p.width).max()]  # (B,H,W,3)
+    A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)  # (B,size,H)
+    A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)  # (B,size,W)
     return resample(part, A_h, A_w)
 
 
@@ -221,12 +241,13 @@ def _interleaved(x: Array, size: int) -> Array:
     xp = array_module(x)
     _, B, P = x.shape
     images = xp.empty((B, P, 3), dtype=xp.float32)
-    for channel in range(3):                             # three times faster than a transposed copy
+    for channel in range(3):  # three times faster than a transposed copy
         images[..., channel] = x[channel]
     return xp.clip(images, 0, 1, out=images).reshape(B, size, size, 3)
 
 
 # ── Nothing random: images for evaluation ─────────────────────────────────────────────────────────
+
 
 def to_float(images: Array) -> Array:
     """uint8 (N,H,W,3) -> float32 of the same shape in [0,1]."""
@@ -240,7 +261,7 @@ def centre_view(images: Array, size: int) -> Array:
     if height == width == size:
         return to_float(images)
     xp = array_module(images)
-    side = np.array([min(height, width)])                # one matrix serves all images
+    side = np.array([min(height, width)])  # one matrix serves all images
     A_h = resize_matrices(xp, (height - side) // 2, side, height, size)
     A_w = resize_matrices(xp, (width - side) // 2, side, width, size)
     views = xp.empty((count, size, size, 3), dtype=xp.float32)

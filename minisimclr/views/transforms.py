@@ -18,10 +18,11 @@ from ..processor import pieces
 
 Host: TypeAlias = NDArray[Any]
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's; they sum to 0.9999
-BAND = 32                              # rows of a banded matrix that are multiplied at a time
+BAND = 32  # rows of a banded matrix that are multiplied at a time
 
 
 # ── Geometry: a matrix for the rows and one for the columns ───────────────────────────────────────
+
 
 def resample(images: Array, A_h: Array, A_w: Array) -> Array:
     """A_h · X · A_wᵀ of each image: uint8 (B,H,W,3), (B,S,H), (B,S,W) -> float32 (3,B,S²) in [0,1].
@@ -34,7 +35,7 @@ def resample(images: Array, A_h: Array, A_w: Array) -> Array:
     S = A_w.shape[1]
     rows = images.astype(np.float32).reshape(B, H, 3 * W)
     half = xp.empty((B, 3 * W, S), dtype=xp.float32)
-    banded_product(A_h / 255, rows, out=half.swapaxes(1, 2))                    # and bytes to [0,1]
+    banded_product(A_h / 255, rows, out=half.swapaxes(1, 2))  # and bytes to [0,1]
     x = xp.empty((3, B, S, S), dtype=xp.float32)
     banded_product(A_w, half.reshape(B, W, 3, S).transpose(2, 0, 1, 3), out=x.swapaxes(2, 3))
     return x.reshape(3, B, S * S)
@@ -66,14 +67,14 @@ def resize_matrices(xp: Any, start: Host, length: Host, side: int, size: int, fl
     """
     flip = np.zeros(len(start)) if flip is None else flip
     shrinks = bool((length > size).any())
-    start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None] for v in (start, length, flip))     # (B,1)
-    i = (xp.arange(size, dtype=xp.float32) + 0.5) / size                        # (size,) in (0,1)
-    j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]                # first, so that all runs along memory
-    centre = start + length * (i + flip * (1 - 2 * i))                          # (B,size); flipped: 1 − i
+    start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None] for v in (start, length, flip))  # (B,1)
+    i = (xp.arange(size, dtype=xp.float32) + 0.5) / size  # (size,) in (0,1)
+    j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]  # first, so that all runs along memory
+    centre = start + length * (i + flip * (1 - 2 * i))  # (B,size); flipped: 1 − i
     reach = xp.maximum(length / size, 1)
-    if not shrinks:      # two neighbours share a weight of 1, and beyond the outermost pixel's centre it has it all
+    if not shrinks:  # two neighbours share a weight of 1, and beyond the outermost pixel's centre it has it all
         centre = xp.clip(centre, start + 0.5, start + length - 0.5)
-    weights = j - centre                                                        # (side,B,size)
+    weights = j - centre  # (side,B,size)
     xp.abs(weights, out=weights)
     if shrinks:
         weights /= reach
@@ -97,13 +98,13 @@ def gaussian_blur(x: Array, sigma: Array) -> Array:
     radius = size // 10 // 2
     t = xp.arange(-radius, radius + 1, dtype=xp.float32)
     kernel = xp.exp(-0.5 * (t / sigma[:, None]) ** 2)
-    kernel /= kernel.sum(axis=1, keepdims=True)                                    # (B,2·radius+1)
-    wide = xp.zeros((B, size, size + 2 * radius), dtype=xp.float32)                # pixel i reads from i−radius on:
+    kernel /= kernel.sum(axis=1, keepdims=True)  # (B,2·radius+1)
+    wide = xp.zeros((B, size, size + 2 * radius), dtype=xp.float32)  # pixel i reads from i−radius on:
     diagonals = wide.reshape(B, -1)
-    for tap in range(2 * radius + 1):                                              # … each tap is a diagonal
+    for tap in range(2 * radius + 1):  # … each tap is a diagonal
         diagonals[:, tap :: size + 2 * radius + 1][:, :size] = kernel[:, tap, None]
     K = wide[:, :, radius : radius + size]
-    for beyond in range(1, radius + 1):                                            # the mirrors, at pixels 0 and size−1
+    for beyond in range(1, radius + 1):  # the mirrors, at pixels 0 and size−1
         K[:, :, beyond] += wide[:, :, radius - beyond]
         K[:, :, size - 1 - beyond] += wide[:, :, radius + size - 1 + beyond]
     x = x.reshape(3, B, size, size)
@@ -114,6 +115,7 @@ def gaussian_blur(x: Array, sigma: Array) -> Array:
 
 
 # ── Colour: x (3,B,P) in [0,1] and a factor for each image; x is changed in place ─────────────────
+
 
 def _blend(x: Array, other: Any, factor: Array) -> Array:
     """factor·x + (1−factor)·other, clipped to [0,1]."""
@@ -137,7 +139,7 @@ def brightness(x: Array, factor: Array) -> Array:
 def contrast(x: Array, factor: Array) -> Array:
     """Away from the mean grey of the whole image."""
     pixels = x.shape[2]
-    mean = x @ array_module(x).full(pixels, 1 / pixels, dtype=x.dtype)             # (3,B), a product: np.mean is slower
+    mean = x @ array_module(x).full(pixels, 1 / pixels, dtype=x.dtype)  # (3,B), a product: np.mean is slower
     return _blend(x, grey_of(mean)[:, None], factor)
 
 
@@ -159,13 +161,13 @@ def hue(x: Array, shift: Array) -> Array:
     Below all of this is multiplied by chroma: no case for each sextant, and no division by zero.
     """
     xp = array_module(x)
-    r, g, b = x                                                                    # (B,P)
+    r, g, b = x  # (B,P)
     high, low = x.max(axis=0), x.min(axis=0)
     chroma = high - low
     h = (g - low) + (b - low) + (high - r)
-    xp.copysign(h, g - b, out=h)                                                   # −3·chroma … 3·chroma
-    turn = 6 * shift - 2 * xp.arange(3, dtype=x.dtype)[:, None]                    # (3,B), from each one's own hue
-    turn -= 6 * xp.rint(turn / 6)                                                  # the shorter way around
+    xp.copysign(h, g - b, out=h)  # −3·chroma … 3·chroma
+    turn = 6 * shift - 2 * xp.arange(3, dtype=x.dtype)[:, None]  # (3,B), from each one's own hue
+    turn -= 6 * xp.rint(turn / 6)  # the shorter way around
     xp.multiply(turn[:, :, None], chroma, out=x)
     x += h
     xp.abs(x, out=x)

@@ -58,8 +58,17 @@ def apple(vary: Vary) -> list[Part]:
     wide, low, dent = vary(0.75, 1.0), vary(0.9, 1.1), vary(-0.55, -0.35)
     lean, leaf = vary(-0.15, 0.05), vary(0.6, 0.8)
     body = smooth(
-        (0, dent), (0, dent), (wide * 0.5, -0.85), (wide * 1.1, -0.6), (wide, 0.3), (0.55, low), (0, low - 0.3),
-        (-0.55, low), (-wide, 0.3), (-wide * 1.1, -0.6), (-wide * 0.5, -0.85),
+        (0, dent),
+        (0, dent),
+        (wide * 0.5, -0.85),
+        (wide * 1.1, -0.6),
+        (wide, 0.3),
+        (0.55, low),
+        (0, low - 0.3),
+        (-0.55, low),
+        (-wide, 0.3),
+        (-wide * 1.1, -0.6),
+        (-wide * 0.5, -0.85),
     )
     return [
         Part(body, MAIN),
@@ -122,8 +131,18 @@ def cat(vary: Vary) -> list[Part]:
     wide, chin, ear, tip = vary(0.85, 1.0), vary(0.7, 0.85), vary(-1.05, -0.85), vary(0.6, 0.8)
     apart, eye = vary(0.33, 0.42), vary(0.1, 0.14)
     head = smooth(
-        (-tip, ear), (-tip, ear), (-0.3, -0.55), (0.3, -0.55), (tip, ear), (tip, ear), (wide, -0.3), (wide, 0.4),
-        (0.5, chin), (-0.5, chin), (-wide, 0.4), (-wide, -0.3),
+        (-tip, ear),
+        (-tip, ear),
+        (-0.3, -0.55),
+        (0.3, -0.55),
+        (tip, ear),
+        (tip, ear),
+        (wide, -0.3),
+        (wide, 0.4),
+        (0.5, chin),
+        (-0.5, chin),
+        (-wide, 0.4),
+        (-wide, -0.3),
     )
     parts = [Part(head, MAIN), Part(arc(0, 0.42, 0.45, 0.28), LIGHT)]
     for side in (-1, 1):
@@ -139,8 +158,14 @@ def cup(vary: Vary) -> list[Part]:
     top, foot, height, lip = vary(0.6, 0.75), vary(0.35, 0.6), vary(0.6, 0.85), vary(0.12, 0.18)
     ear_wide, ear_high = vary(0.3, 0.42), vary(0.25, 0.33)
     body = smooth(
-        (-top, -0.3), (-top, -0.3), (-foot - 0.1, height), (-foot, height),
-        (foot, height), (foot + 0.1, height), (top, -0.3), (top, -0.3),
+        (-top, -0.3),
+        (-top, -0.3),
+        (-foot - 0.1, height),
+        (-foot, height),
+        (foot, height),
+        (foot + 0.1, height),
+        (top, -0.3),
+        (top, -0.3),
     )
     return [
         Part(arc(top - 0.05, 0.12, ear_wide, ear_high, -0.25, 0.25), MAIN, 0.16),
@@ -195,8 +220,15 @@ def house(vary: Vary) -> list[Part]:
 def ice_cream(vary: Vary) -> list[Part]:
     scoop, tip, rim, drip = vary(0.48, 0.6), vary(0.95, 1.15), vary(0.42, 0.5), vary(0.1, 0.25)
     front = smooth(
-        (-scoop, -0.75), (scoop, -0.75), (scoop * 1.25, 0.05), (scoop * 0.6, 0.1), (0.2, 0), (0, drip),
-        (-0.2, 0), (-scoop * 0.6, 0.1), (-scoop * 1.25, 0.05),
+        (-scoop, -0.75),
+        (scoop, -0.75),
+        (scoop * 1.25, 0.05),
+        (scoop * 0.6, 0.1),
+        (0.2, 0),
+        (0, drip),
+        (-0.2, 0),
+        (-scoop * 0.6, 0.1),
+        (-scoop * 1.25, 0.05),
     )
     return [
         Part(polygon((-rim, -0.05), (rim, -0.05), (0, tip)), SECOND),
@@ -213,14 +245,18 @@ def key(vary: Vary) -> list[Part]:
     bit, tooth, gap = half + vary(0.22, 0.34), vary(0.13, 0.18), vary(0.1, 0.15)
     a, b, c = 1 - tooth, 1 - tooth - gap, 1 - tooth - gap - tooth  # the inner edges of the two teeth
     shaft = polygon(
-        (-0.3, -half), (1, -half), (1, bit), (a, bit), (a, half), (b, half), (b, bit * 0.85), (c, bit * 0.85),
-        (c, half), (-0.3, half),
+        (-0.3, -half),
+        (1, -half),
+        (1, bit),
+        (a, bit),
+        (a, half),
+        (b, half),
+        (b, bit * 0.85),
+        (c, bit * 0.85),
+        (c, half),
+        (-0.3, half),
     )
-    return [
-        Part(shaft, MAIN),
-        Part(arc(-0.55, 0, bow, bow), MAIN),
-        Part(arc(-0.55, 0, bow * hole, bow * hole), GROUND),
-    ]
+    return [Part(shaft, MAIN), Part(arc(-0.55, 0, bow, bow), MAIN), Part(arc(-0.55, 0, bow * hole, bow * hole), GROUND)]
 
 
 def mushroom(vary: Vary) -> list[Part]:
@@ -228,8 +264,15 @@ def mushroom(vary: Vary) -> list[Part]:
     lean = vary(-0.1, 0.1)
     stalk = smooth((-stem, 0), (-stem, 0.5), (-foot, 0.9), (-foot, 1), (foot, 1), (foot, 0.9), (stem, 0.5), (stem, 0))
     dome = smooth(
-        (-cap, 0.15), (-cap, 0.15), (-cap, -0.4), (-cap * 0.6, top), (cap * 0.6, top), (cap, -0.4), (cap, 0.15),
-        (cap, 0.15), (0, -0.02),
+        (-cap, 0.15),
+        (-cap, 0.15),
+        (-cap, -0.4),
+        (-cap * 0.6, top),
+        (cap * 0.6, top),
+        (cap, -0.4),
+        (cap, 0.15),
+        (cap, 0.15),
+        (0, -0.02),
     )
     return [
         Part(stalk, SECOND),
@@ -243,8 +286,16 @@ def mushroom(vary: Vary) -> list[Part]:
 def rocket(vary: Vary) -> list[Part]:
     belly, fin, flame, port = vary(0.32, 0.42), vary(0.65, 0.8), vary(0.95, 1.15), vary(0.13, 0.17)
     body = smooth(
-        (-0.25, 0.6), (-0.25, 0.6), (-belly * 1.4, 0), (-belly, -0.6), (0, -1.1), (0, -1.1), (belly, -0.6),
-        (belly * 1.4, 0), (0.25, 0.6), (0.25, 0.6),
+        (-0.25, 0.6),
+        (-0.25, 0.6),
+        (-belly * 1.4, 0),
+        (-belly, -0.6),
+        (0, -1.1),
+        (0, -1.1),
+        (belly, -0.6),
+        (belly * 1.4, 0),
+        (0.25, 0.6),
+        (0.25, 0.6),
     )
     fire = smooth((-0.2, 0.5), (-0.2, 0.5), (-0.2, 0.8), (0, flame), (0, flame), (0.2, 0.8), (0.2, 0.5), (0.2, 0.5))
     return [
@@ -261,8 +312,14 @@ def sailboat(vary: Vary) -> list[Part]:
     mast, top, boom = vary(-0.15, 0.1), vary(-1.05, -0.9), vary(0.2, 0.3)
     main, jib, jib_top = vary(0.65, 0.85), vary(-0.75, -0.6), vary(-0.7, -0.4)
     hull = smooth(
-        (stern, 0.4), (stern, 0.4), (stern + 0.1, keel), (stern + 0.35, keel), (bow - 0.55, keel), (bow - 0.2, keel),
-        (bow, 0.4), (bow, 0.4),
+        (stern, 0.4),
+        (stern, 0.4),
+        (stern + 0.1, keel),
+        (stern + 0.35, keel),
+        (bow - 0.55, keel),
+        (bow - 0.2, keel),
+        (bow, 0.4),
+        (bow, 0.4),
     )
     return [
         Part(polygon((mast, top), (mast, 0.45)), INK, 0.08),
@@ -286,8 +343,20 @@ def umbrella(vary: Vary) -> list[Part]:
     wide, top, rim, hook = vary(0.9, 1.05), vary(-0.95, -0.7), vary(0.0, 0.15), vary(0.15, 0.22)
     w = wide / 3  # the rim hangs in three scallops
     dome = smooth(
-        (-wide, rim), (-wide, rim), (-wide, top * 0.75), (-w, top), (w, top), (wide, top * 0.75), (wide, rim),
-        (wide, rim), (2 * w, rim - 0.25), (w, rim), (w, rim), (0, rim - 0.25), (-w, rim), (-w, rim),
+        (-wide, rim),
+        (-wide, rim),
+        (-wide, top * 0.75),
+        (-w, top),
+        (w, top),
+        (wide, top * 0.75),
+        (wide, rim),
+        (wide, rim),
+        (2 * w, rim - 0.25),
+        (w, rim),
+        (w, rim),
+        (0, rim - 0.25),
+        (-w, rim),
+        (-w, rim),
         (-2 * w, rim - 0.25),
     )
     middle = smooth((-w, rim), (-w, rim), (-w, top), (0, top), (w, top), (w, rim), (w, rim), (0, rim - 0.25))
@@ -300,6 +369,20 @@ def umbrella(vary: Vary) -> list[Part]:
 
 
 THINGS: tuple[Callable[[Vary], list[Part]], ...] = (
-    apple, balloon, butterfly, car, cat, cup, fish, flower,
-    house, ice_cream, key, mushroom, rocket, sailboat, tree, umbrella,
+    apple,
+    balloon,
+    butterfly,
+    car,
+    cat,
+    cup,
+    fish,
+    flower,
+    house,
+    ice_cream,
+    key,
+    mushroom,
+    rocket,
+    sailboat,
+    tree,
+    umbrella,
 )

@@ -14,8 +14,9 @@ from . import padded, slabs, winograd
 
 
 @primitive
-def conv2d(xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0,
-           method: str = "direct") -> tuple[Array, Vjp]:
+def conv2d(
+    xp: Any, x: Array, w: Array, *, stride: int = 1, padding: int = 0, method: str = "direct"
+) -> tuple[Array, Vjp]:
     """Slide a bank of D kernels over feature maps: (3.1), a cross-correlation as everywhere in deep learning.
 
     Shapes: x (H,W,N,C), w (K,K,C,D) -> (H',W',N,D)   with H' = ⌊(H + 2·padding − K)/stride⌋ + 1

@@ -35,19 +35,44 @@ def _gemm(cuda: Any, out: Array, a: Array, b: Array) -> None:
     (CuPy's own `cublas.gemm` has neither half precision nor TF32, and its `matmul` does not add.)
     """
     cublas, runtime = cuda.cublas, cuda.runtime
-    types = {"bfloat16": runtime.CUDA_R_16BF, "float16": runtime.CUDA_R_16F,
-             "float32": runtime.CUDA_R_32F, "float64": runtime.CUDA_R_64F}
+    types = {
+        "bfloat16": runtime.CUDA_R_16BF,
+        "float16": runtime.CUDA_R_16F,
+        "float32": runtime.CUDA_R_32F,
+        "float64": runtime.CUDA_R_64F,
+    }
     double = out.dtype.name == "float64"
-    computed = (cublas.CUBLAS_COMPUTE_64F if double else
-                cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if a.dtype.name == "float32" and tf32() else
-                cublas.CUBLAS_COMPUTE_32F)
+    computed = (
+        cublas.CUBLAS_COMPUTE_64F
+        if double
+        else cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+        if a.dtype.name == "float32" and tf32()
+        else cublas.CUBLAS_COMPUTE_32F
+    )
     one = (ctypes.c_double if double else ctypes.c_float)(1)  # α and β, in the host's memory
     (a, turn_a, apart_a), (b, turn_b, apart_b) = _as_stored(cublas, a), _as_stored(cublas, b)
     (M, N), K = out.shape, a.shape[1]
-    cublas.gemmEx(cuda.device.get_cublas_handle(), turn_b, turn_a, N, M, K, ctypes.addressof(one),
-                  b.data.ptr, types[b.dtype.name], apart_b, a.data.ptr, types[a.dtype.name], apart_a,
-                  ctypes.addressof(one), out.data.ptr, types[out.dtype.name], N,
-                  computed, cublas.CUBLAS_GEMM_DEFAULT)
+    cublas.gemmEx(
+        cuda.device.get_cublas_handle(),
+        turn_b,
+        turn_a,
+        N,
+        M,
+        K,
+        ctypes.addressof(one),
+        b.data.ptr,
+        types[b.dtype.name],
+        apart_b,
+        a.data.ptr,
+        types[a.dtype.name],
+        apart_a,
+        ctypes.addressof(one),
+        out.data.ptr,
+        types[out.dtype.name],
+        N,
+        computed,
+        cublas.CUBLAS_GEMM_DEFAULT,
+    )
 
 
 def _as_stored(cublas: Any, a: Array) -> tuple[Array, int, int]:

@@ -36,9 +36,9 @@ THIN = 160  # a kernel over fewer numbers than this (K·K·C: the stems) is one 
 class Grid(NamedTuple):
     """Where the pixels of one convolution lie."""
 
-    map: tuple[int, int]       # H, W
-    out: tuple[int, int]       # H', W'
-    phase: tuple[int, int]     # sides of a phase: of the whole padded map, if the stride is 1
+    map: tuple[int, int]  # H, W
+    out: tuple[int, int]  # H', W'
+    phase: tuple[int, int]  # sides of a phase: of the whole padded map, if the stride is 1
     kernel: int
     stride: int
     padding: int
@@ -58,7 +58,7 @@ class Grid(NamedTuple):
 
     def overlap(self, axis: int, phase: int) -> tuple[slice, slice]:
         """What of a phase lies on the map, along one axis: where in the phase, and where on the map."""
-        first = max(0, -((phase - self.padding) // self.stride))       # the t-th is at t·stride + phase − padding
+        first = max(0, -((phase - self.padding) // self.stride))  # the t-th is at t·stride + phase − padding
         last = min(self.phase[axis], -((phase - self.padding - self.map[axis]) // self.stride))
         start = first * self.stride + phase - self.padding
         return slice(first, last), slice(start, start + (last - first) * self.stride, self.stride)
@@ -83,24 +83,26 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
         slab = xp.zeros((out_h * grid.phase[1] * N, D), _wide(xp, dtype))
         phases = _dealt(xp, x, grid)
         for i, j, a, b, rows in grid.taps(N):
-            add_product(xp, slab[:rows.stop - rows.start], phases[a][b][rows], w[i, j])
+            add_product(xp, slab[: rows.stop - rows.start], phases[a][b][rows], w[i, j])
         y = _cropped(xp, slab, grid, N).astype(dtype, copy=False)
 
     def vjp(g: Array) -> tuple[Any, Any]:
         def dx() -> Array:
             wide = _wide(xp, g.dtype)
             G = _spread(xp, g, grid)
-            back = [[xp.zeros((grid.phase[0] * grid.phase[1] * N, C), wide) for _ in range(grid.phases)]
-                    for _ in range(grid.phases)]
+            back = [
+                [xp.zeros((grid.phase[0] * grid.phase[1] * N, C), wide) for _ in range(grid.phases)]
+                for _ in range(grid.phases)
+            ]
             for i, j, a, b, rows in grid.taps(N):
-                add_product(xp, back[a][b][rows], G[:rows.stop - rows.start], w[i, j].T)
+                add_product(xp, back[a][b][rows], G[: rows.stop - rows.start], w[i, j].T)
             return _collected(xp, back, grid, N).astype(g.dtype, copy=False)
 
         def dw() -> Array:
             if thin:
                 return (_unfolded(xp, x, grid).T @ g.reshape(-1, D)).reshape(w.shape)
             G, phases = _spread(xp, g, grid), _dealt(xp, x, grid)
-            products = [phases[a][b][rows].T @ G[:rows.stop - rows.start] for _, _, a, b, rows in grid.taps(N)]
+            products = [phases[a][b][rows].T @ G[: rows.stop - rows.start] for _, _, a, b, rows in grid.taps(N)]
             return xp.stack(products).reshape(w.shape)
 
         return dx, dw
@@ -114,6 +116,7 @@ def _wide(xp: Any, dtype: Any) -> Any:
 
 
 # ── To the phases and back ────────────────────────────────────────────────────────────────────────
+
 
 def _dealt(xp: Any, x: Array, grid: Grid) -> list[list[Array]]:
     """The map, surrounded by zeros, as its phases: (Hₚ·Wₚ·N, C) each."""
@@ -172,5 +175,5 @@ def _unfolded(xp: Any, x: Array, grid: Grid) -> Array:
     phases = _dealt(xp, x, grid)
     for i, j, a, b, _ in grid.taps(N):
         r, s = i // grid.stride, j // grid.stride
-        covered[:, :, :, i, j] = phases[a][b].reshape(*grid.phase, N, C)[r:r + out_h, s:s + out_w]
+        covered[:, :, :, i, j] = phases[a][b].reshape(*grid.phase, N, C)[r : r + out_h, s : s + out_w]
     return covered.reshape(-1, K * K * C)

@@ -18,12 +18,11 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from ...backend import Array
-from ...engine.autograd import Vjp
 from ...processor import blocks, parallel, threads
 from .products import SMALL, by_rows, over_rows
 
 SLAB_BYTES = 1 << 20  # of output at a time: a slab, its input and the kernel then fit a core's cache
-THIN = 160            # a kernel over fewer numbers than this (K·K·C: the stems) is one product per row
+THIN = 160  # a kernel over fewer numbers than this (K·K·C: the stems) is one product per row
 
 Meeting: TypeAlias = tuple[int, range, range]  # kernel offset k; the outputs; the inputs they meet there
 Overlap: TypeAlias = tuple[int, slice, slice]  # the same of a part of the outputs, counted from where it starts
@@ -71,6 +70,7 @@ def _slice(positions: range, origin: int = 0) -> slice:
 
 # ── Convolution ───────────────────────────────────────────────────────────────────────────────────
 
+
 def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple[Array, Any]:
     """conv2d by (3.1), slab by slab.
 
@@ -115,8 +115,9 @@ def _rounded(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple[Ar
     return y.astype(x.dtype), vjp
 
 
-def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
-                     rows: list[Meeting], columns: list[Meeting]) -> None:
+def _sum_of_products(
+    xp: Any, out: Array, source: Array, matrices: Array, rows: list[Meeting], columns: list[Meeting]
+) -> None:
     """out[r, s] = Σᵢⱼ source[p, q] · matrixᵢⱼ over the (p, q) that (r, s) meets: (3.1) and, turned round, (3.2).
 
     A task is a run of pixels of one row. With stride 2 a slab of `source` is copied, otherwise it is a view.
@@ -142,7 +143,7 @@ def _sum_of_products(xp: Any, out: Array, source: Array, matrices: Array,
         buffer = xp.empty((len(target) * N if taps else 0, D), out.dtype)
         for i, p, j, here, there in taps:
             slab = source[p, there].reshape(-1, C)
-            product = buffer[:len(slab)]
+            product = buffer[: len(slab)]
             by_rows(xp, slab, matrices[i, j], product)
             target[here] += product.reshape(target[here].shape)
 
@@ -171,6 +172,7 @@ def _kernel_gradient(xp: Any, x: Array, g: Array, w: Array, rows: list[Meeting],
 # A fast twin for few input channels (the first layer has three): nine products with an inner size of 3
 # would keep no processor busy, so the K·K·C numbers under the kernel are laid side by side first, a row at
 # a time, and the row is one product. Four times faster for the CIFAR stem; no other layer gains.
+
 
 def _unfolded(xp: Any, x: Array, r: int, width: int, w: Array, rows: list[Meeting], inside: list[Overlap]) -> Array:
     """What the kernel covers at each pixel of output row r: (width·N, K·K·C), zero where it sticks out."""

@@ -36,15 +36,15 @@ from .products import SMALL, by_columns, by_rows, over_rows, unpacked_products
 TILE, WINDOW = 4, 6
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # and ∞
 
-BLOCK_BYTES = 3 << 20   # of V and M while a thread takes a block through all of (3.6) by itself …
+BLOCK_BYTES = 3 << 20  # of V and M while a thread takes a block through all of (3.6) by itself …
 PHASE_BYTES = 32 << 20  # … and when all threads share one block, because U is too large for a core's cache:
-SHARED_U = 1 << 20      # … from this size of U on
-PIECE = 4096            # columns of a transform at a time
-GAP = 16                # unused numbers, a line of the cache, between a buffer's places (see _buffer)
+SHARED_U = 1 << 20  # … from this size of U on
+PIECE = 4096  # columns of a transform at a time
+GAP = 16  # unused numbers, a line of the cache, between a buffer's places (see _buffer)
 METHODS = ("auto", "direct", "winograd")
 
-Tile: TypeAlias = tuple[int, int]       # its row and column among the tiles
-Piece: TypeAlias = tuple[int, slice]    # the number of a tile in its run, and some images
+Tile: TypeAlias = tuple[int, int]  # its row and column among the tiles
+Piece: TypeAlias = tuple[int, slice]  # the number of a tile in its run, and some images
 
 
 def applies(xp: Any, x: Array, w: Array, stride: int, padding: int, method: str) -> bool:
@@ -69,6 +69,7 @@ def worthwhile(shape: tuple[int, ...], D: int) -> bool:
 
 # ── The transforms ────────────────────────────────────────────────────────────────────────────────
 
+
 @functools.cache
 def _matrices() -> tuple[list[list[Fraction]], ...]:
     """Aᵀ (4,6), G (6,3) and Bᵀ (6,6) from the points.
@@ -80,6 +81,7 @@ def _matrices() -> tuple[list[list[Fraction]], ...]:
     The usual points 0, ±1, ±2 give whole numbers, which matters to those who write the transforms out as
     additions. To us any points cost the same; ±2/3, ±3/2 round off less than half as much.
     """
+
     def product(roots: list[Fraction]) -> list[Fraction]:
         coefficients = [Fraction(1)]
         for root in roots:
@@ -87,12 +89,12 @@ def _matrices() -> tuple[list[list[Fraction]], ...]:
             coefficients = [a - b for a, b in zip(shifted, scaled)]
         return coefficients
 
-    at = [[*(p ** k for p in POINTS), Fraction(k == TILE - 1)] for k in range(TILE)]
+    at = [[*(p**k for p in POINTS), Fraction(k == TILE - 1)] for k in range(TILE)]
     g, bt = [], []
     for p in POINTS:
         others = [q for q in POINTS if q != p]
         denominator = functools.reduce(lambda a, q: a * (p - q), others, Fraction(1))
-        g.append([p ** k / denominator for k in range(3)])
+        g.append([p**k / denominator for k in range(3)])
         bt.append([*product(others), Fraction(0)])
     return at, [*g, [Fraction(0), Fraction(0), Fraction(1)]], [*bt, product(list(POINTS))]
 
@@ -125,6 +127,7 @@ def _from_points(xp: Any, du: Array) -> Array:
 
 # ── The convolution ───────────────────────────────────────────────────────────────────────────────
 
+
 def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
     """conv2d with stride 1 and padding 1 by (3.6).
 
@@ -154,12 +157,22 @@ def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
         sums = [_buffer(xp, f"dU of worker {k}", 36, C, D) for k in range(plan.workers)]
 
         def work(worker: int) -> None:  # images of its own, so that no two threads add to the same place
-            mine = plan.images[worker::plan.workers]
+            mine = plan.images[worker :: plan.workers]
             for images in mine:
                 for run in plan.runs:
                     new_dx = run is plan.runs[0]
-                    _backward(xp, x[:, :, images], ut, dy[:, :, images], dx[:, :, images], sums[worker], run,
-                              plan.points, new_dx, new_du=new_dx and images is mine[0])
+                    _backward(
+                        xp,
+                        x[:, :, images],
+                        ut,
+                        dy[:, :, images],
+                        dx[:, :, images],
+                        sums[worker],
+                        run,
+                        plan.points,
+                        new_dx,
+                        new_du=new_dx and images is mine[0],
+                    )
 
         parallel(work, range(plan.workers))
         return dx, _from_points(xp, functools.reduce(xp.add, sums))
@@ -193,8 +206,18 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int
     parallel(leave, pieces)
 
 
-def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run: list[Tile], points: int,
-              new_dx: bool, new_du: bool) -> None:
+def _backward(
+    xp: Any,
+    x: Array,
+    ut: Array,
+    dy: Array,
+    dx: Array,
+    du: Array,
+    run: list[Tile],
+    points: int,
+    new_dx: bool,
+    new_du: bool,
+) -> None:
     """(3.7) for a run of tiles; its part of d̄ is added to dx, its Ū to du (or, if new, is the first there)."""
     at, _, bt = _transforms(xp)
     N, (D, C) = x.shape[2], ut.shape[1:]
@@ -230,6 +253,7 @@ def _backward(xp: Any, x: Array, ut: Array, dy: Array, dx: Array, du: Array, run
 
 # ── Who works on what ─────────────────────────────────────────────────────────────────────────────
 
+
 class Plan(NamedTuple):
     """A block is some images of a run of tiles. Its threads, if shared, meet after each line of (3.6);
     else each thread takes blocks of its own, small enough to stay in its cache from line to line, and takes them
@@ -253,6 +277,7 @@ def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
 
 
 # ── Tiles, windows, buffers ───────────────────────────────────────────────────────────────────────
+
 
 def _overlap(maps: Array, tile: Tile, offset: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a window, `size` wide and beginning `offset` from the tile, lies on the maps: there, and in itself."""
@@ -304,4 +329,4 @@ def _buffer(xp: Any, name: str, places: int, *shape: int) -> Array:
     flat = vars(_kept).get(name)
     if flat is None or flat.size < places * (size + GAP):
         flat = vars(_kept)[name] = xp.empty(places * (size + GAP), "float32")
-    return flat[:places * (size + GAP)].reshape(places, size + GAP)[:, :size].reshape(places, *shape)
+    return flat[: places * (size + GAP)].reshape(places, size + GAP)[:, :size].reshape(places, *shape)

@@ -59,7 +59,7 @@ def _column_sums(xp: Any, table: Array, terms: Callable[[slice], tuple[Array, ..
         chunk, rows = task
         ones = xp.ones((1, rows.stop - rows.start), wide)
         for k, term in enumerate(terms(rows)):
-            xp.matmul(ones, term.astype(wide, copy=False), out=sums[chunk, k:k + 1])
+            xp.matmul(ones, term.astype(wide, copy=False), out=sums[chunk, k : k + 1])
 
     parallel(run, enumerate(chunks))
     return sums.sum(axis=0)
@@ -75,8 +75,18 @@ def _chunks(xp: Any, table: Array) -> list[slice]:
 
 
 @primitive
-def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, mean: Array, variance: Array,
-               eps: float = 1e-5, batch: bool, relu: bool = False) -> tuple[Array, Vjp]:
+def batch_norm(
+    xp: Any,
+    x: Array,
+    scale: Array,
+    shift: Array,
+    *around: Array,
+    mean: Array,
+    variance: Array,
+    eps: float = 1e-5,
+    batch: bool,
+    relu: bool = False,
+) -> tuple[Array, Vjp]:
     """x̂ = (x − mean)/√(variance + ε), then y = scale·x̂ + shift, channel by channel.
 
     batch=True says that mean and variance are those of x itself (training), so that they carry gradient
@@ -98,7 +108,7 @@ def batch_norm(xp: Any, x: Array, scale: Array, shift: Array, *around: Array, me
     table = x.reshape(-1, shape[-1])
     added = [a.reshape(table.shape) for a in around]
     inverse = 1 / xp.sqrt(variance + eps)
-    slope = scale * inverse                # y = slope·x + level, two numbers a channel
+    slope = scale * inverse  # y = slope·x + level, two numbers a channel
     level = shift - mean * slope
     value = xp.empty(shape, x.dtype)
     y = value.reshape(table.shape)

@@ -29,6 +29,7 @@ class WrappedIndexError(Exception):
 
 # ── Into NumPy and back ───────────────────────────────────────────────────────────────────────────
 
+
 def _refuse(value: Any) -> Any:
     raise TypeError(f"Unsupported type {type(value)}")
 
@@ -56,8 +57,11 @@ def _arrays(value: Any) -> Iterator[ndarray]:
 def _up(value: Any, given: Any = ()) -> Any:
     """NumPy's answer as device arrays; what is an argument again, or a view of one, says so."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_up(item, given) for item in value) if type(value) in (tuple, list) else \
-            tuple(_up(item, given) for item in value)
+        return (
+            type(value)(_up(item, given) for item in value)
+            if type(value) in (tuple, list)
+            else tuple(_up(item, given) for item in value)
+        )
     if not isinstance(value, _ANSWER_ON_THE_HOST):
         return value
     value = np.asarray(value)
@@ -66,8 +70,9 @@ def _up(value: Any, given: Any = ()) -> Any:
             return array
     base = None
     if value.base is not None:
-        base = next((a if a.base is None else a.base for a in _arrays(given) if np.may_share_memory(a._values, value)),
-                    None)
+        base = next(
+            (a if a.base is None else a.base for a in _arrays(given) if np.may_share_memory(a._values, value)), None
+        )
     return _new(value, base)
 
 
@@ -83,7 +88,7 @@ def _taken(name: str) -> tuple[frozenset[str] | None, int | None]:
     names = _NAMES[name]
     if names is None:
         return None, None
-    positional = names[:names.index("*")] if "*" in names else names
+    positional = names[: names.index("*")] if "*" in names else names
     keywords = None if any(p.startswith("**") for p in names) else frozenset(p for p in names if p[0] != "*")
     return keywords, None if any(p.startswith("*") for p in positional) else len(positional)
 
@@ -105,8 +110,19 @@ def _compute(function: Callable[..., Any], arguments: tuple[Any, ...], keywords:
 
 # ── Functions ─────────────────────────────────────────────────────────────────────────────────────
 
-_WAIT = {"nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "choose", "put", "bincount",
-         "array_repr", "array_str"}  # the size of the answer, or an error, must be known on the host
+_WAIT = {
+    "nonzero",
+    "flatnonzero",
+    "argwhere",
+    "unique",
+    "extract",
+    "compress",
+    "choose",
+    "put",
+    "bincount",
+    "array_repr",
+    "array_str",
+}  # the size of the answer, or an error, must be known on the host
 _UPLOAD = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
 _ZERO_DIMENSIONS = {"allclose", "array_equal", "array_equiv", "count_nonzero"}  # numbers in NumPy, arrays in CuPy
 
@@ -122,6 +138,7 @@ def _function(name: str, numpys: Callable[..., Any]) -> Callable[..., Any]:
             return _uploaded(numpys, *arguments, **keywords)
         answer = _compute(numpys, arguments, keywords)
         return _up(np.asarray(answer)) if name in _ZERO_DIMENSIONS else answer
+
     return function
 
 
@@ -168,6 +185,7 @@ class ufunc:
 
 # ── Arrays ────────────────────────────────────────────────────────────────────────────────────────
 
+
 def _index(index: Any) -> Any:
     """An index as NumPy takes it. Numbers, slices, None, … , lists of numbers and device arrays; no NumPy arrays."""
     if isinstance(index, ndarray) and index.dtype.kind not in "biu":
@@ -178,13 +196,15 @@ def _index(index: Any) -> Any:
 
 
 def _is_advanced(index: Any) -> bool:
-    return any(isinstance(part, (ndarray, list, bool, np.bool_)) for part in (index if isinstance(index, tuple)
-                                                                              else (index,)))
+    return any(
+        isinstance(part, (ndarray, list, bool, np.bool_)) for part in (index if isinstance(index, tuple) else (index,))
+    )
 
 
 def _has_mask(index: Any) -> bool:
-    return any(isinstance(part, ndarray) and part.dtype == bool for part in (index if isinstance(index, tuple)
-                                                                             else (index,)))
+    return any(
+        isinstance(part, ndarray) and part.dtype == bool for part in (index if isinstance(index, tuple) else (index,))
+    )
 
 
 class _Flags:
@@ -199,7 +219,7 @@ class ndarray:
     """An array on the device."""
 
     __slots__ = ("__weakref__", "_values", "base")
-    __array_ufunc__ = None      # np.exp(x) and numpy_array + x are refused; CuPy would answer the first
+    __array_ufunc__ = None  # np.exp(x) and numpy_array + x are refused; CuPy would answer the first
     __array_priority__ = 100
     _values: Any
     base: ndarray | None
@@ -210,8 +230,10 @@ class ndarray:
         self._values, self.base = np.empty(shape, dtype, order=order), None
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. "
-                        "Please use `.get()` to construct a NumPy array explicitly.")
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         raise TypeError(f"numpy.{function.__name__} was called with a CuPy array")
@@ -331,8 +353,9 @@ class ndarray:
         except IndexError as error:
             raise _outside(index, error) from None
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None,
-               copy: bool = True) -> ndarray:
+    def astype(
+        self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True
+    ) -> ndarray:
         return _compute(lambda a: a.astype(dtype, order=order, casting=casting or "unsafe", copy=copy), (self,), {})
 
     def copy(self, order: str = "C") -> ndarray:
@@ -365,6 +388,7 @@ def _operator(name: str) -> Callable[..., Any]:
         if answer is self._values:  # in place
             return self
         return _up(answer) if isinstance(answer, (tuple, *_ANSWER_ON_THE_HOST)) else answer
+
     method.__name__ = name
     return method
 
@@ -377,14 +401,30 @@ def _method(name: str) -> Callable[..., Any]:
         if name in _WAIT:
             _traffic[name] += 1
         return _compute(numpys, (self, *arguments), keywords)
+
     method.__name__ = name
     return method
 
 
-_TWO_SIDED = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and",
-              "xor", "or")
+_TWO_SIDED = (
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "lshift",
+    "rshift",
+    "and",
+    "xor",
+    "or",
+)
 _OPERATORS = {f"__{side}{name}__" for name in _TWO_SIDED for side in ("", "r", "i")} | {
-    f"__{name}__" for name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge")}
+    f"__{name}__" for name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge")
+}
 
 for _name in _NAMES:
     _short = _name.removeprefix("ndarray.")
@@ -396,6 +436,7 @@ for _name in _NAMES:
 
 
 # ── The module, made from the list ────────────────────────────────────────────────────────────────
+
 
 class _Linalg:
     """cupy.linalg"""
@@ -414,10 +455,17 @@ def _made(name: str, home: Any) -> Any:
 def everything() -> dict[str, Any]:
     """The names of the module `cupy`."""
     linalg = _Linalg()
-    names = {"linalg": linalg, "cuda": cuda, "ndarray": ndarray, "ufunc": ufunc, "asnumpy": asnumpy,
-             "get_array_module": get_array_module, "is_available": cuda.is_available,
-             "get_default_memory_pool": cuda.MemoryPool.default,
-             "get_default_pinned_memory_pool": cuda.MemoryPool.default}
+    names = {
+        "linalg": linalg,
+        "cuda": cuda,
+        "ndarray": ndarray,
+        "ufunc": ufunc,
+        "asnumpy": asnumpy,
+        "get_array_module": get_array_module,
+        "is_available": cuda.is_available,
+        "get_default_memory_pool": cuda.MemoryPool.default,
+        "get_default_pinned_memory_pool": cuda.MemoryPool.default,
+    }
     for name in _NAMES:
         inside = name.startswith("linalg.")
         if name in names or ("." in name and not inside):
@@ -438,4 +486,5 @@ def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, bl
 
 def get_array_module(*arrays: Any) -> Any:
     import cupy
+
     return cupy if any(isinstance(array, ndarray) for array in arrays) else np

@@ -44,8 +44,9 @@ class Stream:
 
     null: Any
 
-    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False,
-                 priority: Any = None) -> None:
+    def __init__(
+        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
+    ) -> None:
         pass
 
     def __enter__(self) -> Stream:
