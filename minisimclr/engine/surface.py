@@ -118,7 +118,7 @@ def as_array(value: Any) -> Array:
 
 def in_our_words(error: ValueError, name: str, arrays: list[Any]) -> ValueError:
     """Name the operation and the shapes if the array library refused them; return any other error as it is."""
-    if "operand" not in str(error):  # NumPy and CuPy both speak of operands; our own refusals do not
+    if not any(word in str(error) for word in ("operand", "mismatch")):  # NumPy's and CuPy's words, never ours
         return error
-    shapes = " and ".join(str(np.shape(array)) for array in arrays)
+    shapes = " and ".join(str(getattr(array, "shape", ())) for array in arrays)
     return ValueError(f"{name}: shapes {shapes} do not fit together")
