@@ -33,12 +33,13 @@ class Guard:
     Every tensor holds the guard of the array that owns its memory, so a tensor and its views share one.
     """
 
-    __slots__ = ("array", "needed_by", "open", "shape", "version")
+    __slots__ = ("array", "lockable", "needed_by", "open", "shape", "version")
 
     def __init__(self, owner: Array) -> None:
         self.array = weakref.ref(owner)  # weak: a graph that holds a guard does not keep the array alive
         self.shape: tuple[int, ...] = owner.shape
-        self.needed_by: set[int] = set()  # the ids of living holds; a set, so that releasing twice does no harm
+        self.lockable = isinstance(owner, np.ndarray) and owner.base is None  # not if it lies in a buffer of others
+        self.needed_by: dict[int, int] = {}  # the id of each living hold -> the version that it has seen
         self.version = 0  # the number of writes through `writing`
         self.open = False  # True while somebody writes through `writing`
 
@@ -49,13 +50,14 @@ class Guard:
         would not do: the garbage collector may end a graph at any moment, also while this thread holds the lock.
         """
         array = self.array()
-        if isinstance(array, np.ndarray) and array.base is None:
-            while array.flags.writeable != (free := self.open or not self.needed_by):
-                array.flags.writeable = free
+        if self.lockable and array is not None:
+            free = None
+            while free != (free := self.open or not self.needed_by):
+                array.setflags(write=free)
 
     def note_write(self) -> None:
-        """Count a write by the user, `tensor.data -= …`, unless the array is locked and so cannot have changed."""
-        self.version += bool(getattr(getattr(self.array(), "flags", None), "writeable", True))
+        """Count a write by the user, `tensor.data -= …`, unless the array was locked and so cannot have changed."""
+        self.version += not (self.lockable and self.needed_by)
 
 
 def guard_of(value: Array, inputs: tuple[Any, ...]) -> Guard:
@@ -66,18 +68,15 @@ def guard_of(value: Array, inputs: tuple[Any, ...]) -> Guard:
     if isinstance(value, np.ndarray) and value.base is not None:
         value.flags.writeable = False
     owner = owner_of(value)
-    shared = (guard for guard in _guards(inputs) if guard.array() is owner)
-    return next(shared, None) or Guard(owner)
-
-
-def _guards(inputs: tuple[Any, ...]) -> list[Guard]:
-    """Return the guards of the tensors among the inputs of an operation; its arrays are copies that nobody else has."""
-    return [x._guard for x in inputs if isinstance(x, Surface)]
+    for x in inputs:
+        if isinstance(x, Surface) and x._guard.array() is owner:
+            return x._guard  # type: ignore[no-any-return]
+    return Guard(owner)
 
 
 def owner_of(array: Array) -> Array:
     """Return the array that owns the memory of this one: itself, or the array of which it is a view."""
-    while is_array(array.base):
+    while array.base is not None and is_array(array.base):
         array = array.base
     return array
 
@@ -88,24 +87,27 @@ class Hold:
     CPython ends it with its node, whatever ended that: the backward pass, `del`, or an exception.
     """
 
-    __slots__ = ("guards", "versions")
+    __slots__ = ("guards",)
 
     def __init__(self, inputs: tuple[Any, ...], guard: Guard) -> None:
-        self.guards = [*_guards(inputs), guard]
-        self.versions = [guard.version for guard in self.guards]
+        # Inputs that are no tensors need no guard: they are copies, which nobody else has.
+        self.guards = [guard, *[x._guard for x in inputs if isinstance(x, Surface)]]
+        key = id(self)
         for guard in self.guards:
-            guard.needed_by.add(id(self))
+            guard.needed_by[key] = guard.version
             guard.settle()
 
     def __del__(self) -> None:
+        key = id(self)
         for guard in getattr(self, "guards", ()):  # a hold that was never initialized has none
-            guard.needed_by.discard(id(self))
+            guard.needed_by.pop(key, None)
             guard.settle()
 
     def check(self, name: str) -> None:
         """Raise RuntimeError if one of the arrays was changed since the operation `name` used it."""
-        for guard, version in zip(self.guards, self.versions):
-            if guard.version != version:
+        key = id(self)
+        for guard in self.guards:
+            if guard.needed_by[key] != guard.version:
                 raise RuntimeError(
                     f"{name}: a parameter of shape {guard.shape} was changed after this graph used it, by an optimizer "
                     "or in place, so the gradient would be wrong; call backward() before step(), or compute the loss "
