@@ -11,9 +11,6 @@ loss L(y), the vector–Jacobian product (vjp) turns g = ∂L/∂y into ∂L/∂
 
 Calling `square` with a tensor computes the value and records a `Node`, which keeps the vjp. The nodes form
 a graph; `backward` takes them from the loss down to the leaves, and applies the chain rule at each.
-
-The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp
-keeps it, and there are no reference cycles: memory is free as soon as the last name for it goes.
 """
 
 from __future__ import annotations
@@ -35,9 +32,11 @@ Gradient: TypeAlias = "Array | Callable[[], Array] | None"
 Vjp: TypeAlias = "Callable[[Array], Gradient | tuple[Gradient, ...]]"
 
 _recording = ContextVar("recording", default=True)  # a context variable, so that no_grad holds in its own thread only
-_ages = itertools.count()
+_ages = itertools.count()  # one for the whole process: only the order matters
 
 
+# The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp keeps
+# it, and there are no reference cycles: memory is free as soon as the last name for it goes.
 class Node:
     """One step of the recorded computation: the nodes that it came from, and its vjp.
 
@@ -47,13 +46,13 @@ class Node:
     __slots__ = ("__weakref__", "age", "dtype", "grad", "hold", "leaf", "name", "parents", "shape", "vjp")
 
     def __init__(self, name: str, value: Array, parents: Any = (), vjp: Vjp | None = None, hold: Hold | None = None):
-        self.name, self.vjp = name, vjp
+        self.name, self.vjp = name, vjp  # the operation's name, for errors and the ledger
         self.parents: tuple[Node | None, ...] = parents  # one per input; None for one without history
         self.hold = hold  # keeps the arrays of this step read-only
         self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
         self.age = next(_ages)  # smaller than the age of everything computed from it
-        self.grad: Array | None = None
-        self.leaf: Array | None = value if vjp is None else None
+        self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
+        self.leaf: Array | None = value if vjp is None else None  # None also says: computed
 
 
 class Tensor(Surface):
@@ -74,16 +73,16 @@ class Tensor(Surface):
     __slots__ = ("__weakref__", "_data", "_guard", "_node")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        array = owned(data)
-        if requires_grad and array.dtype.kind != "f":
+        array = owned(data)  # a copy
+        if requires_grad and array.dtype.kind != "f":  # an integer cannot be changed by a little
             raise TypeError(f"only floating-point tensors can have gradients, not dtype {array.dtype}")
         self._data: Array = array
-        self._guard = Guard(array)
+        self._guard = Guard(array)  # knows which nodes need the array unchanged
         self._node: Node | None = Node("leaf", array) if requires_grad else None
 
     @classmethod
     def _wrap(cls, value: Array, guard: Guard, node: Node | None) -> Tensor:
-        tensor = cls.__new__(cls)
+        tensor = cls.__new__(cls)  # not Tensor(value), which would copy
         tensor._data, tensor._guard, tensor._node = value, guard, node
         return tensor
 
@@ -105,13 +104,13 @@ class Tensor(Surface):
         elif self._node is not None and self._node.leaf is None:
             raise RuntimeError("only a leaf's data can be replaced; this tensor was computed")
         else:
-            fresh = Tensor(array, requires_grad=self.requires_grad)
+            fresh = Tensor(array, requires_grad=self.requires_grad)  # older graphs keep the old array, and stay right
             self._data, self._guard, self._node = fresh._data, fresh._guard, fresh._node
 
     @property
     def grad(self) -> Array | None:
         """∂L/∂self, added up over all backward passes since it was last set to None."""
-        return self._node.grad if self._node is not None else None
+        return self._node.grad if self._node is not None else None  # in the node: the graph knows no tensors
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
@@ -132,7 +131,6 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
     """Turn `function(xp, *arrays, **hyperparameters) -> (value, vjp)` into a function on tensors.
 
     The positional arguments may be tensors, arrays or numbers.
-
     Raises: TypeError for an argument that is none of these; ValueError if the shapes do not fit together.
 
     >>> square = primitive(lambda xp, x: (x * x, lambda g: 2 * g * x))
@@ -144,6 +142,7 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
 
     @shown_as(function, returns=Tensor)
     def op(*inputs: Any, **hyperparameters: Any) -> Tensor:
+        # Tensors are unwrapped; anything else is copied, so that the caller may change his own afterwards.
         arrays = [x._data if isinstance(x, Tensor) else owned_input(x) for x in inputs]
         settings = {name: owned_setting(setting) for name, setting in hyperparameters.items()}
         try:
@@ -151,9 +150,10 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
         except ValueError as error:
             raise in_our_words(error, function.__name__, arrays) from None
         value = as_array(value)
-        guard = guard_of(value, inputs)
+        guard = guard_of(value, inputs)  # an input's own guard, if the value is a view of that input
         parents = tuple(x._node if isinstance(x, Tensor) else None for x in inputs)
-        recorded = _recording.get() and any(parents)  # nothing to go back to: no node, and the vjp is dropped
+        # If no input has a history, neither has the value: the vjp, and all that it keeps, is dropped here.
+        recorded = _recording.get() and any(parents)
         node = Node(function.__name__, value, parents, vjp, Hold(inputs, guard)) if recorded else None
         return Tensor._wrap(value, guard, node)
 
@@ -169,7 +169,7 @@ def no_grad() -> Iterator[None]:
     ...     print((x * x).requires_grad)
     False
     """
-    token = _recording.set(False)
+    token = _recording.set(False)  # remembers the state before, so that contexts nest
     try:
         yield
     finally:
@@ -178,9 +178,6 @@ def no_grad() -> Iterator[None]:
 
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
     """Add ∂L/∂leaf to the `grad` of every leaf below `tensor`, where `grad` (default 1, for a scalar) is ∂L/∂tensor.
-
-    The youngest node goes first. A node is older than all that was computed from it, so when its turn comes, every
-    contribution to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
 
     Raises: RuntimeError if nothing here needs a gradient, if the graph was used before, if a parameter was changed
     since, or if `grad` is missing and the tensor has more than one element; ValueError if `grad` has another shape.
@@ -195,6 +192,8 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
         raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")
     gradients: dict[Node, Array] = {root: _seed(tensor, grad)}  # the sum of what has arrived so far
     waiting = [(-root.age, root)]  # a heap with the youngest node on top
+    # A node is older than all that was computed from it. So when it is the youngest that waits, every contribution
+    # to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
     while waiting:
         _, node = heapq.heappop(waiting)
         if node.leaf is not None:  # its gradient stays in `gradients`
@@ -204,23 +203,23 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
                 gradients[parent] = as_array(gradients[parent] + part)  # a new array: the old one may be shared
             else:
                 gradients[parent] = part
-                heapq.heappush(waiting, (-parent.age, parent))
+                heapq.heappush(waiting, (-parent.age, parent))  # at its first part; it waits for the others
     for leaf, gradient in gradients.items():  # only now, so that a failure above leaves no half-done sums
         leaf.grad = gradient.copy() if leaf.grad is None else as_array(leaf.grad + gradient)
 
 
 def pull(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
     """Run the vjp of a node on its gradient, free the node, and yield each parent with its part of the gradient."""
-    if node.vjp is None or node.hold is None:
+    if node.vjp is None or node.hold is None:  # as this function leaves it
         raise RuntimeError("backward has already gone through this graph and freed it; compute the value again")
-    node.hold.check(node.name)
-    parts = node.vjp(gradient)
+    node.hold.check(node.name)  # raises if an optimizer has written to one of its arrays since
+    parts = node.vjp(gradient)  # the chain rule: ∂L/∂value in, ∂L/∂input out, one for each input
     parts = parts if isinstance(parts, tuple) else (parts,)
     if len(parts) != len(node.parents):
         raise RuntimeError(f"{node.name}: the vjp gave {len(parts)} gradients for {len(node.parents)} arguments")
     parents, node.parents, node.vjp, node.hold = node.parents, (), None, None  # frees what the vjp kept, and unlocks it
     for parent, part in zip(parents, parts):
-        if parent is not None and part is not None:
+        if parent is not None and part is not None:  # a constant wants no gradient
             yield parent, _unbroadcast(part() if callable(part) else part, parent, node.name)
 
 
@@ -230,7 +229,7 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
     if grad is None:
         if tensor._data.size != 1:
             raise RuntimeError(f"backward from shape {tensor.shape} needs the gradient to start with: backward(grad)")
-        return xp.ones_like(tensor._data)
+        return xp.ones_like(tensor._data)  # ∂L/∂L
     grad = grad._data if isinstance(grad, Tensor) else grad if is_array(grad) else xp.asarray(grad)
     array_module(tensor._data, grad)  # raises if they are on different devices
     if grad.shape != tensor.shape:
@@ -240,11 +239,12 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
 
 def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
     """Undo broadcasting and promotion: sum over the axes that were stretched, return to the parent's dtype."""
-    gradient, shape = as_array(gradient), parent.shape
+    gradient, shape = as_array(gradient), parent.shape  # the shape of the value, and that of the input
     if gradient.shape != shape:
         lead = gradient.ndim - len(shape)  # axes that broadcasting put in front
+        # An element that was used many times receives the sum of all their gradients.
         stretched = [lead + axis for axis, size in enumerate(shape) if size == 1 != gradient.shape[lead + axis]]
         if lead < 0 or any(size not in (1, now) for size, now in zip(shape, gradient.shape[lead:])):
             raise RuntimeError(f"{name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
         gradient = as_array(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
-    return gradient.astype(parent.dtype, copy=False)
+    return gradient.astype(parent.dtype, copy=False)  # float32 · float64 is float64; the gradient of each is its own
