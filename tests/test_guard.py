@@ -332,7 +332,7 @@ def test_threads_that_share_arrays_leave_none_of_them_read_only_for_ever() -> No
 
     def work(number: int) -> None:
         try:
-            for k in range(400):
+            for k in range(1000):
                 x = shared[(number + k) % 3]
                 y = (x * shared[k % 3]).sum()
                 if k % 2:

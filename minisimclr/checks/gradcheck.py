@@ -54,7 +54,8 @@ class Comparison:
 
     @property
     def reported_error(self) -> float:
-        """The difference divided by the gradient's size or by the smallest gradient we can measure, if that is larger."""
+        """The difference divided by the gradient's size, or by the smallest gradient that can be measured."""
+        # The larger of the two: a gradient of 1e-12 beside an f of 1 is beyond what rounding lets us see.
         return float(abs(self.numeric - self.analytic) / max(self.scale, 1e6 * self.noise, 1e-300))
 
     def require(self, tolerance: float) -> bool:
