@@ -122,8 +122,6 @@ FAULTS = [
           "guard.version += 1", "guard.version += 0", "guard"),
     Fault("door-left-open", "kept", "engine/guard.py", "guard.open = False", "pass", "guard"),
     Fault("door-closed-to-optimizers", "kept", "engine/guard.py", "guard.open = True", "pass", "guard"),
-    Fault("setting-borrowed", "kept", "engine/guard.py",
-          "return {key: owned_setting(item) for key, item in value.items()}", "return value", "guard"),
     Fault("shared-array-counted-twice", "kept", "engine/ledger.py", "counted.add(id(array))", "pass", "autograd"),
 
     # ── The gradient checks ───────────────────────────────────────────────────────────────────────

@@ -264,6 +264,18 @@ def test_only_the_optimizers_door_is_open_while_a_graph_lives() -> None:
     assert_writable(w)
 
 
+@LOCKS
+@pytest.mark.parametrize("make", [ms.SGD, ms.LARS])
+def test_after_a_step_what_a_new_graph_needs_cannot_be_written_to(make: Any) -> None:
+    w = leaf(3, 2)
+    (w * w).sum().backward()
+    make([w], lr=0.1).step()
+    loss = (w * w).sum()
+    assert_read_only(w)
+    loss.backward()
+    assert_writable(w)
+
+
 def test_assigning_the_same_array_back_counts_as_a_write_where_arrays_cannot_be_locked() -> None:
     x = leaf(3)
     y = x * x
@@ -379,6 +391,27 @@ def test_a_thread_that_comes_between_does_not_leave_the_flag_wrong(step: int) ->
     guard.needed_by = Claims({7: 0} if step % 2 else {})
     guard.settle()
     assert array.flags.writeable == (len(guard.needed_by) == 0)
+
+
+@LOCKS
+def test_a_graph_that_begins_while_another_ends_is_guarded() -> None:
+    """The new graph comes just after the ending one has seen that nobody else needs the array."""
+    w = leaf(3)
+    begun: list[Tensor] = []
+
+    class Claims(dict[int, int]):
+        def __bool__(self) -> bool:
+            answer = len(self) > 0
+            if not answer and not begun:
+                begun.append(w)  # once
+                begun.append((w * w).sum())
+            return answer
+
+    ending = (w * w).sum()
+    w._guard.needed_by = Claims(w._guard.needed_by)
+    del ending
+    assert len(begun) == 2
+    assert_read_only(w)
 
 
 @LOCKS
