@@ -56,7 +56,7 @@ class Module:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) or is_array(value):
-                    array = to_numpy(value._data if isinstance(value, Tensor) else value)
+                    array = to_numpy(value.data if isinstance(value, Tensor) else value)
                     axes = module.stored_axes.get(name, tuple(range(array.ndim)))
                     state[prefix + name] = array.transpose(axes).copy(order="C")
         return state
@@ -79,7 +79,7 @@ class Module:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) or is_array(value):
-                    old = value._data if isinstance(value, Tensor) else value
+                    old = value.data if isinstance(value, Tensor) else value
                     axes = module.stored_axes.get(name, tuple(range(old.ndim)))
                     array = given[prefix + name].transpose(np.argsort(axes)).astype(old.dtype, order="C")
                     module._put(name, to_device(array, device_of(old)))
@@ -96,7 +96,7 @@ class Module:
         for _, module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor) or is_array(value):
-                    module._put(name, change(value._data if isinstance(value, Tensor) else value))
+                    module._put(name, change(value.data if isinstance(value, Tensor) else value))
         return self
 
     def _put(self, name: str, array: Array) -> None:
@@ -184,15 +184,15 @@ class BatchNorm2d(Module):
 
     def __call__(self, x: Tensor, train: bool = False, *, around: Tensor | None = None, relu: bool = False) -> Tensor:
         """With `around` that is added, and with relu=True max(·, 0) taken, in the same walk through memory."""
-        xp = array_module(x._data)  # not x.data: nothing is lent out here that the graph would have to watch
+        xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
         inputs = (x, self.weight, shift) if around is None else (x, self.weight, shift, around)
         if not train:
             return ops.batch_norm(
                 *inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps, batch=False, relu=relu
             )
-        mean, variance = ops.moments(xp, x._data)
-        count = x._data.size // x.shape[-1]
+        mean, variance = ops.moments(xp, x.data)
+        count = x.data.size // x.shape[-1]
         if count < 2:
             raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
         self.running_mean = self._towards(self.running_mean, mean)

@@ -108,9 +108,9 @@ def test_value_is_the_reference(entry: Entry, inputs: Any, settings: Any) -> Non
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: Any) -> None:
     elements, direction, path = comparisons(entry, entry.function(on_device(settings)), on_device(inputs))
-    assert elements.judge(1e-8)
-    assert direction.judge(1e-8)
-    assert path.judge(1e-9)
+    assert elements.require(1e-8)
+    assert direction.require(1e-8)
+    assert path.require(1e-9)
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)

@@ -74,7 +74,7 @@ def check_entry(entry: Entry) -> Row:
             computed, expected = f(*inputs).data, np.asarray(entry.expected(inputs, settings))
         value = _larger(value, _distance(computed, expected))
         right, wrong = comparisons(entry, f, inputs), comparisons(entry, a_thousandth_off(f), inputs)
-        elements, direction, path = (_larger(a, b.distance) for a, b in zip((elements, direction, path), right))
+        elements, direction, path = (_larger(a, b.reported_error) for a, b in zip((elements, direction, path), right))
         agree &= all(c.error <= limit for c, limit in zip(right, ALLOWED))
         if any(c.analytic != 0 for c in right):  # a thousandth of nothing is nothing
             refused &= all(c.error > limit for c, limit in zip(wrong, ALLOWED))

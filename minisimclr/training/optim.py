@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ..backend import Array, array_module
 from ..engine.autograd import Tensor
+from ..engine.guard import writing
 from ..processor import keep_freed_memory, parallel, pieces
 
 
@@ -37,15 +38,13 @@ class Optimizer:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.velocity: list[Array] = [array_module(p._data).zeros_like(p._data) for p in self.params]
+        self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def step(self, lr: float | None = None) -> None:
-        """Update every parameter that has a gradient; `lr` overrides the constructor's for this step."""
-        if not all(getattr(p._data.flags, "writeable", True) for p in self.params):
-            raise RuntimeError(
-                "a loss that was computed but never walked back still needs the parameters: "
-                "call its backward() first, let go of it, or compute it under no_grad()"
-            )
+        """Update every parameter that has a gradient; `lr` overrides the constructor's for this step.
+
+        An older graph may still be alive; its backward pass then raises, because its parameters have changed.
+        """
 
         def update(some: slice) -> None:
             for p, v in zip(self.params[some], self.velocity[some]):
@@ -80,12 +79,13 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _update(self, p: Tensor, g: Array, v: Array, lr: float) -> None:
-        w = p._data
+        w = p.data
         if self.weight_decay:
             g = g + self.weight_decay * w
         v *= self.momentum
         v += g
-        w -= lr * (g + self.momentum * v if self.nesterov else v)
+        with writing(p) as w:
+            w -= lr * (g + self.momentum * v if self.nesterov else v)
 
 
 class LARS(Optimizer):
@@ -110,7 +110,7 @@ class LARS(Optimizer):
         self.trust_coefficient = trust_coefficient
 
     def _update(self, p: Tensor, g: Array, v: Array, lr: float) -> None:
-        w, trust = p._data, 1.0
+        w, trust = p.data, 1.0
         if p.ndim > 1:
             xp = array_module(w)
             g = g + self.weight_decay * w
@@ -120,4 +120,5 @@ class LARS(Optimizer):
             trust = trust.astype(p.dtype)
         v *= self.momentum
         v += lr * trust * g
-        w -= v
+        with writing(p) as w:
+            w -= v

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module, compute_capability, require, to_numpy
+from ..engine.guard import writing
 from .optim import Optimizer
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
@@ -33,7 +34,7 @@ class LossScale:
 
     def __init__(self, optimizer: Optimizer, *, dynamic: bool) -> None:
         self.optimizer, self.dynamic = optimizer, dynamic
-        self.xp = array_module(optimizer.params[0]._data)  # not .data: nothing is lent, nothing watched
+        self.xp = array_module(optimizer.params[0].data)
         self.value: Array = self.xp.asarray(FIRST if dynamic else 1.0, dtype=np.float32)
         self.good: Array = self.xp.asarray(0, dtype=np.int32)  # steps in a row without overflow
         self.counts: Array = self.xp.asarray(True)  # whether this step does
@@ -61,14 +62,17 @@ class LossScale:
         if not self.dynamic:
             self.optimizer.step(lr)
             return
-        xp, left_out, arrays = self.xp, ~self.counts, [p._data for p in self.optimizer.params] + self.optimizer.velocity
+        xp, left_out, arrays = self.xp, ~self.counts, [p.data for p in self.optimizer.params] + self.optimizer.velocity
         before = [array.copy() for array in arrays]
         for p in self.optimizer.params:
             if p.grad is not None:
                 xp.copyto(p.grad, 0, where=left_out)
         self.optimizer.step(lr)
-        for array, old in zip(arrays, before):
-            xp.copyto(array, old, where=left_out)
+        for p, old in zip(self.optimizer.params, before):
+            with writing(p) as w:
+                xp.copyto(w, old, where=left_out)
+        for v, old in zip(self.optimizer.velocity, before[len(self.optimizer.params) :]):
+            xp.copyto(v, old, where=left_out)
         self.good = xp.where(left_out, 0, self.good + 1).astype(np.int32)
         patient = self.good >= PATIENCE
         self.good = xp.where(patient, 0, self.good).astype(np.int32)
