@@ -354,6 +354,21 @@ def test_the_file_that_is_read_first_holds_the_formula_and_its_tags() -> None:
         assert f"({tag})" in text
 
 
+@pytest.mark.host
+def test_the_code_on_the_page_of_the_chapter_is_the_code_that_runs() -> None:
+    chapter = Path(__file__).parent.parent / "docs" / "05_nt_xent.md"
+    if not chapter.exists():
+        pytest.skip("the book is not part of this installation")
+    shown = [
+        line.strip()
+        for block in re.findall(r"```python\n(.*?)```", chapter.read_text(), re.DOTALL)
+        for line in block.splitlines()
+    ]
+    runs = {line.strip() for line in inspect.getsource(plain).splitlines()}
+    assert len(shown) > 15
+    assert [line for line in shown if line not in runs] == []
+
+
 # ── Accuracy in float32 ───────────────────────────────────────────────────────────────────────────
 
 

@@ -9,8 +9,8 @@
 4. *High temperatures.* From τ = 2 on all exponentials are nearly 1, and what counts is how they differ.
    `by_differences` computes those differences.
 
-In float32, with views that nearly agree at τ = 0.05 and N = 128, the plain form errs by 9e-2 in the loss and 1e-2 in
-the gradient, this form by 6e-7 and 3e-6. It takes as long at N = 256 and 2.4 times as long at 4096; like the plain
+In float32, with views that nearly agree at τ = 0.05 and N = 127, the plain form errs by 2e-2 in the loss and 1e-2 in
+the gradient, this form by 6e-7 and 3e-6 (tests/test_ntxent_rungs.py measures these). It takes as long at N = 256 and 2.4 times as long at 4096; like the plain
 form it holds matrices of shape (2N,2N). The tags are the equations of docs/05_nt_xent.md.
 """
 
