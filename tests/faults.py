@@ -27,14 +27,15 @@ FAULTS = [
     Fault("composed-neighbours-as-positives", "loss", "ntxent/plain.py",
           "positive = (xp.arange(2 * N) + N) % (2 * N)", "positive = xp.arange(2 * N) ^ 1", "ntxent ops"),
     Fault("composed-self-similarity-zero", "loss", "ntxent/plain.py",  # e⁰ = 1 stays in the sum
-          "labels=positive)", "labels=positive) if N < 0 else ops.cross_entropy(logits, labels=positive)", "ntxent ops"),
+          "ops.cross_entropy(logits + not_itself,", "ops.cross_entropy(logits * (1 - xp.eye(2 * N)),", "ntxent ops"),
     Fault("composed-without-temperature", "loss", "ntxent/plain.py",
           "logits = u @ u.T / temperature  # (2N,2N), all", "logits = u @ u.T  # (2N,2N), all", "ntxent ops"),
     Fault("plain-neighbours-as-positives", "loss", "ntxent/plain.py",
           "positive = (anchor + N) % (2 * N)", "positive = anchor ^ 1", "ntxent ops"),
     Fault("plain-one-role-forgotten", "loss", "ntxent/plain.py",
           "du = (dlogits + dlogits.T) @ u", "du = dlogits @ u", "ntxent ops"),
-    Fault("plain-mean-over-images", "loss", "ntxent/plain.py", "dlogits *= g / (2 * N)", "dlogits *= g / N", "ntxent ops"),
+    Fault("plain-mean-over-images", "loss", "ntxent/plain.py",
+          "dlogits *= g / (2 * N)", "dlogits *= g / N", "ntxent ops"),
     Fault("plain-seed-ignored", "loss", "ntxent/plain.py",
           "dlogits *= g / (2 * N)", "dlogits *= 1 / (2 * N)", "ntxent ops"),
     Fault("plain-gradient-without-temperature", "loss", "ntxent/plain.py",
@@ -400,7 +401,7 @@ KINDS = [
     ("disaster", r"kill_9|failure_while_writing|cut_off|damaged|random_bytes|diverges|killed_run|survived_by"),
     (
         "two ways",
-        r"EqualToTheReadable|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
+        r"EqualToTheExact|one_value_and_one_gradient|each_rung|agree|accuracy|same_bits|recomputed|resume|bit_equal|nine_products|"
         r"does_not_depend|do_not_depend|dtype_throughout|in_disguise|float32|"
         r"may_be_done_along|embed_gives",
     ),

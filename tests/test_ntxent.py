@@ -13,6 +13,7 @@ import math
 import re
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,12 +125,12 @@ class TestClosedForms:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.5])
-def test_closed_values_where_each_view_is_the_next_images_other_view(f: Any, temperature: float, dtype: Any) -> None:
+def test_closed_values_where_each_view_is_the_next_images_other_view(g: Any, temperature: float, dtype: Any) -> None:
     """A negative of cosine 1, all else 0. At a low τ each anchor's largest negative lies in the other view."""
     z = np.eye(6, dtype=dtype)
     expected = 1 / temperature + math.log1p(10 * math.exp(-1 / temperature))
     rounding = 1e-6 if dtype == np.float32 else 1e-12
-    assert f(z, np.roll(z, 1, axis=0), temperature)[0] == pytest.approx(expected, rel=rounding)
+    assert g(z, np.roll(z, 1, axis=0), temperature)[0] == pytest.approx(expected, rel=rounding)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -293,7 +294,8 @@ def test_the_composed_form_counts_a_zero_row_as_u_zero_and_the_plain_form_says_n
     assert loss == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(da, ea, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(db, eb, rtol=1e-10, atol=1e-14)
-    with pytest.warns(RuntimeWarning, match="invalid value"):
+    expects = pytest.warns(RuntimeWarning, match="invalid value") if devices.DEVICE == "cpu" else nullcontext()
+    with expects:  # CuPy divides by zero in silence
         assert math.isnan(nt_xent_value_and_grad(a, b, 0.1, "plain")[0])
 
 

@@ -49,13 +49,14 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") ->
     array([[0.   , 0.426],
            [0.426, 0.   ]])
     """
-    arrays = [z.data if isinstance(z, Tensor) else z for z in (za, zb)]
-    check(*arrays, temperature)
-    method = choose(*arrays, method)
+    a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each: arrays, to be looked at only
+    check(a, b, temperature)
+    method = choose(a, b, method)
     if method not in OF_TENSORS:
         return nt_xent_at_once(za, zb, temperature=temperature, method=method)
-    # These compute in the dtype that they are given, so we widen float16 before and narrow the loss after.
-    wide, asked = _computing_dtype(*arrays), np.result_type(*(z.dtype for z in arrays))
+    # These compute in the dtype that they are given. Sums over 2N exponentials are no work for float16, so we widen it
+    # before and round the loss after; the backward pass of `cast` rounds the gradients.
+    wide, asked = _computing_dtype(a, b), np.result_type(a.dtype, b.dtype)
     loss = OF_TENSORS[method](ops.cast(za, dtype=wide), ops.cast(zb, dtype=wide), temperature=float(temperature))
     return loss if asked == wide else ops.cast(loss, dtype=asked)
 
@@ -73,7 +74,7 @@ def nt_xent_at_once(xp: ModuleType, za: Array, zb: Array, *, temperature: float,
     def vjp(g: Array) -> tuple[Array, Array]:
         return g * dza, g * dzb
 
-    return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp
+    return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp  # scalar
 
 
 def nt_xent_value_and_grad(
@@ -112,7 +113,7 @@ def nt_xent_value_and_grad(
     """
     check(za, zb, temperature)
     value, dza, dzb = compute(za, zb, temperature, choose(za, zb, method))
-    return float(value), dza, dzb
+    return float(value), dza, dzb  # `float` waits for a GPU to finish; in a training loop use `nt_xent`
 
 
 def contrastive_accuracy(za: Array, zb: Array) -> float:
@@ -144,11 +145,12 @@ def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
         raise ValueError(f"za and zb must be (N, D), the two views of N images, not {za.shape} and {zb.shape}")
     if za.size == 0:
         raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")
-    for z in (za, zb):
+    for z in (za, zb):  # integers are refused rather than converted: they are more likely labels than embeddings
         if z.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
     if not 0 < temperature < np.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
+    # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ.
     if 2 / temperature > float(np.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
@@ -157,11 +159,12 @@ def choose(za: Array, zb: Array, method: str) -> str:
     """Return the name in METHODS of the form that computes the loss of these arrays."""
     xp = array_module(za)
     if method == "auto":
+        # The fastest that loses no digits: the kernels compute in float32, so float64 has the exact form instead.
         on_gpu = "cuda" if _computing_dtype(za, zb) == np.float32 and cuda.usable(xp) else "exact"
         return "tiled" if xp is np else on_gpu
     if method == "tiled" and xp is not np:
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
-    method = "exact" if method == "reference" else method
+    method = "exact" if method == "reference" else method  # its older name, which users have in their scripts
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     return method
@@ -169,7 +172,7 @@ def choose(za: Array, zb: Array, method: str) -> str:
 
 def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
     """Compute (loss, dza, dzb) of checked embeddings by a chosen method, the loss still on its device."""
-    dtype = _computing_dtype(za, zb)
+    dtype = _computing_dtype(za, zb)  # the forms themselves know one dtype for all
     value, dza, dzb = METHODS[method](za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature))
     return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)
 

@@ -10,8 +10,9 @@
    `by_differences` computes those differences.
 
 In float32, with views that nearly agree at τ = 0.05 and N = 127, the plain form errs by 2e-2 in the loss and 1e-2 in
-the gradient, this form by 6e-7 and 3e-6 (tests/test_ntxent_rungs.py measures these). It takes as long at N = 256 and 2.4 times as long at 4096; like the plain
-form it holds matrices of shape (2N,2N). The tags are the equations of docs/05_nt_xent.md.
+the gradient, this form by 6e-7 and 3e-6 (measured by tests/test_ntxent_rungs.py). It takes as long as a plain form at
+N = 256 and 2.4 times as long at 4096 (benchmarks/README.md), and like it holds matrices of shape (2N,2N). The tags are
+the equations of docs/05_nt_xent.md.
 """
 
 from __future__ import annotations

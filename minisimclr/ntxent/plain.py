@@ -71,7 +71,8 @@ def nt_xent_plain(xp: ModuleType, za: Array, zb: Array, *, temperature: float) -
     logits -= logits.max(axis=1, keepdims=True)  # softmax does not change, and exp cannot overflow
     e = xp.exp(logits)  # (2N,2N)
     total = e.sum(axis=1, keepdims=True)  # (2N,1)
-    loss = (xp.log(total[:, 0]) - logits[anchor, positive]).mean()  # −log P, averaged   (5.1)
+    # −log P of the positive, without forming P first, which may be 0:
+    loss = (xp.log(total[:, 0]) - logits[anchor, positive]).mean()  # scalar            (5.1)
     p = e / total  # (2N,2N), the probability that each anchor gives to each row         (5.7)
 
     def vjp(g: Array) -> tuple[Array, Array]:

@@ -87,7 +87,7 @@ class _Problem:
         images, width = za.shape
         n = 2 * images
         self.images, self.temperature, self.dtype = images, temperature, za.dtype
-        self.base = int(temperature >= HIGH_TEMPERATURE and images > 1)  # a tile holds E − base
+        self.base = int(temperature >= HIGH_TEMPERATURE and images > 1)  # a tile holds E − base: see exact.py, 4.
         self.blocks = _blocks(images)
         self.half = len(self.blocks) // 2  # the partners of block I are the rows of block I ± half
         self.rounds = rounds(len(self.blocks))
@@ -102,9 +102,7 @@ class _Problem:
         self.shifted = 1 / temperature + math.log(n) > math.log(np.finfo(za.dtype).max) - 2
         at_once = 1 if self.shifted else min(len(self.rounds), 1 + SUM_BYTES // self.du.nbytes)
         self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]  # one for each round of a turn
-        self.negatives = np.zeros(
-            (at_once, n)
-        )  # partial sums of E over the negatives, one row for each round of a turn
+        self.negatives = np.zeros((at_once, n))  # Σ E over the negatives, in one part for each round of a turn
         side = max(rows.stop - rows.start for rows in self.blocks)
         pairs = [pair for pairs in self.rounds for pair in pairs]
         size = len(pairs) * side * side * za.itemsize
@@ -115,6 +113,7 @@ class _Problem:
             self.kept = dict(zip(pairs, self.room[:size].view(za.dtype).reshape(len(pairs), -1)))
 
     def solve(self) -> tuple[Array, Array, Array]:
+        """Run the steps of this file's docstring one after the other, each over all tiles."""
         images, temperature = self.images, self.temperature
         n = 2 * images
         parallel(self.normalize, self.strips)
