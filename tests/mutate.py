@@ -50,6 +50,7 @@ FILES = {  # what is changed, and the tests that should notice
     "ops/conv/winograd": "winograd",
     "ntxent/__init__": "ntxent autograd precision",
     "ntxent/exact": "ntxent precision",
+    "ntxent/plain": "ntxent ops",
     "ntxent/tiled": "ntxent ntxent_tiled",
 }
 SECONDS = 60  # of CPU time, for one mutant

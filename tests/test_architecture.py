@@ -165,8 +165,10 @@ def test_only_backend_imports_cupy():
     assert [file for file in FILES if any(re.match("cupyx?($|[.])", name) for name in imports(file))] == ["backend.py"]
 
 
-@pytest.mark.parametrize("file", sorted(file for file in FILES if room(file) == "ops" or file == "ntxent/exact.py"))
-def test_operations_and_the_readable_loss_know_no_array_module_but_xp(file):
+@pytest.mark.parametrize(
+    "file", sorted(file for file in FILES if room(file) == "ops" or file in ("ntxent/exact.py", "ntxent/plain.py"))
+)
+def test_operations_and_the_plain_and_exact_loss_know_no_array_module_but_xp(file):
     assert not {name for name in imports(file) if name.split(".")[0] in ("numpy", "cupy", "scipy")}
 
 
