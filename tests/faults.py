@@ -243,7 +243,7 @@ FAULTS = [
     Fault("aspect-not-logarithmic", "augmentation", "views/parameters.py",
           "np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))",
           "rng.uniform(*CROP_ASPECT, tries)", "views"),
-    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # as workers that draw the same: pytorch#3880
+    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # as workers that draw alike: pytorch#3880
           "rng.uniform(low, high, (count, 4))", "rng.uniform(low, high, (1, 4)).repeat(count, 0)", "views"),
     Fault("blur-left-on", "augmentation", "views/parameters.py", "blur=blurred & blur,", "blur=blurred,", "views"),
     Fault("strength-ignored", "augmentation", "views/parameters.py",

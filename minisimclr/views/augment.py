@@ -8,9 +8,9 @@ What is random is drawn first, for the whole batch (`parameters.py`). The pixels
 parameters, so the views do not depend, but for rounding, on how a batch is cut into groups, nor on the device.
 
 The plain form (`plain.py`) makes one view after the other. It lacks speed: NumPy starts a hundred small operations for
-each view, and starting them takes longer than computing. Two ideas make the batched form 8 times as fast (256 views of
-32×32 on one thread: 0.05 ms a view, not 0.4). Its positions are float32: the two forms agree to 1e-5 for images of up to
-40 pixels a side, and to 1e-4 (a fortieth of the step from one byte to the next) at 256 or with the strongest colours.
+each view, and starting them takes longer than computing. Two ideas make the batched form 8 times as fast (256 views
+of 32×32 on one thread: 0.05 ms a view, not 0.4). Its positions are float32. So the two forms agree to 1e-5 for images
+of up to 40 pixels a side, and to 1e-4 (a fortieth of the step between two bytes) at 256 or with the strongest colours.
 
 Cropping, flipping and resizing act on rows and on columns separately, and each is linear. So together they are one
 small banded matrix a side, and the view of an image X is
