@@ -36,7 +36,7 @@ def load_dataset(
 
     >>> data = load_dataset("doodles", "test", limit=20)
     >>> data.images.shape, data.class_names[data.labels[0]]
-    ((20, 32, 32, 3), 'house')
+    ((20, 32, 32, 3), 'umbrella')
 
     Raises: DataError for what cannot be used; OSError if reading fails; ValueError for a size or limit below 1.
     """
