@@ -37,8 +37,9 @@ def array_module(*values: Any) -> ModuleType:
     # A CuPy array cannot exist before somebody imported CuPy. So we look whether that has happened, and never
     # import CuPy here: that would cost seconds, on machines without a GPU too.
     cupy = sys.modules.get("cupy")
-    if cupy is None:
+    if cupy is None:  # the usual case on a CPU: no array is looked at
         return np
+    # Numbers and lists are left out: they fit to either kind of array.
     on_gpu = [isinstance(value, cupy.ndarray) for value in values if is_array(value)]
     if not any(on_gpu):
         return np
@@ -64,6 +65,7 @@ def to_device(array: Array, device: str) -> Array:
     Raises: ValueError for another device; RuntimeError if there is no usable GPU.
     """
     if device == "cpu":
+        # `get` waits until the GPU has computed the array: what copies to the host also synchronizes.
         return array if isinstance(array, np.ndarray) else array.get()
     if device == "cuda":
         return _cupy().asarray(array)
@@ -109,19 +111,20 @@ def require(device: str) -> None:
 
 def whose_memory(error: MemoryError) -> str:
     """Return " on the GPU" if CuPy raised this MemoryError, else ""."""
+    # CuPy's OutOfMemoryError is a MemoryError too, so only the module that defines it tells them apart.
     return " on the GPU" if type(error).__module__.partition(".")[0] == "cupy" else ""
 
 
 def compute_capability() -> tuple[int, int]:
     """Generation of the GPU: (9, 0) is an H100; from (8, 0) on there are tensor cores for TF32 and bfloat16."""
-    return divmod(int(_cupy().cuda.Device().compute_capability), 10)
+    return divmod(int(_cupy().cuda.Device().compute_capability), 10)  # CuPy says "90" for (9, 0)
 
 
 def free_bytes(device: str) -> float:
     """Free bytes on the device; infinity for the CPU, where we leave the limit to the operating system."""
     if device == "cpu" or not hasattr(_cupy().cuda, "runtime"):
         return math.inf
-    return float(_cupy().cuda.runtime.memGetInfo()[0])
+    return float(_cupy().cuda.runtime.memGetInfo()[0])  # (free, total)
 
 
 def _cupy() -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+# A ValueError, so that a caller who knows nothing of data sets can still catch it.
 class DataError(ValueError):
     """Data that cannot be used: one line that names the folder or file and says what to do."""
 
@@ -24,7 +25,7 @@ class Dataset:
     # Bytes, as the files have them: a quarter of the memory of float32. `to_float` and the views turn them into [0,1].
     images: NDArray[np.uint8]  # (N,H,W,3)
     labels: NDArray[np.int64]  # (N,) indices into class_names
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # the same for all splits of a source, so that a label means one thing
 
     def __len__(self) -> int:
         return len(self.images)

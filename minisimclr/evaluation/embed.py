@@ -35,11 +35,11 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
     """
     keep_freed_memory()  # each part of the images takes the arrays of the part before
     device = device_of(model.parameters()[0].data)
-    hs, zs = [], []
+    hs, zs = [], []  # parts of h and z, on the host: a GPU need not hold all of them
     with no_grad():  # no graph: nothing here is differentiated, and a graph would keep every activation
         for part in blocks(len(images), batch):
             # train=False: the running statistics normalize, so an image's h does not depend on its batch.
             h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))
-    return np.concatenate(hs), np.concatenate(zs)
+    return np.concatenate(hs), np.concatenate(zs)  # (N,features), (N,out_dim)

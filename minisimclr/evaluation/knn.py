@@ -19,6 +19,7 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     """
     xp = array_module(train_h, test_h)
     train_u, test_u = unit_rows(xp, train_h), unit_rows(xp, test_h)
+    # Every block of test rows writes its own rows of these two, so the blocks can be searched side by side.
     indices = xp.empty((len(test_u), k), xp.int64)
     similarities = xp.empty((len(test_u), k), xp.float32)
 
@@ -31,7 +32,7 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
         similarities[rows] = xp.take_along_axis(similarity, indices[rows], axis=1)
 
     parallel(search, blocks(len(test_u), 100))  # 100 rows at a time: all N×M similarities may not fit in memory
-    return to_numpy(indices), to_numpy(similarities)
+    return to_numpy(indices), to_numpy(similarities)  # (N,k) each
 
 
 def knn_accuracy(
@@ -70,7 +71,8 @@ def knn_accuracy(
 
 def unit_rows(xp: Any, h: Array) -> Array:
     """Scale each row to length 1: (N,D) -> float32 (N,D); a row of zeros stays zero."""
-    h = xp.asarray(h, dtype=xp.float32)
+    h = xp.asarray(h, dtype=xp.float32)  # (N,D); half precision would tie similarities that differ
+    # The smallest normal number stands in for a length of 0: 0 divided by it is 0.
     return h / xp.maximum(xp.linalg.norm(h, axis=1, keepdims=True), float(xp.finfo(xp.float32).tiny))
 
 

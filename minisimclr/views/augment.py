@@ -94,6 +94,7 @@ def make_views(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; not {method!r}")
     views = xp.empty((len(source), size, size, 3), dtype=xp.float32)
+    # The choice between the forms. Both write the views of all parameters, in their order.
     if method == "plain":
         for i, k in enumerate(source):
             views[i] = plain.view(xp, images[k], parameters[i], size)  # (size,size,3)
@@ -110,13 +111,13 @@ def _fill(xp: Any, views: Array, images: Array, source: NDArray[np.int64], param
     size = views.shape[1]
 
     def make_group(group: NDArray[np.int64]) -> None:
-        p = parameters[group]
+        p = parameters[group]  # B of the V views
         x = _crops(xp, images, source[group], p, size)  # (3,B,P): each colour a plane of P = size² pixels
         if p.jitter[0]:  # all views of a group have the same order of changes, or none
             for change in p.order[0]:
-                x = JITTER[change](xp, x, xp.asarray(p.factor[:, change]))
+                x = JITTER[change](xp, x, xp.asarray(p.factor[:, change]))  # (3,B,P), a factor for each image
         if p.grey.any():
-            i = xp.asarray(np.flatnonzero(p.grey))
+            i = xp.asarray(np.flatnonzero(p.grey))  # indices, because a GPU would have to count a mask
             x[:, i] = grey_of(xp, x[:, i])
         if p.blur.any():
             i = xp.asarray(np.flatnonzero(p.blur))
@@ -126,7 +127,7 @@ def _fill(xp: Any, views: Array, images: Array, source: NDArray[np.int64], param
     groups = _groups(xp, parameters, size)
     if xp is np:
         parallel(make_group, groups)
-    else:
+    else:  # a GPU works through its queue alone; Python only has to fill it
         for group in groups:
             make_group(group)
 
@@ -137,16 +138,17 @@ def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
     A group is cut where it is too large for a few copies of it to fit a processor's cache.
     """
     code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)  # (V,) a number for each order; 0: no change
-    by_code = np.argsort(code, kind="stable")
-    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)
+    by_code = np.argsort(code, kind="stable")  # (V,) views of one code are neighbours now
+    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # and are cut where the code changes
     most = max(1, GROUP_PIXELS // size**2)  # images in a group
     return [group[part] for group in same for part in pieces(xp, len(group), most)]
 
 
 def _crops(xp: Any, images: Array, source: NDArray[np.int64], p: ViewParameters, size: int) -> Array:
     """Crop, flip and resize: images[source] -> float32 (3,B,size²)."""
-    y, x = p.top.min(), p.left.min()  # the corner of the part that some crop sees
+    # Only the part of the images that some crop sees is copied; positions count from its corner.
+    y, x = p.top.min(), p.left.min()
     part = images[xp.asarray(source), y : (p.top + p.height).max(), x : (p.left + p.width).max()]  # (B,H,W,3)
     A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)  # (B,size,H)
     A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)  # (B,size,W)
-    return resample(xp, part, A_h, A_w)
+    return resample(xp, part, A_h, A_w)  # (3,B,size²)

@@ -41,12 +41,12 @@ def check_images(images: Array, size: int = 1) -> tuple[int, int, int]:
 
     Raises: TypeError if the images are not uint8 or size is no integer; ValueError for a wrong shape or size.
     """
-    dtype = getattr(images, "dtype", type(images).__name__)
+    dtype = getattr(images, "dtype", type(images).__name__)  # a list has none: its type is named then
     if dtype != np.uint8:
         raise TypeError(f"images must be a uint8 array, not {dtype}")
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
         raise ValueError(f"images must have the shape (N,H,W,3), not {images.shape}")
-    if operator.index(size) < 1:
+    if operator.index(size) < 1:  # `index` refuses 8.0, which would fail far from here
         raise ValueError(f"size must be at least 1, not {size}")
     count, height, width, _ = images.shape
     return count, height, width
@@ -72,12 +72,13 @@ def resample(xp: Any, images: Array, A_h: Array, A_w: Array) -> Array:
     """
     B, H, W, _ = images.shape
     S = A_w.shape[1]
-    rows = images.astype(np.float32).reshape(B, H, 3 * W)
-    half = xp.empty((B, 3 * W, S), dtype=xp.float32)
+    rows = images.astype(np.float32).reshape(B, H, 3 * W)  # colours beside each other: one matrix an image
+    half = xp.empty((B, 3 * W, S), dtype=xp.float32)  # Xᵀ · A_hᵀ
     banded_product(xp, A_h / 255, rows, out=half.swapaxes(1, 2))  # the 255 turns bytes into [0,1] for free
     x = xp.empty((3, B, S, S), dtype=xp.float32)
-    banded_product(xp, A_w, half.reshape(B, W, 3, S).transpose(2, 0, 1, 3), out=x.swapaxes(2, 3))
-    return x.reshape(3, B, S * S)
+    colours = half.reshape(B, W, 3, S).transpose(2, 0, 1, 3)  # (3,B,W,S), a view
+    banded_product(xp, A_w, colours, out=x.swapaxes(2, 3))
+    return x.reshape(3, B, S * S)  # (3,B,P)
 
 
 def banded_product(xp: Any, A: Array, X: Array, out: Array) -> None:
@@ -89,10 +90,10 @@ def banded_product(xp: Any, A: Array, X: Array, out: Array) -> None:
     total = A.shape[-2]
     step = BAND_ROWS if xp is np else total
     for first in range(0, total, step):
-        band = A[..., first : first + step, :]
+        band = A[..., first : first + step, :]  # (…,32,K)
         columns = slice(None)
         if step < total:
-            used = np.flatnonzero(band.any(axis=tuple(range(A.ndim - 1))))
+            used = np.flatnonzero(band.any(axis=tuple(range(A.ndim - 1))))  # not zero in any matrix of the stack
             columns = slice(int(used[0]), int(used[-1]) + 1)
         xp.matmul(band[..., columns], X[..., columns, :], out=out[..., first : first + step, :])
 
@@ -113,7 +114,7 @@ def resize_matrices(
     It stops at the border of the crop, and the weights sum to 1: Pillow's and torch's bilinear resize.
     """
     flip = np.zeros(len(start), np.bool_) if flip is None else flip
-    shrinks = bool((length > size).any())
+    shrinks = bool((length > size).any())  # known on the host, so a GPU is not asked
     start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None] for v in (start, length, flip))  # (B,1)
     i = (xp.arange(size, dtype=xp.float32) + 0.5) / size  # (size,) in (0,1)
     j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]  # (side,1,1): first, so that all runs along memory
@@ -127,10 +128,10 @@ def resize_matrices(
     xp.abs(weights, out=weights)
     if shrinks:
         weights /= reach
-    xp.subtract(1, weights, out=weights)
+    xp.subtract(1, weights, out=weights)  # the triangle: 1 at its centre, 0 at its reach
     xp.clip(weights, 0, 1, out=weights)
     if shrinks:
-        weights *= (start < j) & (j < start + length)
+        weights *= (start < j) & (j < start + length)  # a wide triangle would look beyond the crop
         weights /= weights.sum(axis=0)
     return weights.transpose(1, 2, 0)  # (B,size,side)
 
@@ -144,7 +145,7 @@ def gaussian_blur(xp: Any, x: Array, sigma: Array) -> Array:
     _, B, P = x.shape
     size = round(P**0.5)
     radius = size // 10 // 2
-    t = xp.arange(-radius, radius + 1, dtype=xp.float32)
+    t = xp.arange(-radius, radius + 1, dtype=xp.float32)  # (2·radius+1,) pixels from the centre
     kernel = xp.exp(-0.5 * (t / sigma[:, None]) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)  # (B,2·radius+1)
     # Row i of a blurring matrix is the kernel from column i on, so each entry of the kernel fills a diagonal.
@@ -157,7 +158,7 @@ def gaussian_blur(xp: Any, x: Array, sigma: Array) -> Array:
         K[:, :, beyond] += wide[:, :, radius - beyond]
         K[:, :, size - 1 - beyond] += wide[:, :, radius + size - 1 + beyond]
     x = x.reshape(3, B, size, size)
-    half, whole = xp.empty_like(x), xp.empty_like(x)
+    half, whole = xp.empty_like(x), xp.empty_like(x)  # after the first product, and after both
     banded_product(xp, K, x, out=half)
     banded_product(xp, K, half.swapaxes(2, 3), out=whole.swapaxes(2, 3))
     return whole.reshape(3, B, P)
@@ -209,7 +210,7 @@ def hue(xp: Any, x: Array, shift: Array) -> Array:
     Below all of this is multiplied by chroma: no case for each sextant, and no division by zero.
     """
     r, g, b = x  # (B,P)
-    high, low = x.max(axis=0), x.min(axis=0)
+    high, low = x.max(axis=0), x.min(axis=0)  # (B,P)
     chroma = high - low
     h = (g - low) + (b - low) + (high - r)
     xp.copysign(h, g - b, out=h)  # −3·chroma … 3·chroma
@@ -219,7 +220,7 @@ def hue(xp: Any, x: Array, shift: Array) -> Array:
     x += h
     xp.abs(x, out=x)
     x -= 3 * chroma
-    xp.abs(x, out=x)
+    xp.abs(x, out=x)  # ||z|−3|·chroma
     x += low - chroma
     xp.maximum(x, low, out=x)
     return xp.minimum(x, high, out=x)
