@@ -262,6 +262,7 @@ def test_importing_the_package_loads_nothing_that_it_can_do_without():
     loaded = set(done.stdout.split())
     assert "minisimclr" in loaded
     assert not loaded & {"cupy", "matplotlib", "torch", "jax", "tqdm", "minisimclr.cli", "scipy.optimize"}
+    assert not loaded & {"PIL", "minisimclr.data.files", "minisimclr.data.doodles", "minisimclr.report"}
 
 
 # ── The book ──────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from ..training.run import Run
 
 @dataclass(frozen=True)
 class Score:
-    """How well one way of seeing the images tells the classes apart: accuracies in [0,1], by split."""
+    """Accuracies of one representation (raw pixels, h, z …), per test split, in [0,1]."""
 
     name: str
     knn: dict[str, float]

@@ -1,4 +1,4 @@
-"""What a run shows: the table of accuracies and four pictures."""
+"""The table of accuracies and four pictures of a run."""
 
 from .pictures import draw_all
 from .table import table
