@@ -363,7 +363,12 @@ def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None
 
 def test_a_maximum_hands_on_its_whole_gradient_and_no_more_whoever_ties() -> None:
     tied = np.random.default_rng(0).integers(0, 2, (4, 4, 2, 3)).astype(float)
-    for f in (lambda x: ops.max(x, axis=1), lambda x: ops.max_pool2d(x, kernel=3, stride=1, padding=1)):
+    tied[1, 1] = np.nan  # a NaN is the largest, and does not equal itself
+
+    def pool(x: Tensor, method: str) -> Tensor:
+        return ops.max_pool2d(x, kernel=3, stride=1, padding=1, method=method)
+
+    for f in (lambda x: ops.max(x, axis=1), lambda x: pool(x, "plain"), lambda x: pool(x, "threaded")):
         x = tensor(tied, requires_grad=True)
         value = f(x)
         value.sum().backward()
@@ -423,12 +428,15 @@ def test_batch_norm_equals_its_composed_form(
         assert np.abs(gradient - gradient_c).max() <= 1e-11 * max(1, np.abs(gradient_c).max())
 
 
-def test_moments_are_numpys_mean_and_variance_also_far_from_zero(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["plain", "fused"])
+def test_moments_are_numpys_mean_and_variance_also_far_from_zero(
+    method: str, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drift = np.arange(50)[:, None, None]  # chunks differ in their means
     for offset, chunk in ((0.0, 1 << 20), (1e4, 1 << 20), (0.0, 700), (1e4, 700)):  # 700 bytes: 58 rows, 26 in the last
         monkeypatch.setattr(fused, "CHUNK_BYTES", chunk)
         x = (offset + drift + normal(50, 4, 3)).astype(np.float32)
-        mean, variance = host(ops.moments(xp, on_device(x)))
+        mean, variance = host(ops.moments(xp, on_device(x), method=method))
         assert mean.dtype == variance.dtype == np.float32
         np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
