@@ -90,7 +90,8 @@ def _threaded(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tupl
     A tap reads only the windows for which it lies on the map (`_inside`). So a window of nothing but −∞ sends its
     gradient to its first pixel; in the plain form that may be a pixel of the padding.
 
-    MEASURED
+    Measured on a two-core CPU (32×32 maps, 128 views, 64 channels, a 3×3 window): on one thread the plain form is as
+    fast. What is gained is the other threads, and the memory of the padded map.
     """
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[:2])
     rows = [_inside(k, x.shape[0], out_h, stride, padding) for k in range(kernel)]

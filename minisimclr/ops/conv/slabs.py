@@ -7,7 +7,9 @@ each tap: it reads the map and the output nine times, and one thread does it all
 * a run of pixels along a row, about 1 MiB of output, takes all its taps while it is in a core's cache;
 * threads take runs of their own. The result does not depend on which thread takes which run.
 
-MEASURED
+Measured on a two-core CPU at a layer of ResNet-18 (32×32 maps, 128 views, 64 to 64 channels, value and both
+gradients): the plain form takes 1.2–1.4 times as long on one thread and about 3 times as long on two, of which it
+uses one.
 
 In the layout (H,W,N,C) a run of pixels along a row is one contiguous slab of memory, also when it is shifted by a
 pixel. So the product of a whole run is ONE product of a (pixels·N, C) slab with the (C, D) matrix of the tap, and
