@@ -98,6 +98,13 @@ def test_every_entry_has_samples_and_every_operation_refuses_something() -> None
     assert {entry.name for entry in TABLE if entry.refused} == {entry.name for entry in TABLE}
 
 
+def test_what_ops_imports_is_public_and_in_the_table() -> None:
+    """`moments` is no operation: it computes constants, from an array."""
+    assert set(ops.__all__) - {"moments"} == {entry.op.__name__ for entry in TABLE} & set(vars(ops))
+    assert {"add", "conv2d", "max_pool2d", "transpose"} <= set(ops.__all__)
+    assert not {"basic", "conv", "norm", "pool"} & set(ops.__all__)
+
+
 def test_every_form_of_an_operation_has_an_entry() -> None:
     """Except those that are a choice among others, and Winograd's, which has no float64."""
     rooms = {"conv2d": ops.conv, "batch_norm": ops.norm, "max_pool2d": ops.pool}
@@ -527,6 +534,8 @@ def test_the_table_of_the_command_says_what_was_checked(monkeypatch: pytest.Monk
     text, passed = main_table(color=True)
     assert passed
     assert "\x1b[32mall 3 operations pass\x1b[0m" in text
+    assert re.search(r"^relu +at a kink: relu′\(0\) = 0$", text, re.MULTILINE)
+    assert re.search(r"^l2_normalize +for x ≠ 0 ", text, re.MULTILINE)
 
     monkeypatch.setattr(gradchecks, "TABLE", [Entry(ops.exp, np.expm1, few[0].samples, [])])
     text, passed = main_table(color=False)

@@ -48,6 +48,11 @@ def _reads(size: int, out: int, kernel: int, stride: int, padding: int) -> list[
     return reads
 
 
+def _itself(size: int) -> list[Reads]:
+    """The reads of a 1×1 kernel with stride 1: each position reads itself."""
+    return [(0, range(size), range(size))]
+
+
 def _swapped(reads: list[Reads]) -> list[Reads]:
     """Return the same pairs with the inputs first, for the backward pass: input p receives from output t."""
     return [(k, inputs, outputs) for k, outputs, inputs in reads]
@@ -128,10 +133,10 @@ def _sum_of_products(
 
     With the inputs as `source` this is (3.1); with g as `source` and the pairs swapped it is (3.2).
     """
-    if all(reads == [(0, range(side), range(side))] for reads, side in zip((rows, columns), out.shape)):
+    if rows == _itself(out.shape[0]) and columns == _itself(out.shape[1]):
         # a 1×1 kernel has no neighbours, so the whole map may count as one row of pixels
         out, source = (a.reshape(1, -1, *a.shape[2:]) for a in (out, source))  # (1, H·W, N, channels)
-        rows, columns = ([(0, range(side), range(side))] for side in out.shape[:2])
+        rows, columns = _itself(1), _itself(out.shape[1])
     (height, width, N, D), C = out.shape, source.shape[-1]
     parts = blocks(width, max(1, SLAB_BYTES // max(1, N * D * out.itemsize)))
     column_taps = [(part, _within(part, columns)) for part in parts]
@@ -141,7 +146,7 @@ def _sum_of_products(
         r, part, inside = task
         target = out[r, part]  # (pixels, N, D)
         taps = [(i, p, *overlap) for i, p in _partners(r, rows) for overlap in inside]
-        # A product that reaches every pixel of the run can be put there; the others must be added.
+        # a product that reaches every pixel of the run can be put there; the others must be added.
         whole = next((tap for tap in taps if tap[3] == slice(0, len(target), 1)), None)
         if whole:
             taps.remove(whole)

@@ -142,8 +142,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
     """
     (H, W, N, C), D = x.shape, w.shape[3]
     plan = _plan(H, W, N, C, D)
-    y = xp.empty((H, W, N, D), x.dtype)
-    u = _at_points(xp, w)
+    y, u = xp.empty((H, W, N, D), x.dtype), _at_points(xp, w)
 
     def compute_block(task: tuple[slice, list[Tile]]) -> None:
         images, run = task
@@ -159,8 +158,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
     def vjp(dy: Array) -> tuple[Array, Array]:
         dx = xp.empty(x.shape, x.dtype)
         ut = _at_points(xp, w).transpose(0, 2, 1)  # (36,D,C)
-        # small products run unpacked, and then a transposed matrix is slow to read
-        ut = xp.ascontiguousarray(ut) if C * D <= SMALL_MATRIX else ut
+        ut = xp.ascontiguousarray(ut) if C * D <= SMALL_MATRIX else ut  # unpacked, a transposed matrix is slow to read
         sums = [_buffer(xp, f"dU of worker {k}", 36, C, D) for k in range(plan.workers)]
 
         def add_blocks(worker: int) -> None:
@@ -169,9 +167,8 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
             for images in mine:
                 maps = x[:, :, images], dy[:, :, images], dx[:, :, images]
                 for run in plan.runs:
-                    new_dx = run is plan.runs[0]
-                    new_du = new_dx and images is mine[0]
-                    _backward(xp, *maps, ut, sums[worker], run, plan.points, new_dx, new_du)
+                    first = run is plan.runs[0]
+                    _backward(xp, maps, ut, sums[worker], run, plan.points, first, first and images is mine[0])
 
         parallel(add_blocks, range(plan.workers))
         return dx, _from_points(xp, functools.reduce(xp.add, sums))
@@ -206,21 +203,13 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int
 
 
 def _backward(
-    xp: Any,
-    x: Array,
-    dy: Array,
-    dx: Array,
-    ut: Array,
-    du: Array,
-    run: list[Tile],
-    points: int,
-    new_dx: bool,
-    new_du: bool,
+    xp: Any, maps: tuple[Array, ...], ut: Array, du: Array, run: list[Tile], points: int, new_dx: bool, new_du: bool
 ) -> None:
     """Compute (3.7) for a run of tiles. Its d̄ is added to dx and its Ū to du; `new_…` says that there is nothing yet.
 
-    Shapes: x, dx (H,W,N,C), dy (H,W,N,D), ut (36,D,C), du (36,C,D)
+    Shapes: maps x (H,W,N,C), dy (H,W,N,D) and dx (H,W,N,C); ut (36,D,C), du (36,C,D)
     """
+    x, dy, dx = maps
     at, _, bt = _transforms(xp)
     N, (D, C) = x.shape[2], ut.shape[1:]
     v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)

@@ -51,7 +51,6 @@ def batch_norm(
     batch=True says that mean and variance are those of x itself (training), so gradient flows through them as
     well; batch=False says that they are constants (running statistics, evaluation). In a ResNet a shortcut and a
     ReLU follow: at most one array `shortcut` is added to y, and relu=True takes max(y, 0) of the sum.
-
     x and shortcut may be of half precision, and then y is; what belongs to a channel is float32.
 
     Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
@@ -61,31 +60,40 @@ def batch_norm(
     Raises: ValueError for a shape that does not fit x, and for an unknown method
 
     >>> import numpy as np
-    >>> from minisimclr import Tensor, ops
     >>> x = np.array([[1.0], [3.0]])  # two rows of one channel, with mean 2 and variance 1
-    >>> mean, variance = ops.moments(np, x)
-    >>> y = ops.batch_norm(Tensor(x), np.ones(1), np.zeros(1), mean=mean, variance=variance, eps=0.0, batch=True)
+    >>> mean, variance = moments(np, x)
+    >>> y = batch_norm(x, np.ones(1), np.zeros(1), mean=mean, variance=variance, eps=0.0, batch=True)
     >>> y.data.ravel().tolist()
     [-1.0, 1.0]
     """
     _check_method("batch_norm", method)
-    # NumPy would broadcast a wrong shape without a word, and train something else
-    if not all(a.shape == x.shape[-1:] for a in (scale, shift, mean, variance)):
-        raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
-    if any(a.shape != x.shape for a in shortcut):
-        raise ValueError(f"batch_norm: the shortcut must have the shape of x, {x.shape}, not {shortcut[0].shape}")
+    _check_shapes(x, (scale, shift, mean, variance), shortcut)
     statistics = {"mean": mean, "variance": variance, "eps": eps, "batch": batch}
     if method == "plain":
-        y = _plain_batch_norm(x, scale, shift, **statistics)  # (…,C)
-        for other in shortcut:
-            y = y + other  # (…,C)
-        y = basic.relu(y) if relu else y  # (…,C)
-        # a half-precision x was promoted by its float32 statistics: return to its dtype once, at the end
-        return y if y.dtype == x.dtype else cast(y, dtype=x.dtype)
+        return _in_steps(_plain_batch_norm(x, scale, shift, **statistics), shortcut, relu, x.dtype)
     return _fused_batch_norm(x, scale, shift, *shortcut, **statistics, relu=relu)
 
 
+def _in_steps(y: Tensor, shortcut: tuple[Any, ...], relu: bool, dtype: Any) -> Tensor:
+    """Do what follows batch norm in a ResNet, one operation after the other."""
+    for other in shortcut:
+        y = y + other  # (…,C)
+    y = basic.relu(y) if relu else y  # (…,C)
+    # a half-precision x was promoted by its float32 statistics: return to its dtype once, at the end
+    return y if y.dtype == dtype else cast(y, dtype=dtype)
+
+
+def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) -> None:
+    """Raise ValueError, with the shapes in it, for what does not fit x."""
+    # NumPy would broadcast a wrong shape without a word, and train something else
+    if not all(a.shape == x.shape[-1:] for a in channels):
+        raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
+    if any(a.shape != x.shape for a in shortcut):
+        raise ValueError(f"batch_norm: the shortcut must have the shape of x, {x.shape}, not {shortcut[0].shape}")
+
+
 def _check_method(op: str, method: str) -> None:
+    """Raise ValueError for a method that this room does not have."""
     if method not in METHODS:
         raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}; not {method!r}")
 
