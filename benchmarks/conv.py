@@ -121,7 +121,8 @@ def multiply_adds(case: arena.Case) -> float:
 
 if __name__ == "__main__":
     arena.main(
-        "conv", __doc__ or "", {name: ours(name) for name in ("direct", "winograd", "auto")},
+        "conv", __doc__ or "",
+        {"direct": ours("slabs"), "winograd": ours("winograd"), "auto": ours("auto"), "plain": ours("plain")},
         {"torch channels-last": ("torch", torch_conv(True)), "torch contiguous": ("torch", torch_conv(False))},
         CASES, default=DEFAULT, defaults=["torch channels-last", "torch contiguous"],
         floor=lambda case, best: multiply_adds(case) / best["gemm"], exact=exact,

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing it
 
 from minisimclr import backend, ntxent, ops  # noqa: E402
+from minisimclr.ops.norm import fused  # noqa: E402
 from minisimclr.training.config import Config, build_model  # noqa: E402
 from minisimclr.training.optim import SGD  # noqa: E402
 from minisimclr.training.precision import LossScale  # noqa: E402
@@ -248,11 +249,11 @@ def our_convolution(machine: CuPy, case: Case, precision: str, how: str) -> Work
 
 def our_batch_norm(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     x, scale, shift, g = (machine.put(a, precision) for a in table_inputs(case))
-    batch_norm = ops.batch_norm.__wrapped__  # type: ignore[attr-defined]
+    settings = {"eps": 1e-5, "batch": True, "relu": True}
 
     def run() -> Any:
         mean, variance = ops.moments(machine.xp, x)
-        y, vjp = batch_norm(machine.xp, x, scale, shift, mean=mean, variance=variance, batch=True, relu=True)
+        y, vjp = fused.batch_norm(machine.xp, x, scale, shift, mean=mean, variance=variance, **settings)
         return y, *vjp(g)
 
     return run, lambda result: machine.rms(*result)

@@ -148,7 +148,7 @@ class Linear(Module):
 class Conv2d(Module):
     """A convolution without bias (batch norm follows and would remove it).  x (H,W,N,in) -> (H',W',N,out)."""
 
-    method = "direct"  # how ops.conv2d computes it; Config.conv sets another
+    method = "slabs"  # how ops.conv2d computes it; Config.conv sets another
     product_dtype: Any = None  # in which; as in Linear
     stored_axes: ClassVar = {"weight": (3, 2, 0, 1)}
 
@@ -166,38 +166,46 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalise each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
+    """Normalize each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
 
-    Training uses the statistics of the batch and moves the running ones a tenth of the way towards them;
-    evaluation uses the running ones. As in torch the running variance is the unbiased one.
-    shift=False leaves out the shift: for the last layer of SimCLR's head.
+    Training uses the statistics of the batch, and moves the running statistics a tenth of the way towards them.
+    Evaluation uses the running statistics. As in torch, the running variance is the unbiased one.
+    shift=False leaves out the shift, as the last layer of SimCLR's head does.
+    method is that of ops.batch_norm: "plain", "fused" or "auto".
+
+    Raises: ValueError in training on one value per channel, of which there is no variance
     """
 
     eps, momentum = 1e-5, 0.1
 
-    def __init__(self, dim: int, *, shift: bool = True) -> None:
+    def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
+        self.method = method
         self.weight = parameter(np.ones(dim))
         if shift:
             self.bias = parameter(np.zeros(dim))
         self.running_mean = np.zeros(dim, np.float32)
         self.running_var = np.ones(dim, np.float32)
 
-    def __call__(self, x: Tensor, train: bool = False, *, around: Tensor | None = None, relu: bool = False) -> Tensor:
-        """With `around` that is added, and with relu=True max(·, 0) taken, in the same walk through memory."""
+    def __call__(self, x: Tensor, train: bool = False, *, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalize x; then add the shortcut, if there is one, and with relu=True take max(·, 0).
+
+        They are arguments because the fast form does all three in one pass over memory.
+        """
         xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
-        inputs = (x, self.weight, shift) if around is None else (x, self.weight, shift, around)
-        if not train:
-            return ops.batch_norm(
-                *inputs, mean=self.running_mean, variance=self.running_var, eps=self.eps, batch=False, relu=relu
-            )
-        mean, variance = ops.moments(xp, x.data)
-        count = x.data.size // x.shape[-1]
-        if count < 2:
-            raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
-        self.running_mean = self._towards(self.running_mean, mean)
-        self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
-        return ops.batch_norm(*inputs, mean=mean, variance=variance, eps=self.eps, batch=True, relu=relu)
+        mean, variance = self.running_mean, self.running_var  # (C,), (C,)
+        if train:
+            mean, variance = ops.moments(xp, x.data, method=self.method)
+            count = x.data.size // x.shape[-1]  # values per channel
+            if count < 2:
+                raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
+            self.running_mean = self._towards(self.running_mean, mean)
+            # the mean of squared deviations is too small by (n−1)/n, because the batch's own mean was subtracted
+            self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
+        inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
+        settings: dict[str, Any] = {"mean": mean, "variance": variance, "eps": self.eps, "method": self.method}
+        # batch=True: the statistics moved with x, so gradient flows through them as well
+        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu)  # (…,C)
 
     def _towards(self, running: Array, new: Array) -> Array:
         return ((1 - self.momentum) * running + self.momentum * new).astype(running.dtype)

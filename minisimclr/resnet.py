@@ -20,7 +20,7 @@ STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and str
 
 
 class BasicBlock(Module):
-    """Two 3×3 convolutions and a way around them:  x (H,W,N,C) -> relu(x' + f(x)) (H/stride,W/stride,N,dim)."""
+    """Two 3×3 convolutions and a shortcut around them:  x (H,W,N,C) -> relu(x' + f(x)) (H/stride,W/stride,N,dim)."""
 
     expansion = 1  # channels out per channel inside
 
@@ -34,11 +34,11 @@ class BasicBlock(Module):
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         y = self.bn1(self.conv1(x), train, relu=True)
-        return self.bn2(self.conv2(y), train, around=_way_around(self, x, train), relu=True)
+        return self.bn2(self.conv2(y), train, shortcut=_shortcut(self, x, train), relu=True)
 
 
 class Bottleneck(Module):
-    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a way around them."""
+    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a shortcut around them."""
 
     expansion = 4
 
@@ -56,15 +56,15 @@ class Bottleneck(Module):
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         y = self.bn1(self.conv1(x), train, relu=True)
         y = self.bn2(self.conv2(y), train, relu=True)
-        return self.bn3(self.conv3(y), train, around=_way_around(self, x, train), relu=True)
+        return self.bn3(self.conv3(y), train, shortcut=_shortcut(self, x, train), relu=True)
 
 
 def _projection(in_dim: int, out_dim: int, stride: int, rng: np.random.Generator) -> Sequential:
-    """Where the shape changes, the way around is a strided 1×1 convolution."""
+    """Shortcut of a block that changes the shape: a strided 1×1 convolution."""
     return Sequential(Conv2d(in_dim, out_dim, 1, stride=stride, rng=rng), BatchNorm2d(out_dim))
 
 
-def _way_around(block: Any, x: Tensor, train: bool) -> Tensor:
+def _shortcut(block: Any, x: Tensor, train: bool) -> Tensor:
     return block.downsample(x, train) if hasattr(block, "downsample") else x
 
 

@@ -22,13 +22,14 @@ from typing import Any
 import devices
 import numpy as np
 import pytest
-from test_padded import SHAPES, case, direct
+from test_padded import SHAPES, case
 
 import minisimclr as ms
 from minisimclr import Tensor, backend, ops
 from minisimclr.checks.table import TABLE, Entry, normal
 from minisimclr.ntxent import METHODS
 from minisimclr.ntxent import exact as exact_form
+from minisimclr.ops.conv import padded, plain
 from minisimclr.ops.conv.cublas import add_product
 from minisimclr.training.config import PRECISIONS, Config, build_model, build_optimizer
 from minisimclr.views.augment import two_views
@@ -129,10 +130,10 @@ def numbers(name: str) -> Any:
 def test_convolution_in_every_precision(cp: Any, shape: Any, kernel: Any, stride: int, padding: int, name: str) -> None:
     dtype = numbers(name)
     x, w = (a.astype(dtype) for a in case(shape, kernel))
-    y, vjp = direct(np, x.astype(np.float64), w.astype(np.float64), stride=stride, padding=padding)
+    y, vjp = plain.convolution(np, x.astype(np.float64), w.astype(np.float64), stride, padding)
     g = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
-    exact = y, *(gradient() for gradient in vjp(g.astype(np.float64)))
-    y, vjp = direct(cp, *map(gpu, (x, w)), stride=stride, padding=padding)
+    exact = y, *vjp(g.astype(np.float64))
+    y, vjp = padded.convolution(cp, *map(gpu, (x, w)), stride, padding)
     for got, expected in zip((y, *(gradient() for gradient in vjp(gpu(g)))), exact):
         assert got.dtype == dtype
         assert off(got, expected) <= CONVOLUTION[name]

@@ -321,8 +321,8 @@ def test_without_shift_there_is_no_bias_and_nothing_is_added():
 
 
 def test_what_follows_batch_norm_in_a_block_may_be_done_along_with_it():
-    """around and relu in one walk are the addition and the ReLU after it."""
-    x, around = maps(seed=1), maps(seed=2)
-    along = placed(BatchNorm2d(3))(x, train=True, around=around, relu=True)
-    after = ops.relu(placed(BatchNorm2d(3))(x, train=True) + around)
+    """Shortcut and ReLU in one pass over memory are the addition and the ReLU after it."""
+    x, shortcut = maps(seed=1), maps(seed=2)
+    along = placed(BatchNorm2d(3))(x, train=True, shortcut=shortcut, relu=True)
+    after = ops.relu(placed(BatchNorm2d(3))(x, train=True) + shortcut)
     assert_close(along.data, after.data, rtol=1e-6, atol=1e-6)

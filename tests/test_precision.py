@@ -106,7 +106,7 @@ def test_batch_norm_of_half_precision_is_that_of_float32_rounded_once():
         layer = BatchNorm2d(3).to(devices.DEVICE)
         layer.weight.data, layer.bias.data = on_device(scale), on_device(shift)
         inputs = [Tensor(on_device(v.astype(dtype)), requires_grad=True) for v in (x, *arrays)]
-        y = layer(inputs[0], train=True, around=inputs[1], relu=True)
+        y = layer(inputs[0], train=True, shortcut=inputs[1], relu=True)
         y.backward(on_device(np.ones(x.shape, dtype)))
         results.append(host([y.data, inputs[0].grad, inputs[1].grad, layer.weight.grad, layer.bias.grad]))
     for ours, expected in zip(*results):

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..nn import Conv2d, Linear
-from ..ops.conv.winograd import METHODS
 from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
 from .optim import LARS, SGD, Optimizer
 from .precision import PRECISIONS, half_dtype
+
+METHODS = ("auto", "direct", "winograd")
 
 WEIGHTS, ORDER, VIEWS = 1, 2, 3  # what random numbers are for: the first weights, an epoch's order, a step's views
 
@@ -142,7 +143,7 @@ def build_model(config: Config) -> SimCLR:
     model = SimCLR(encoder, head)
     for _, module in model.modules():
         if isinstance(module, Conv2d):
-            module.method = config.conv
+            module.method = "slabs" if config.conv == "direct" else config.conv
         if isinstance(module, (Conv2d, Linear)):
             module.product_dtype = product_dtype
     return model
