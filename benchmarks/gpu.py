@@ -12,7 +12,7 @@ event to event.
     speed       of PyTorch eager in the same precision as the first of its rows: above 1 is faster than it
     x floor     the median as a multiple of the longer of two times: the multiply–adds at the rate of the matrix
                 product in this precision, and reading and writing every input and output once at the rate of a copy,
-                both measured in this run (for a whole step their sum, with eight walks through every feature map)
+                both measured in this run (for a whole step their sum, with eight passes over every feature map)
     memory      the most that a run holds beyond its inputs, as the allocator of CuPy or PyTorch reserves it
     host        until the host has handed over one run: if it is about the median, the GPU waits for Python
     off by      difference to our first row, of the loss or of the size of all results together
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 class Contestant(NamedTuple):
-    """Who does the work, in which of its ways and in which precision."""
+    """A library, one of its ways to do the work, and a precision."""
 
     who: str
     how: str
@@ -73,7 +73,7 @@ def several(who: str, *ways: tuple[str, str]) -> list[Contestant]:
     return [Contestant(who, how, precision) for how, precision in ways]
 
 
-# ── What is measured ──────────────────────────────────────────────────────────────────────────────
+# ── The measurements ──────────────────────────────────────────────────────────────────────────────
 
 
 def convolution(name: str, side: int, views: int, channels: int, out: int, kernel: int = 3, stride: int = 1) -> Case:
@@ -192,7 +192,7 @@ def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
     }
 
 
-# ── What it would take at least ───────────────────────────────────────────────────────────────────
+# ── The floor ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def least(section: str, case: Case, precision: str) -> tuple[float, float]:
@@ -357,7 +357,7 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
             row["speed"] = peers.get(row["precision"], next(iter(peers.values()))) / row["median"]
 
 
-# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+# ── The output ────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures: each piece of work, on CuPy and in PyTorch, inside a worker process.
+"""The pieces of work that benchmarks/gpu.py measures, on CuPy and in PyTorch, inside a worker process.
 
 A piece of work is a function `prepare(machine, case, precision, how) -> (run, check)`: `run()` does the work and leaves
 the result on the device, `check(result)` makes one number of it, by which one sees that all compute the same.

@@ -1,9 +1,9 @@
-"""What the benchmarks measure against: each peer's NT-Xent, forward and backward, as its users write it.
+"""The contestants of the NT-Xent benchmark: our forms, and each peer's loss as its users write it.
 
-A contestant is a function `prepare(za, zb, temperature) -> run`, and `run()` gives (loss, dza, dzb) in its
-own kind of array, finished: nothing is left in flight. Importing a missing package raises ImportError.
+A contestant is a function `prepare(za, zb, temperature) -> run`. `run()` gives (loss, dza, dzb) as its own kind of
+array, and returns when the work is finished. Importing a missing package raises ImportError.
 
-Install them with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
+Install the peers with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
 """
 
 from __future__ import annotations
@@ -45,13 +45,22 @@ def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
     return run
 
 
-def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
+def minisimclr(method: str) -> Prepare:
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
-        from minisimclr.ntxent import METHODS
+        from minisimclr.ntxent import nt_xent_value_and_grad
 
-        if keep_bytes is None:
-            return lambda: METHODS[method](za, zb, temperature)
-        return lambda: METHODS[method](za, zb, temperature, keep_bytes)  # type: ignore[call-arg]
+        return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
+
+    return prepare
+
+
+def tiled(keep_bytes: int) -> Prepare:
+    """keep_bytes: memory for exp(u·uᵀ/τ) between the two passes; with 0 it is computed twice."""
+
+    def prepare(za: Any, zb: Any, temperature: float) -> Run:
+        from minisimclr.ntxent.tiled import value_and_grad
+
+        return lambda: value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare
 
@@ -60,12 +69,12 @@ def on_gpu(method: str) -> Prepare:
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
         import cupy
 
-        from minisimclr.ntxent import METHODS
+        from minisimclr.ntxent import nt_xent_value_and_grad
 
         a, b = cupy.asarray(za), cupy.asarray(zb)
 
         def run() -> tuple[Any, Any, Any]:
-            result = METHODS[method](a, b, temperature)
+            result = nt_xent_value_and_grad(a, b, temperature, method)
             cupy.cuda.get_current_stream().synchronize()
             return result
 
@@ -178,12 +187,16 @@ def optax(za: Any, zb: Any, temperature: float) -> Run:
 
 
 OURS: dict[str, Prepare] = {
-    "tiled, E kept": minisimclr("tiled", 2**40),
-    "tiled, E recomputed": minisimclr("tiled", 0),
-    "reference": minisimclr("reference"),
+    "tiled, E kept": tiled(2**40),
+    "tiled, E recomputed": tiled(0),
+    "exact": minisimclr("exact"),
+    "plain": minisimclr("plain"),
+    "composed": minisimclr("composed"),
     "NumPy textbook": numpy_textbook,
 }
-GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "reference on the GPU": on_gpu("reference")}
+GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "exact on the GPU": on_gpu("exact")}
+ALIASES = {"reference": "exact", "reference on the GPU": "exact on the GPU"}  # names in older results
+LARGEST = {"plain": 1024, "composed": 1024}  # images per batch; beyond, one call takes seconds and a GiB or more
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
     "torch.compile": torch_compile,
