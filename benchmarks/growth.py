@@ -4,10 +4,10 @@
     python benchmarks/growth.py --json out.json --plot out.png
 
 One thing is varied at a time around the same network: a stem and three stages of one basic block each, 32 channels,
-64 views of 32×32, convolution as a sum of products. Time is the CPU time of one thread, the least of several steps; memory is
-what the graph keeps for the backward pass (`saved_bytes`). The exponents are fitted on all sizes by least squares in
-the logarithms, beside those expected where products and maps are all that counts: time grows with the number of
-multiply–adds, memory with the number of activations.
+64 views of 32×32, convolution as a sum of products. Time is the CPU time of one thread, the least of several steps.
+Memory is what the graph keeps for the backward pass (`saved_bytes`). The exponents are fitted on all sizes by least
+squares in the logarithms. Beside them stand those that one expects where products and maps are all that counts: time
+grows with the number of multiply–adds, memory with the number of activations.
 """
 
 from __future__ import annotations

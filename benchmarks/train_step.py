@@ -210,7 +210,9 @@ def floor(case: arena.Case, best: dict[str, float]) -> float:
 
 if __name__ == "__main__":
     arena.main(
-        "train_step", __doc__ or "", {"slabs": ours("conv=slabs"), "winograd": ours("conv=winograd"), "auto": ours("conv=auto"), "plain": ours("plain")},
+        "train_step", __doc__ or "",
+        {"slabs": ours("conv=slabs"), "winograd": ours("conv=winograd"), "auto": ours("conv=auto"),
+         "plain": ours("plain")},
         {
             "torch channels-last": ("torch", torch_step(channels_last=True)),
             "torch contiguous": ("torch", torch_step()),
