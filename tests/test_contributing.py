@@ -100,8 +100,22 @@ def test_a_page_with_a_mistake_fails(tmp_path: Path, right: str, wrong: str) -> 
     assert run_the_tests_of_tanh(tmp_path).returncode == 1
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    found = {
+        re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)[1]  # type: ignore[index]
+        for file, pattern in (
+            ("pyproject.toml", r'^version = "(.+)"$'),
+            ("CITATION.cff", r"^version: (.+)$"),
+            ("minisimclr/__init__.py", r'^__version__ = "(.+)"$'),
+        )
+    }
+    assert len(found) == 1
+    assert f"[{found.pop()}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_every_file_that_the_page_names_is_there() -> None:
-    names = re.findall(r"[\w./]*\w+\.(?:py|md)\b|\.ci/\w+", PAGE)
+    page = PAGE.partition("```python")[0] + PAGE.rpartition("```")[2]  # not the code
+    names = re.findall(r"[\w./]*\w+\.(?:py|md)\b|\.ci/\w+", page)
     assert names
     everywhere = {path.name for path in (ROOT / "minisimclr").rglob("*.py")}
     assert [name for name in names if not (ROOT / name).exists() and name not in everywhere] == []
