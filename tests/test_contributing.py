@@ -114,8 +114,8 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
-    page = PAGE.partition("```python")[0] + PAGE.rpartition("```")[2]  # not the code
-    names = re.findall(r"[\w./]*\w+\.(?:py|md)\b|\.ci/\w+", page)
+    prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[\w./]*\w+\.(?:py|md)\b|\.ci/\w+", prose)
     assert names
     everywhere = {path.name for path in (ROOT / "minisimclr").rglob("*.py")}
     assert [name for name in names if not (ROOT / name).exists() and name not in everywhere] == []
