@@ -406,22 +406,21 @@ def main(
     options = read_options(description, cases, default, seconds)
     if options.serve:
         package, prepare = peers.get(options.serve) or ("", ours.get(options.serve))
-        serve(prepare, package == "torch", options.threads)
-        return
+        return serve(prepare, package == "torch", options.threads)
     names, missing = choose([*ours, *(peers if options.peers else defaults)], peers, options.only)
     packages = {name: peers[name][0] for name in names if name in peers}
     peer = next(iter(packages), names[0])
     hardware = announce(options.threads, missing)
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        rules = Rules(floor, exact, peer, options, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        rules = Rules(floor, exact, peer, options, Path(folder))
         contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
         for contestant in contestants:
             stack.callback(contestant.leave)
         for name in tqdm(options.cases, leave=False, disable=None):
-            case = {"name": name, **cases[name]}
-            rows += (now := measure(contestants, case, rules))
-            tqdm.write("\n" + table(now, peer, unit, per_run(case)))
+            rows += (now := measure(contestants, {"name": name, **cases[name]}, rules))
+            tqdm.write("\n" + table(now, peer, unit, per_run(cases[name])))
     if options.json:
         about = {"device": hardware, "versions": versions(set(packages.values()))}
         about |= {"threads": options.threads, "peer": peer, "cases": {name: cases[name] for name in options.cases}}

@@ -276,9 +276,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--plot", metavar="PATH", help="time and memory against N, log–log (needs matplotlib)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.sizes = sorted(options.sizes or ([1024] if options.quick else [256, 1024, 4096]))
-    options.seconds = options.seconds or (1 if options.quick else 12)
-    options.rounds = 2 if options.quick else 3  # turns of each contestant, at least
+    # rounds: turns of each contestant, at least
+    sizes, seconds, options.rounds = ([1024], 1, 2) if options.quick else ([256, 1024, 4096], 12, 3)
+    options.sizes = sorted(options.sizes or sizes)
+    options.seconds = options.seconds or seconds
     options.only = [peers.ALIASES.get(name, name) for name in options.only or ()]
     known = {**peers.OURS, **(peers.GPU if options.only and peers.has_gpu() else {}), **peers.PEERS}
     if unknown := sorted(set(options.only) - known.keys()):
