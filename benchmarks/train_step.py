@@ -197,8 +197,8 @@ def floor(case: arena.Case, best: dict[str, float]) -> float:
     work = {"products": 0.0, "bytes": 0.0}
     call = Conv2d.__call__
 
-    def counted(layer: Any, *inputs: Any) -> Any:
-        y = call(layer, *inputs)
+    def counted(layer: Any, *inputs: Any, **settings: Any) -> Any:
+        y = call(layer, *inputs, **settings)
         work["products"] += 3.0 * y.data.size * layer.weight.data.size / layer.weight.shape[-1] * case["views"] / 2
         work["bytes"] += 8.0 * y.data.nbytes * case["views"] / 2
         return y
