@@ -45,22 +45,15 @@ def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
     return run
 
 
-def minisimclr(method: str) -> Prepare:
-    def prepare(za: Any, zb: Any, temperature: float) -> Run:
-        from minisimclr.ntxent import nt_xent_value_and_grad
-
-        return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
-
-    return prepare
-
-
-def tiled(keep_bytes: int) -> Prepare:
-    """keep_bytes: memory for exp(u·uᵀ/τ) between the two passes; with 0 it is computed twice."""
+def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
+    """keep_bytes: memory of the tiled form for exp(u·uᵀ/τ) between its two passes; with 0 it is computed twice."""
 
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
-        from minisimclr.ntxent.tiled import value_and_grad
+        from minisimclr.ntxent import nt_xent_value_and_grad, tiled
 
-        return lambda: value_and_grad(za, zb, temperature, keep_bytes)
+        if keep_bytes is None:
+            return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
+        return lambda: tiled.value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare
 
@@ -187,16 +180,14 @@ def optax(za: Any, zb: Any, temperature: float) -> Run:
 
 
 OURS: dict[str, Prepare] = {
-    "tiled, E kept": tiled(2**40),
-    "tiled, E recomputed": tiled(0),
+    "tiled, E kept": minisimclr("tiled", 2**40),
+    "tiled, E recomputed": minisimclr("tiled", 0),
     "exact": minisimclr("exact"),
+    "NumPy textbook": numpy_textbook,
     "plain": minisimclr("plain"),
     "composed": minisimclr("composed"),
-    "NumPy textbook": numpy_textbook,
 }
 GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "exact on the GPU": on_gpu("exact")}
-ALIASES = {"reference": "exact", "reference on the GPU": "exact on the GPU"}  # names in older results
-LARGEST = {"plain": 1024, "composed": 1024}  # images per batch; beyond, one call takes seconds and a GiB or more
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
     "torch.compile": torch_compile,
@@ -209,3 +200,5 @@ PACKAGE = {
     "torch eager": "torch", "torch.compile": "torch", "lightly": "lightly",
     "pytorch-metric-learning": "pytorch_metric_learning", "jax.jit": "jax", "optax": "optax",
 }  # fmt: skip
+ALIASES = {"reference": "exact", "reference on the GPU": "exact on the GPU"}  # names in older results
+LARGEST = {"plain": 1024, "composed": 1024}  # images per batch; beyond, one call takes seconds and a GiB or more
