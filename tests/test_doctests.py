@@ -1,7 +1,6 @@
 """Every example in a docstring is executed, and every public name has one.
 
-An example sees `np` and `ms` (this package) and nothing else, as if it were typed into a new session. It runs in an
-empty folder.
+An example sees `np`, `ms` (this package) and the names of its module, and runs in an empty folder.
 """
 
 from __future__ import annotations
@@ -99,8 +98,9 @@ def examples() -> Iterator[doctest.DocTest]:
             continue
         module = importlib.import_module(found.name)
         for name, thing in documented(module):
-            yield from (test for test in finder.find(thing, name, module, globs={}) if test.examples)
-        whole = doctest.DocTestParser().get_doctest(module.__doc__ or "", {}, found.name, found.name, 0)
+            globs = {"__name__": module.__name__}
+            yield from (test for test in finder.find(thing, name, module, globs) if test.examples)
+        whole = doctest.DocTestParser().get_doctest(module.__doc__ or "", {"__name__": found.name}, found.name, None, 0)
         yield from [whole] if whole.examples else []
 
 
@@ -120,7 +120,8 @@ def test_an_example_prints_what_it_says(
     example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example.globs = {"np": np, "ms": ms}
+    module = importlib.import_module(example.globs["__name__"])
+    example.globs = {**vars(module), "np": np, "ms": ms}
     said: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     try:
