@@ -1,4 +1,4 @@
-"""How many views a second: the whole random pipeline of SimCLR for a batch of images?
+"""Views per second: the whole random pipeline of SimCLR for a batch of images.
 
     python benchmarks/augment.py --threads 1
     python benchmarks/augment.py --threads 2 --peers        # two processes, too, with half of the images each
