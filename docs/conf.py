@@ -23,7 +23,9 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PICTURES = {".png", ".gif", ".svg"}
 
 project = "minisimclr"
 html_title = "minisimclr, the book"
@@ -65,20 +67,28 @@ LINKED = "code_pages"  # the environment's set of files, relative to the reposit
 
 
 class LinksToCode(SphinxTransform):
-    """Turn links to files of the repository into links to pages that show them (MyST would offer downloads)."""
+    """Turn links to files of the repository into links to pages that show them.
+
+    MyST would offer source files as downloads, and does not know Markdown outside of docs/.
+    """
 
     default_priority = 400
 
     def apply(self, **settings: Any) -> None:
         here = Path(self.env.doc2path(self.env.docname)).parent
-        for link in list(self.document.findall(addnodes.download_reference)):
-            path = Path(os.path.normpath(here / link["reftarget"]))
-            if not path.is_relative_to(ROOT) or not path.is_file():
+        for link in [*self.document.findall(addnodes.download_reference), *self.document.findall(addnodes.pending_xref)]:
+            page = isinstance(link, addnodes.pending_xref)
+            if page and link.get("refdomain") != "doc":
+                continue
+            path = Path(os.path.normpath(here / (link["reftarget"] + ".md" * page)))
+            inside = path.is_relative_to(HERE) and page
+            if inside or not path.is_relative_to(ROOT) or not path.is_file() or path.suffix in PICTURES:
                 continue
             file = path.relative_to(ROOT).as_posix()
             linked(self.env).setdefault(self.env.docname, set()).add(file)
             up = "../" * self.env.docname.count("/")
-            link.replace_self(nodes.reference("", "", *link.children, refuri=f"{up}code/{file}.html", internal=True))
+            shown = [nodes.Text(link.astext())] if page else link.children
+            link.replace_self(nodes.reference("", "", *shown, refuri=f"{up}code/{file}.html", internal=True))
 
 
 def linked(env: Any) -> dict[str, set[str]]:
