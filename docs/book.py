@@ -112,7 +112,9 @@ def table(file: str, row: str, words: dict[str, str] | None = None) -> None:
 
 
 def _default(value: Any) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"{value}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return re.sub("e-0*", "e-", f"{value:.0e}") if isinstance(value, float) and 0 < value < 1e-3 else str(value)
 
 
 def compared(heading: str, rows: str) -> None:
@@ -134,7 +136,9 @@ def settings() -> None:
 
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for item in dataclasses.fields(Config):
-        lines.append(f"| `{item.name}` | `{_default(item.default)}` | {item.metadata['help'].replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| `{item.name}` | `{_default(item.default)}` | {item.metadata['help'].replace('|', chr(92) + '|')} |"
+        )
     _print("\n" + "\n".join(lines) + "\n")
 
 
@@ -216,7 +220,9 @@ def long_lines(page: Path) -> list[str]:
         return []
     prose = re.sub(r"^\|.*$", "", _prose(page.read_text()), flags=re.MULTILINE)
     wide = lambda line: len(line) + len(re.findall("[\u1100-\u11ff\u3000-\ud7ff\uff00-\uffef]", line))  # noqa: E731
-    return [f"{_name(page)}:{k}: {wide(line)} columns" for k, line in enumerate(prose.splitlines(), 1) if wide(line) > WIDTH]
+    return [
+        f"{_name(page)}:{k}: {wide(line)} columns" for k, line in enumerate(prose.splitlines(), 1) if wide(line) > WIDTH
+    ]
 
 
 def tags(page: Path) -> list[str]:

@@ -1,4 +1,6 @@
-"""How Sphinx builds the book: MyST reads the Markdown, Furo draws it, MathJax sets the formulas; nothing is fetched.
+"""Configuration of the book for Sphinx: MyST reads the Markdown, Furo draws it, MathJax sets the formulas.
+
+Nothing is fetched from the network, neither while building nor while reading.
 
 Run `python docs/book.py --build`, which also checks the pages.
 """
@@ -42,7 +44,7 @@ myst_dmath_double_inline = True
 
 # MathJax's SVG output needs no fonts, so that a page opened from a folder looks as one from a server.
 mathjax_path = "mathjax/tex-svg.js"
-mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": False}}
+mathjax3_config = {"svg": {"fontCache": "global", "scale": 0.95}, "options": {"enableMenu": False}}
 
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -76,7 +78,10 @@ class LinksToCode(SphinxTransform):
 
     def apply(self, **settings: Any) -> None:
         here = Path(self.env.doc2path(self.env.docname)).parent
-        for link in [*self.document.findall(addnodes.download_reference), *self.document.findall(addnodes.pending_xref)]:
+        for link in [
+            *self.document.findall(addnodes.download_reference),
+            *self.document.findall(addnodes.pending_xref),
+        ]:
             page = isinstance(link, addnodes.pending_xref)
             if page and link.get("refdomain") != "doc":
                 continue
@@ -121,9 +126,8 @@ def code_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def page_language(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Tell the browser the language of a translation, 00_….ko: it chooses fonts and breaks lines by it."""
-    if found := re.search(r"\.([a-z]{2})$", page):
-        if not page.startswith("code/"):
-            context["language"] = found.group(1)
+    if (found := re.search(r"\.([a-z]{2})$", page)) and not page.startswith("code/"):
+        context["language"] = found.group(1)
 
 
 def ship_mathjax(app: Sphinx, error: Exception | None) -> None:

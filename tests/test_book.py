@@ -15,7 +15,7 @@ import minisimclr as ms
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-import book  # docs/book.py
+import book  # noqa: E402, from docs/book.py
 
 pytestmark = pytest.mark.host
 
@@ -60,7 +60,7 @@ def test_the_snippets_of_a_page_share_their_names(tmp_path: Path) -> None:
 def test_source_is_taken_from_the_file_and_an_unknown_name_is_refused() -> None:
     assert book.source("minisimclr/simclr.py", "SimCLR.loss").startswith("def loss(self")
     assert '"""' not in book.source("minisimclr/simclr.py", "SimCLR.loss", docstring=False)
-    with pytest.raises(KeyError, match="defines no SimCLR.lost"):
+    with pytest.raises(KeyError, match=r"defines no SimCLR\.lost"):
         book.source("minisimclr/simclr.py", "SimCLR.lost")
 
 
@@ -151,7 +151,8 @@ def solutions(chapter: int) -> Any:
     """The module docs/solutions/chapter_NN.py."""
     path = book.HERE / "solutions" / f"chapter_{chapter:02}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -166,6 +167,8 @@ def test_solutions_of_chapter_0_print_what_they_say() -> None:
 def test_solutions_of_chapter_0_agree_with_the_loss(n: int, temperature: float) -> None:
     equal, apart = np.ones((n, 3)), np.eye(n)
     assert np.isclose(ms.nt_xent_value_and_grad(equal, equal, temperature)[0], solutions(0).chance_level(n), rtol=1e-12)
-    right, wrong = (f(n, temperature) for f in (solutions(0).perfect_but_orthogonal, solutions(0).with_the_anchor_at_zero))
+    right, wrong = (
+        f(n, temperature) for f in (solutions(0).perfect_but_orthogonal, solutions(0).with_the_anchor_at_zero)
+    )
     assert np.isclose(ms.nt_xent_value_and_grad(apart, apart, temperature)[0], right, rtol=1e-12)
     assert wrong > right

@@ -92,7 +92,9 @@ def four_steps() -> None:
     for k, (title, x) in enumerate(
         {"image": 0.055, "1  two views": 0.21, "2  encoder f": 0.365, "3  head g": 0.525, "4  loss": 0.8125}.items()
     ):
-        figure.text(x, 0.945, title, ha="center", fontsize=11, color=INK if k else SOFT, weight="bold" if k else "normal")
+        figure.text(
+            x, 0.945, title, ha="center", fontsize=11, color=INK if k else SOFT, weight="bold" if k else "normal"
+        )
     notes = {0.21: "random crop, colours", 0.365: "representation h", 0.525: "embedding z", 0.8125: "cosines of all z"}
     for x, note in notes.items():
         figure.text(x, 0.895, note, ha="center", fontsize=9, color=SOFT)
@@ -120,10 +122,10 @@ def four_steps() -> None:
                 axes.text(j, i, "left out", ha="center", va="center", fontsize=9, color=SOFT)
                 continue
             positive = i // 2 == j // 2
-            axes.text(j, i - 0.1, f"{cosines[i, j]:.2f}".replace("-", "−"), ha="center", va="center", fontsize=12,
-                      color="white" if abs(cosines[i, j]) > 0.6 else INK, weight="bold" if positive else "normal")  # fmt: skip
-            axes.text(j, i + 0.24, "pulled" if positive else "pushed", ha="center", va="center", fontsize=9,
-                      color="white" if abs(cosines[i, j]) > 0.6 else INK)  # fmt: skip
+            style = {"ha": "center", "va": "center", "color": "white" if abs(cosines[i, j]) > 0.6 else INK}
+            value = f"{cosines[i, j]:.2f}".replace("-", "−")
+            axes.text(j, i - 0.1, value, fontsize=12, weight="bold" if positive else "normal", **style)
+            axes.text(j, i + 0.24, "pulled" if positive else "pushed", fontsize=9, **style)
     figure.text(0.8125, 0.05, "each row is an anchor: its positive should beat its negatives",
                 ha="center", fontsize=9, color=SOFT)  # fmt: skip
     figure.savefig(HERE / "four_steps.png")
