@@ -117,6 +117,9 @@ def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
 
 METHODS: dict[str, Method] = {
     "reference": reference.value_and_grad,
+    "exact": reference.value_and_grad,
+    "plain": reference.value_and_grad,
+    "composed": reference.value_and_grad,
     "tiled": tiled.value_and_grad,
     "cuda": cuda.value_and_grad,
     "cuda-bf16x3": partial(cuda.value_and_grad, precision=cuda.BFLOAT16X3),

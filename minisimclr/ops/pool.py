@@ -11,7 +11,9 @@ from .conv.slabs import _meetings, _slice
 
 
 @primitive
-def max_pool2d(xp: Any, x: Array, *, kernel: int, stride: int, padding: int = 0) -> tuple[Array, Vjp]:
+def max_pool2d(
+    xp: Any, x: Array, *, kernel: int, stride: int, padding: int = 0, method: str = "auto"
+) -> tuple[Array, Vjp]:
     """The largest value under a sliding window; what lies outside the map does not count.
 
     Shapes: x (H,W,N,C) -> y (H',W',N,C)   with H' = ⌊(H + 2·padding − kernel)/stride⌋ + 1

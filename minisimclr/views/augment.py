@@ -48,6 +48,8 @@ def two_views(
     strength: float = 0.5,
     blur: bool = False,
     min_area: float = CROP_AREA,
+    *,
+    method: str = "auto",
 ) -> tuple[Array, Array]:
     """Two independent random views of each image; a[i] and b[i] are a positive pair.
 

@@ -41,7 +41,7 @@ PHASE_BYTES = 32 << 20  # … and when all threads share one block, because U is
 SHARED_U = 1 << 20  # … from this size of U on
 PIECE = 4096  # columns of a transform at a time
 GAP = 16  # unused numbers, a line of the cache, between a buffer's places (see _buffer)
-METHODS = ("auto", "direct", "winograd")
+METHODS = ("auto", "direct", "winograd", "plain", "slabs", "padded")
 
 Tile: TypeAlias = tuple[int, int]  # its row and column among the tiles
 Piece: TypeAlias = tuple[int, slice]  # the number of a tile in its run, and some images
@@ -51,7 +51,7 @@ def applies(xp: Any, x: Array, w: Array, stride: int, padding: int, method: str)
     """Whether conv2d should leave this one to us. In float64, where exactness is wanted, never."""
     if method not in METHODS:
         raise ValueError(f"conv2d: method must be one of {', '.join(METHODS)}; not {method!r}")
-    if method == "direct" or xp.__name__ != "numpy" or (stride, padding, len(w)) != (1, 1, 3):
+    if method not in ("auto", "winograd") or xp.__name__ != "numpy" or (stride, padding, len(w)) != (1, 1, 3):
         return False
     if not (x.dtype == w.dtype == "float32") or not x.size or not w.size:
         return False

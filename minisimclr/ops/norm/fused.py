@@ -86,6 +86,7 @@ def batch_norm(
     eps: float = 1e-5,
     batch: bool,
     relu: bool = False,
+    method: str = "auto",
 ) -> tuple[Array, Vjp]:
     """x̂ = (x − mean)/√(variance + ε), then y = scale·x̂ + shift, channel by channel.
 
