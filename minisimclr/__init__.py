@@ -8,7 +8,8 @@ The files, in the order in which they are best read; each uses only what came be
     ops/         one function at a time: the value, and below it the derivative
     ntxent/      the loss of SimCLR and its gradient by hand
     checks/      three ways to see that a gradient is right; every operation beside an independent reference
-    nn           layers: parameters with names
+    module       parameters with names: saved, loaded, moved
+    nn           layers, and the form in which each operation runs
     resnet       the encoder f: images to representation h
     simclr       the projection head g: h to embedding z; and one step of Algorithm 1
     views/       the two random views
