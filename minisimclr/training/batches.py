@@ -69,12 +69,12 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
 def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration."""
     steps_per_epoch = len(images) // config.batch
-    batch_of = batch_source(images, config.device)
-    method = method_of("views", config.method)
 
     @functools.lru_cache(maxsize=1)  # the order of an epoch is asked for at each of its steps
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
+
+    batch_of, method = batch_source(images, config.device), method_of("views", config.method)
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)
@@ -99,10 +99,16 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, not {workers}")
-    workers = min(workers, len(steps))
-    if not workers or config.device != "cpu":
+    if workers and steps and config.device == "cpu":
+        with _team(min(workers, len(steps)), config, images, steps) as views:
+            yield views
+    else:
         yield step_views(config, images)
-        return
+
+
+@contextmanager
+def _team(workers: int, config: Config, images: NDArray[np.uint8], steps: range) -> Iterator[Views]:
+    """Start the workers, yield the function that asks them in turn, and end them."""
     shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
     np.copyto(_array(shared, np.uint8, images.shape), images)
     team: list[_Worker] = []

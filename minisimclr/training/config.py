@@ -204,8 +204,10 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
-    head = ProjectionHead(encoder.features, encoder.features, config.head_dim, config.head_layers, **how)
-    return SimCLR(encoder, head, method=config.method)
+    features = encoder.features  # of h, and of the head's hidden layers
+    return SimCLR(
+        encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
+    )
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Scale | None = None) -> Optimizer:

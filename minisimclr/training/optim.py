@@ -35,7 +35,8 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
 class Scale(Protocol):
     """What an optimizer asks of the loss scale that float16 needs (precision.LossScale)."""
 
-    value: Array  # the factor of the loss, 0-d
+    def seed(self, loss: Array) -> Array:
+        """Return the factor of the loss, 0-d, on the device of the loss."""
 
     def unscale(self, gradients: list[Array]) -> None:
         """Divide the gradients by the factor, in place."""
@@ -79,7 +80,7 @@ class Optimizer:
         Raises: ValueError if the loss depends on none of the parameters.
         """
         scale = self.loss_scale
-        loss.backward(None if scale is None else scale.value)
+        loss.backward(None if scale is None else scale.seed(loss.data))
         gradients = self._gradients()
         if not gradients:
             raise ValueError("the loss depends on none of the optimizer's parameters")

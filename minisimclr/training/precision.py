@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, compute_capability, require, to_device, to_numpy
+from ..backend import Array, array_module, compute_capability, to_numpy
 from ..simclr import SimCLR
 from .config import Config, build_model, build_optimizer
 from .optim import Optimizer
@@ -38,18 +38,25 @@ def build(config: Config) -> tuple[SimCLR, Optimizer]:
     Raises: RuntimeError, in one line, if the device does not have that precision.
     """
     use_tf32(config.precision == "tf32", config.device)
-    model = build_model(config, half_dtype(config.precision, config.device)).to(config.device)
-    loss_scale = LossScale(config.device) if config.precision == "float16" else None
+    product_dtype = half_dtype(config.precision, config.device)
+    loss_scale = LossScale() if config.precision == "float16" else None
+    model = build_model(config, product_dtype).to(config.device)
     return model, build_optimizer(config, model, loss_scale)
 
 
 class LossScale:
     """The number with which the backward pass begins: the largest power of two with which nothing overflows."""
 
-    def __init__(self, device: str) -> None:
-        self.value: Array = to_device(np.asarray(FIRST, np.float32), device)
-        self.good: Array = to_device(np.asarray(0, np.int32), device)  # steps in a row without overflow
-        self.finite: Array = to_device(np.asarray(True), device)  # True if every gradient of this step is finite
+    def __init__(self) -> None:
+        self.value: Array = np.asarray(FIRST, np.float32)
+        self.good: Array = np.asarray(0, np.int32)  # steps in a row without overflow
+        self.finite: Array = np.asarray(True)  # True if every gradient of this step is finite
+
+    def seed(self, loss: Array) -> Array:
+        """Return the number with which the backward pass of a loss begins, on the device of the loss."""
+        xp = array_module(loss)
+        self.value, self.good = xp.asarray(self.value), xp.asarray(self.good)
+        return self.value
 
     def unscale(self, gradients: list[Array]) -> None:
         """Divide the gradients by the scale, in place."""
@@ -70,7 +77,8 @@ class LossScale:
 
         Whether it overflowed is known on the device only, so the update is made in any case and then chosen or not.
         """
-        xp, left_out = array_module(self.value), ~self.finite
+        xp = array_module(self.value)
+        left_out = ~xp.asarray(self.finite)
         before = [array.copy() for array in arrays]
         for g in gradients:
             xp.copyto(g, 0, where=left_out)
@@ -91,9 +99,8 @@ class LossScale:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; without one, as of a run in another precision, begin anew."""
         if state:
-            xp = array_module(self.value)
-            self.value = xp.asarray(state["value"], dtype=np.float32)
-            self.good = xp.asarray(state["good"], dtype=np.int32)
+            self.value = np.asarray(state["value"], np.float32)
+            self.good = np.asarray(state["good"], np.int32)
 
 
 # ── The formats that a device has ─────────────────────────────────────────────────────────────────
@@ -112,7 +119,6 @@ def half_dtype(precision: str, device: str) -> Any:
         raise RuntimeError(
             f'precision "{precision}" needs device "cuda": NumPy does not have it; use float32 or float16'
         )
-    require(device)
     try:
         import ml_dtypes
     except ImportError:
@@ -136,7 +142,6 @@ def use_tf32(on: bool, device: str) -> None:
         if on:
             raise RuntimeError('precision "tf32" needs device "cuda"; use float32')
         return
-    require(device)
     if on:
         _require_tensor_cores("tf32")
     if _tf32 not in (None, on):
