@@ -137,7 +137,7 @@ def test_layers_use_numpy_to_draw_and_to_store_weights_but_never_to_compute(file
             "__call__",
             "loss",
             "_towards",
-            "_way_around",
+            "_shortcut",
             "_pixels_first",
         ):
             assert not [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == "np"], node.name

@@ -178,7 +178,7 @@ def test_a_basic_block_is_the_papers_formula():
 
 
 def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
-    """relu(x + 0): the way around carries the gradient wherever x > 0."""
+    """relu(x + 0): the shortcut carries the gradient wherever x > 0."""
     block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
     block.bn2.weight.data = on_device(np.zeros(2))
     x = tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)

@@ -184,7 +184,7 @@ def _check_method(method: str) -> None:
             raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
     rooms = [room for room, _ in named]
     if len(rooms) > len(set(rooms)):
-        raise ValueError(f"method must name each of {', '.join(ROOMS)} once at most; not {method!r}")
+        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
 
 
 def method_of_conv(conv: Any) -> str:
