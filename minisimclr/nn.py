@@ -147,14 +147,14 @@ class BatchNorm2d(Module):
         """With `shortcut` that is added, and with relu=True max(·, 0) taken, in the same pass over memory."""
         if x.shape[-1:] != self.weight.shape:
             self._refuse(f"…,{len(self.running_mean)}", x)
-        xp = array_module(x._data)  # not x.data: nothing is lent out here that the graph would have to watch
+        xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
         inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
         options = {"eps": self.eps, "relu": relu, "method": self.method}
         if not train:
             return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, batch=False, **options)
-        mean, variance = ops.moments(xp, x._data)
-        count = x._data.size // x.shape[-1]
+        mean, variance = ops.moments(xp, x.data)
+        count = x.data.size // x.shape[-1]
         if count < 2:
             raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
         self.running_mean = self._towards(self.running_mean, mean)

@@ -41,7 +41,7 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
     "engine/autograd": "autograd ops nn precision",
-    "engine/guard": "autograd ops",
+    "engine/guard": "guard autograd ops",
     "training/optim": "optim",
     "ops/basic": "ops autograd precision",
     "ops/conv/slabs": "ops winograd simclr precision",

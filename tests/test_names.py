@@ -47,7 +47,6 @@ ASKS = {
     "ops/conv/winograd.py": "its tiles are cut for a processor's cache",
     "views/augment.py": "cuts a batch to fit a processor's cache",
     "engine/guard.py": "only NumPy's arrays can be locked",
-    "engine/autograd.py": "only NumPy's arrays can be locked",
     "training/precision.py": "refuses number formats that a processor does not have",
     "cli/pretrain.py": "tells what a GPU is sent, and when",
     "training/batches.py": "processes draw the views ahead of a processor; a GPU draws them itself",

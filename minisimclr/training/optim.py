@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from ..backend import Array, array_module, device_of, to_device, to_numpy
 from ..engine.autograd import Tensor
+from ..engine.guard import writing
 from ..processor import parallel, pieces
 
 
@@ -68,7 +70,7 @@ class Optimizer:
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.loss_scale = loss_scale
-        self.velocity: list[Array] = [array_module(p._data).zeros_like(p._data) for p in self.params]
+        self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def backward(self, loss: Tensor) -> Array:
         """Run the backward pass of a loss, and return the size of the gradient: Σ max|g| over the parameters.
@@ -81,7 +83,7 @@ class Optimizer:
         """
         scale = self.loss_scale
         loss.backward(None if scale is None else scale.seed(loss.data))
-        gradients = self._gradients()
+        gradients = [p.grad for p in self.params if p.grad is not None]
         if not gradients:
             raise ValueError("the loss depends on none of the optimizer's parameters")
         if scale is not None:
@@ -93,22 +95,29 @@ class Optimizer:
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step.
 
-        With a loss scale, a step whose gradient overflowed changes nothing but the scale.
+        With a loss scale, a step whose gradient overflowed changes nothing but the scale. An older graph may still be
+        alive; its backward pass then raises, because its parameters have changed.
         """
-        rate, weights = self.lr if lr is None else lr, self._weights()
+        rate = self.lr if lr is None else lr
+        with ExitStack() as opened:  # lets us write to the weights, although an older graph may still need them
+            rows = [
+                (opened.enter_context(writing(p)), p.grad, v)  # w, g, v: arrays of one shape
+                for p, v in zip(self.params, self.velocity)
+                if p.grad is not None
+            ]
 
-        def update_some(some: slice) -> None:
-            for p, w, v in zip(self.params[some], weights[some], self.velocity[some]):
-                if p.grad is not None:
-                    self._update(w, p.grad, v, rate)
+            def update_some(some: slice) -> None:
+                for w, g, v in rows[some]:
+                    self._update(w, g, v, rate)
 
-        def update() -> None:  # one parameter is little work: so each thread takes one after the other
-            parallel(update_some, pieces(array_module(*weights), len(weights), 1))
+            def update() -> None:  # a single parameter is little work: so each thread takes whole ones
+                parallel(update_some, pieces(array_module(self.velocity[0]), len(rows), 1))
 
-        if self.loss_scale is None:
-            update()
-        else:
-            self.loss_scale.step(weights + self.velocity, self._gradients(), update)
+            if self.loss_scale is None:
+                update()
+            else:
+                changed = [w for w, _, _ in rows] + [v for _, _, v in rows]
+                self.loss_scale.step(changed, [g for _, g, _ in rows], update)
 
     def zero_grad(self) -> None:
         """Forget all gradients. Without this, those of the next backward pass would be added to them."""
@@ -132,19 +141,6 @@ class Optimizer:
             prefix = "scale/"
             scale = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             self.loss_scale.load_state_dict(scale)
-
-    def _weights(self) -> list[Array]:
-        """Return the parameters' arrays, to be written to. Raises: RuntimeError if a graph still needs one."""
-        weights = [p._data for p in self.params]
-        if not all(getattr(w.flags, "writeable", True) for w in weights):
-            raise RuntimeError(
-                "a loss that was computed but never walked back still needs the parameters: "
-                "call its backward() first, let go of it, or compute it under no_grad()"
-            )
-        return weights
-
-    def _gradients(self) -> list[Array]:
-        return [p.grad for p in self.params if p.grad is not None]
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         """Change the weights w and the velocity v, in place, by the gradient g."""
