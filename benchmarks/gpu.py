@@ -89,12 +89,12 @@ def convolution(name: str, side: int, views: int, channels: int, out: int, kerne
 
 
 def ntxent_ways(methods: list[str]) -> list[tuple[str, str]]:
-    """The methods of NT-Xent that run on a GPU, beside PyTorch in the precision that they reach; the readable in two.
+    """The methods of NT-Xent that run on a GPU, beside PyTorch in the precision that they reach; the exact form in two.
 
     Three bfloat16 products in the place of one come close to float32.
     """
     ways = [(name, "bfloat16" if name.endswith("bf16") else "float32") for name in methods if name.startswith("cuda")]
-    return [*ways, ("reference", "float32"), ("reference", "TF32")]
+    return [*ways, ("exact", "float32"), ("exact", "TF32")]
 
 
 def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:

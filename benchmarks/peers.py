@@ -180,10 +180,10 @@ def optax(za: Any, zb: Any, temperature: float) -> Run:
 OURS: dict[str, Prepare] = {
     "tiled, E kept": minisimclr("tiled", 2**40),
     "tiled, E recomputed": minisimclr("tiled", 0),
-    "reference": minisimclr("reference"),
+    "exact": minisimclr("exact"),
     "NumPy textbook": numpy_textbook,
 }
-GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "reference on the GPU": on_gpu("reference")}
+GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "exact on the GPU": on_gpu("exact")}
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
     "torch.compile": torch_compile,

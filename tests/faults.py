@@ -23,7 +23,31 @@ class Fault(NamedTuple):
 
 # fmt: off
 FAULTS = [
-    # ── The loss, readable ────────────────────────────────────────────────────────────────────────
+    # ── The loss, plain ───────────────────────────────────────────────────────────────────────────
+    Fault("composed-neighbours-as-positives", "loss", "ntxent/plain.py",
+          "positive = (xp.arange(2 * N) + N) % (2 * N)", "positive = xp.arange(2 * N) ^ 1", "ntxent ops"),
+    Fault("composed-self-similarity-zero", "loss", "ntxent/plain.py",  # e⁰ = 1 stays in the sum
+          "labels=positive)", "labels=positive) if N < 0 else ops.cross_entropy(logits, labels=positive)", "ntxent ops"),
+    Fault("composed-without-temperature", "loss", "ntxent/plain.py",
+          "logits = u @ u.T / temperature  # (2N,2N), all", "logits = u @ u.T  # (2N,2N), all", "ntxent ops"),
+    Fault("plain-neighbours-as-positives", "loss", "ntxent/plain.py",
+          "positive = (anchor + N) % (2 * N)", "positive = anchor ^ 1", "ntxent ops"),
+    Fault("plain-one-role-forgotten", "loss", "ntxent/plain.py",
+          "du = (dlogits + dlogits.T) @ u", "du = dlogits @ u", "ntxent ops"),
+    Fault("plain-mean-over-images", "loss", "ntxent/plain.py", "dlogits *= g / (2 * N)", "dlogits *= g / N", "ntxent ops"),
+    Fault("plain-seed-ignored", "loss", "ntxent/plain.py",
+          "dlogits *= g / (2 * N)", "dlogits *= 1 / (2 * N)", "ntxent ops"),
+    Fault("plain-gradient-without-temperature", "loss", "ntxent/plain.py",
+          "(dlogits + dlogits.T) @ u / temperature", "(dlogits + dlogits.T) @ u", "ntxent ops"),
+    Fault("plain-norm-not-differentiated", "loss", "ntxent/plain.py",
+          "dz = (du - u * (u * du).sum(axis=1, keepdims=True)) / length", "dz = du / length", "ntxent ops"),
+    Fault("plain-chooses-itself", "loss", "ntxent/plain.py",
+          "logits[anchor, anchor] = -xp.inf", "logits[anchor, anchor] += 0", "ntxent ops"),
+    Fault("plain-positive-not-pulled", "loss", "ntxent/plain.py",
+          "dlogits[anchor, positive] -= 1", "dlogits[anchor, positive] -= 0", "ntxent ops"),
+    Fault("plain-no-shift", "loss", "ntxent/plain.py",  # exp overflows at a low temperature
+          "logits -= logits.max(axis=1, keepdims=True)", "logits -= 0", "ntxent ops"),
+    # ── The loss, exact ───────────────────────────────────────────────────────────────────────────
     Fault("neighbours-as-positives", "loss", "ntxent/exact.py",  # Spijkervet/SimCLR#30, #37, #46
           "partner = (anchor + len(za)) % n ", "partner = anchor ^ 1 ", "ntxent"),
     Fault("self-similarity-zero", "loss", "ntxent/exact.py",  # google-research/simclr#20: 0 instead of left out
@@ -31,13 +55,17 @@ FAULTS = [
     Fault("positive-among-negatives", "loss", "ntxent/exact.py",
           "margin[anchor, partner] += -xp.inf", "margin[anchor, partner] += 0", "ntxent"),
     Fault("columns-forgotten", "loss", "ntxent/exact.py",  # half the norm, almost the right direction
-          "(p + p.T) @ u + common - (pull + pull[partner])", "p @ u + common - pull", "ntxent"),
+          "return negatives, (p + p.T) @ u, q", "return negatives, p @ u, q / 2", "ntxent"),
     Fault("columns-doubled-rows", "loss", "ntxent/exact.py", "(p + p.T) @ u", "(p + p) @ u", "ntxent"),
     Fault("gradient-of-the-sum-of-views", "loss", "ntxent/exact.py",
           "du / (n * temperature)", "du / (len(za) * temperature)", "ntxent"),
     Fault("gradient-without-temperature", "loss", "ntxent/exact.py", "du / (n * temperature)", "du / n", "ntxent"),
     Fault("loss-twice", "loss", "ntxent/exact.py",  # the mean over N in place of 2N anchors
-          "xp.expm1(-shift))).mean()", "xp.expm1(-shift))).mean() * 2", "ntxent"),
+          "log_one_plus(negatives, shift).mean()", "log_one_plus(negatives, shift).mean() * 2", "ntxent"),
+    Fault("positive-among-the-common-part", "loss", "ntxent/exact.py",  # at a high temperature
+          "negatives / total + common", "negatives / total", "ntxent"),
+    Fault("sum-of-differences-without-the-ones", "loss", "ntxent/exact.py",
+          "negatives = (n - 2) + e.sum(", "negatives = (n - 1) + e.sum(", "ntxent"),
     Fault("norm-not-differentiated", "loss", "ntxent/exact.py",
           "tangent = du - u * (u * du).sum(axis=1, keepdims=True)", "tangent = du", "ntxent"),
     Fault("log-of-one-plus", "loss", "ntxent/exact.py",

@@ -125,13 +125,13 @@ def main_table(color: bool) -> tuple[str, bool]:
         return paint(f"{number:>11.0e}", 32 if number <= allowed else 31)
 
     rows = list(run())
-    lines = [f"{'op':<14}{'samples':>7}{'value':>11}{'elements':>11}{'direction':>11}{'path':>11}  0.1 % off is"]
+    lines = [f"{'op':<20}{'samples':>7}{'value':>11}{'elements':>11}{'direction':>11}{'path':>11}  0.1 % off is"]
     for row in rows:
         seen = paint("refused", 32) if row.refused else paint("NOT SEEN", 31)
         found, allowed = (row.value, row.elements, row.direction, row.path), (row.allowed, *ALLOWED)
-        lines.append(f"{row.name:<14}{row.samples:>7}{''.join(map(error, found, allowed))}  {seen}")
+        lines.append(f"{row.name:<20}{row.samples:>7}{''.join(map(error, found, allowed))}  {seen}")
     limits = (max(row.allowed for row in rows), *ALLOWED)
-    lines.append(f"{'allowed':<14}{'':>7}{''.join(f'{limit:>11.0e}' for limit in limits)}")
+    lines.append(f"{'allowed':<20}{'':>7}{''.join(f'{limit:>11.0e}' for limit in limits)}")
     lines += [
         "",
         "Largest relative errors, in float64. value: against loops or SciPy. elements: each element of the",
