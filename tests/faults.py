@@ -266,7 +266,8 @@ FAULTS = [
     Fault("rate-not-scaled", "schedule", "training/train.py", "config.lr * config.batch / 256", "config.lr", "train"),
 
     # ── Augmentation ──────────────────────────────────────────────────────────────────────────────
-    Fault("one-view-twice", "augmentation", "views/augment.py", "2), a + b, size)", "2), a + a, size)", "views train"),
+    Fault("one-view-twice", "augmentation", "views/augment.py",
+          "source, a + b, size, method)", "source, a + a, size, method)", "views train"),
     Fault("orders-confused", "augmentation", "views/augment.py", "4 ** np.arange(4)", "np.arange(4)", "views"),
     Fault("blur-radius-is-its-size", "augmentation", "views/transforms.py",  # lightly-ai/lightly#1051
           "radius = size // 10 // 2", "radius = size // 10", "views"),
@@ -277,16 +278,16 @@ FAULTS = [
           "weights *= (start < j) & (j < start + length)", "weights *= 1", "views"),
     Fault("hue-turned-too-little", "augmentation", "views/transforms.py", "6 * shift - 2", "shift - 2", "views"),
     Fault("contrast-about-each-channel", "augmentation", "views/transforms.py",
-          "grey_of(mean)[:, None]", "mean[..., None]", "views"),
-    Fault("crops-miss-the-border", "augmentation", "views/augment.py",
+          "grey_of(xp, mean)[:, None]", "mean[..., None]", "views"),
+    Fault("crops-miss-the-border", "augmentation", "views/parameters.py",
           "top = rng.integers(0, height - h + 1)", "top = rng.integers(0, np.maximum(height - h, 1))", "views"),
-    Fault("aspect-not-logarithmic", "augmentation", "views/augment.py",
+    Fault("aspect-not-logarithmic", "augmentation", "views/parameters.py",
           "np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))",
           "rng.uniform(*CROP_ASPECT, tries)", "views"),
-    Fault("one-colour-for-the-batch", "augmentation", "views/augment.py",  # as workers that draw the same: pytorch#3880
+    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # as workers that draw alike: pytorch#3880
           "rng.uniform(low, high, (count, 4))", "rng.uniform(low, high, (1, 4)).repeat(count, 0)", "views"),
-    Fault("blur-left-on", "augmentation", "views/augment.py", "blur=blurred & blur,", "blur=blurred,", "views"),
-    Fault("strength-ignored", "augmentation", "views/augment.py",
+    Fault("blur-left-on", "augmentation", "views/parameters.py", "blur=blurred & blur,", "blur=blurred,", "views"),
+    Fault("strength-ignored", "augmentation", "views/parameters.py",
           "spread = strength * np.array(JITTER_SPREAD)", "spread = np.array(JITTER_SPREAD)", "views"),
 
     Fault("mirror-shows-the-border-twice", "augmentation", "views/transforms.py",
@@ -297,6 +298,24 @@ FAULTS = [
           "xp.copysign(h, g - b, out=h)", "xp.copysign(h, b - g, out=h)", "views"),
     Fault("blur-brightens", "augmentation", "views/transforms.py",
           "kernel /= kernel.sum(axis=1, keepdims=True)", "kernel /= 1", "views"),
+
+    Fault("plain-shrinking-skips-pixels", "augmentation", "views/plain.py",
+          "reach = max(len(x) / size, 1)", "reach = 1", "views"),
+    Fault("plain-mirrored-upside-down", "augmentation", "views/plain.py", "x = x[:, ::-1]", "x = x[::-1]", "views"),
+    Fault("plain-centres-in-the-corners", "augmentation", "views/plain.py",
+          "centre = (xp.arange(size) + 0.5)", "centre = xp.arange(size)", "views"),
+    Fault("plain-border-darkens", "augmentation", "views/plain.py",
+          "weights /= weights.sum(axis=1, keepdims=True)", "weights /= reach", "views"),
+    Fault("plain-always-in-one-order", "augmentation", "views/plain.py",
+          "for change in p.order:", "for change in sorted(p.order):", "views"),
+    Fault("plain-contrast-about-each-pixel", "augmentation", "views/plain.py",
+          "CONTRAST: own.mean()", "CONTRAST: own", "views"),
+    Fault("plain-hue-turned-the-other-way", "augmentation", "views/plain.py",
+          "h + 6 * turn - own", "h - 6 * turn - own", "views"),
+    Fault("plain-mirror-shows-the-border-twice", "augmentation", "views/plain.py",
+          'mode="reflect"', 'mode="symmetric"', "views"),
+    Fault("plain-grey-for-another-eye", "augmentation", "views/plain.py",
+          "0.2989 * x[..., 0] + 0.587 * x[..., 1]", "0.587 * x[..., 0] + 0.2989 * x[..., 1]", "views"),
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────
     Fault("written-in-place", "checkpoint", "training/checkpoint.py",

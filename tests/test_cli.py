@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr import cli, data
+from minisimclr import cli
 from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError
 from minisimclr.engine.autograd import Tensor
@@ -119,7 +119,7 @@ def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypa
 
 def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     small = {"train": (96, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
-    monkeypatch.setattr(data, "DOODLES", small)
+    monkeypatch.setattr("minisimclr.data.doodles.SPLITS", small)
     monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, batch=32, epochs=1))
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--method", "ntxent=exact", *THERE]) == 0

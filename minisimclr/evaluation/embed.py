@@ -10,7 +10,7 @@ from ..backend import device_of, to_device, to_numpy
 from ..engine.autograd import no_grad
 from ..processor import blocks, keep_freed_memory
 from ..simclr import SimCLR
-from ..views.augment import to_float
+from ..views import to_float
 
 Matrix = np.ndarray[Any, Any]
 

@@ -22,7 +22,7 @@ from ..evaluation.embed import embed
 from ..evaluation.knn import nearest
 from ..training.config import build_model
 from ..training.run import Metrics, Run
-from ..views.augment import two_views
+from ..views import two_views
 
 Pixels = np.ndarray[Any, Any]
 INK, SOFT, GRID, BLUE, PALE, RED = "#24292f", "#6e7781", "#e4e7eb", "#1f5fbf", "#b9d0f0", "#d1242f"

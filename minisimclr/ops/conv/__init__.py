@@ -9,7 +9,7 @@ from typing import Any
 
 from ...backend import Array
 from ...engine.autograd import Vjp, primitive
-from ...processor import few_large_calls
+from ...processor import prefers_large_calls
 from . import padded, slabs, winograd
 
 
@@ -34,6 +34,6 @@ def conv2d(
         raise ValueError(f"conv2d: a {H}×{W} map with padding {padding} is too small for a {K}×{K} kernel")
     if winograd.applies(xp, x, w, stride, padding, method):
         return winograd.convolution(xp, x, w)
-    if few_large_calls(xp):
+    if prefers_large_calls(xp):
         return padded.convolution(xp, x, w, stride, padding)
     return slabs.convolution(xp, x, w, stride, padding)

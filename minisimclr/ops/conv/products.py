@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from ...backend import Array
-from ...processor import blas_kernels, few_large_calls
+from ...processor import blas_kernels, prefers_large_calls
 
 SMALL = 64 * 64  # numbers in the small matrix: with larger ones packing pays
 
@@ -28,7 +28,7 @@ def unpacked_products() -> int:
 
 def steps(xp: Any, length: int, small: int) -> int:
     """Into how many equal parts to cut the long side, each times a matrix of `small` numbers; 1: leave it whole."""
-    most = 0 if few_large_calls(xp) or small > SMALL else unpacked_products()
+    most = 0 if prefers_large_calls(xp) or small > SMALL else unpacked_products()
     if not most or not length:
         return 1
     fewest = -(-length * small // most)
