@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data import DataError, load_dataset
-from ..ntxent.exact import contrastive_accuracy
+from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from .batches import views_ahead
 from .config import Config
@@ -66,7 +66,7 @@ def pretrain(
             loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
             size = optimizer.backward(loss)  # Σ max|g|: it is finite exactly if every gradient is
             # Nothing that is not finite gets past this line, neither into the weights nor into a checkpoint.
-            session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy(za, zb))
+            session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb))
             optimizer.step(lr)
             optimizer.zero_grad()
     return run
