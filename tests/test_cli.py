@@ -191,6 +191,14 @@ def test_a_method_is_chosen_and_its_old_spelling_still_read_with_a_note(
     )
 
 
+def test_a_run_of_another_arithmetic_says_so_in_one_line_when_it_is_resumed(trained, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("minisimclr.training.checkpoint.NUMERICS", 2)
+    assert main(["pretrain", "--resume", "--out", str(run), *THERE]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
+    assert said == ["minisimclr: note: numerics was 1, is 2; the run goes on, but not bit for bit"]
+
+
 def test_a_run_that_is_resumed_with_another_method_says_so_in_one_line(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     assert main(["pretrain", "--resume", "--out", str(run), "--method", "conv=auto", *THERE]) == 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
+import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from minisimclr import ops
 from minisimclr.engine.autograd import no_grad
 from minisimclr.nn import METHOD, ROOMS, BatchNorm2d, Conv2d, Linear, method_of
-from minisimclr.ntxent import METHODS as NTXENT_METHODS
+from minisimclr.ntxent import nt_xent
 from minisimclr.resnet import resnet18
 from minisimclr.training import batches
 from minisimclr.training.config import METHODS, ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
@@ -147,7 +150,10 @@ def test_the_rooms_of_the_settings_are_those_of_the_layers_each_with_a_default_t
 
 def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
     """Each room refuses a name with the list of those it has: every name that is spelled must be among them."""
-    assert set(METHODS["ntxent"]) - {"auto"} <= {*NTXENT_METHODS, "auto"}
+    z = np.eye(4, dtype=np.float32)
+    for form in METHODS["ntxent"]:
+        with pytest.raises(RuntimeError, match="CuPy") if form.startswith("cuda") else nullcontext():
+            assert nt_xent(z, z, method=form).shape == ()
     x, w = np.ones((4, 4, 2, 3), np.float32), np.ones((3, 3, 3, 5), np.float32)
     ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
     for form in METHODS["conv"]:
@@ -160,6 +166,24 @@ def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
     images = np.zeros((2, 8, 8, 3), np.uint8)
     for form in METHODS["views"]:
         assert batches.two_views(images, np.random.default_rng(0), 8, method=form)[0].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("room", ["conv", "norm", "pool", "views"])
+def test_no_form_of_a_room_is_missing_from_the_settings(room):
+    """Those of NT-Xent are listed when it refuses one."""
+    module = {"views": "minisimclr.views.augment"}.get(room, f"minisimclr.ops.{room}")
+    forms = getattr(importlib.import_module(module), "METHODS", None)
+    if forms is None:
+        pytest.skip(f"{module} has no METHODS yet")
+    assert set(METHODS[room]) == set(forms)
+
+
+def test_no_form_of_the_loss_is_missing_from_the_settings():
+    z = np.eye(4, dtype=np.float32)
+    with pytest.raises(ValueError, match="method must be one of") as error:
+        nt_xent(z, z, method="nonsense")
+    listed = re.findall(r"[\w-]+", str(error.value).partition("one of")[2].partition("not '")[0])
+    assert set(listed) - {"or"} == set(METHODS["ntxent"]) - {"reference"}
 
 
 @pytest.mark.parametrize("conv", ["plain", "slabs", "winograd", "auto"])
@@ -186,7 +210,7 @@ def test_the_dtype_of_products_reaches_every_layer_that_has_products():
 def test_an_encoder_takes_the_setting_too_and_the_steps_views_their_form(monkeypatch):
     assert resnet18(base=4, method="conv=winograd").layer1.state_dict().keys()
     asked = []
-    monkeypatch.setattr(batches, "two_views", lambda *args, method: asked.append(method))
+    monkeypatch.setattr(batches, "two_views", lambda *args, method="auto": asked.append(method))
     images = np.zeros((4, 8, 8, 3), np.uint8)
     batches.step_views(Config(size=8, batch=2, method="views=plain"), images)(0)
     assert asked == ["plain"]

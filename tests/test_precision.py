@@ -215,6 +215,19 @@ def test_a_step_that_overflowed_is_left_out_and_the_scale_halved(optimizer, bad)
     assert float(optimizer.loss_scale.value) == 2.0**14
 
 
+@pytest.mark.usefixtures("quiet")
+def test_an_overflow_changes_nothing_in_the_whole_network_but_the_scale(images, monkeypatch):
+    monkeypatch.setattr(precision, "FIRST", 2.0**127)
+    model, optimizer = precision.build(HALF)
+    before = [p.data.copy() for p in model.parameters()]
+    a, b = two_views(on_device(images[:8]), np.random.default_rng(0), 16)
+    assert float(optimizer.backward(model.loss(a, b, 0.5)[0])) == 0
+    optimizer.step(1.0)
+    devices.assert_same([p.data for p in model.parameters()], before)
+    assert not any(host(v).any() for v in optimizer.velocity)
+    assert float(optimizer.loss_scale.value) == 2.0**126
+
+
 def test_a_step_that_did_not_is_that_of_the_unscaled_gradient(optimizer):
     other = type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1)
     other.velocity[0][...] = optimizer.velocity[0]
@@ -272,7 +285,7 @@ def test_scaling_and_leaving_out_read_nothing_from_the_device(optimizer):
     assert set(crossed) <= {"to the device"}
 
 
-def test_the_state_of_an_optimizer_comes_back_with_its_scale(optimizer):
+def test_momentum_and_scale_of_an_optimizer_come_back(optimizer):
     state = optimizer.state_dict()
     assert sorted(state) == ["momentum/0", "scale/good", "scale/value"]
     fresh = type(optimizer)([tensor(np.zeros((2, 2), np.float32), requires_grad=True)], lr=0.1, loss_scale=LossScale())
