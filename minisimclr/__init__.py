@@ -14,7 +14,7 @@ The files, in the order in which they are best read; each uses only what came be
     simclr       the projection head g: h to embedding z; and one step of Algorithm 1
     views/       the two random views
     data/        the doodles; your own images
-    training/    settings, optimisers, batches, the loop, and what is kept of a run
+    training/    settings, optimizers, batches, the loop, and what is kept of a run
     evaluation/  nearest neighbours and a linear probe on the frozen h
     protocols/   what is done with a trained run: the table
     report/      the table and the pictures

@@ -41,9 +41,11 @@ class Module:
     def __repr__(self) -> str:
         """Return the tree of layers, a line each: what it is, the shapes of its parameters, and their number."""
         rows = []
+        # A table: the tree on the left, what each layer owns in the middle, and the totals on the right.
         for prefix, module in self.modules():
             *parents, name = ("." + prefix).rstrip(".").split(".")
             own = {name: p.shape for name, p in vars(module).items() if isinstance(p, Tensor)}
+            # as in "weight (3,3,64,64)": the layout inside the network
             shapes = ", ".join(f"{name} ({','.join(map(str, shape))})" for name, shape in own.items())
             count = sum(math.prod(p.shape) for p in module.parameters())  # of all layers below, too
             title = "  " * len(parents) + (f"{name}: " if name else "") + type(module).__name__
@@ -54,15 +56,15 @@ class Module:
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield this module and all below it, each with the prefix of its parameters' names."""
-        yield prefix, self
+        yield prefix, self  # "" at the top, "encoder.conv1." below
         for name, value in vars(self).items():
-            if isinstance(value, Module):
+            if isinstance(value, Module):  # depth first: torchvision's order
                 yield from value.modules(f"{prefix}{name}.")
 
     def _arrays(self) -> Iterator[tuple[str, Module, str, Array]]:
         """Yield each parameter and buffer: its full name, the module that holds it, its name there, its array."""
         for prefix, module in self.modules():
-            for name, value in list(vars(module).items()):
+            for name, value in list(vars(module).items()):  # a list, because callers replace buffers
                 if isinstance(value, Tensor):
                     yield prefix + name, module, name, value.data
                 elif is_array(value):
@@ -79,6 +81,7 @@ class Module:
 
     def parameters(self) -> list[Tensor]:
         """Return every parameter, in the order of `named_parameters`: an optimizer takes this list."""
+        # a list and not a set: momentum is stored by position
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
@@ -99,8 +102,9 @@ class Module:
 
         Raises: ValueError, before anything is changed, if names or shapes differ.
         """
+        # torch counts batches for another kind of running average, which we do not offer
         given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
-        self._require_state(given)
+        self._require_state(given)  # all of it first: half a state would be worse than none
         for full_name, module, name, old in self._arrays():
             axes = module.stored_axes.get(name, tuple(range(old.ndim)))
             array = given[full_name].transpose(np.argsort(axes)).astype(old.dtype, order="C")  # (K,K,C,D) or (in,out)
@@ -108,14 +112,14 @@ class Module:
 
     def _require_state(self, given: Mapping[str, Any]) -> None:
         """Refuse a state whose names, shapes or kinds of numbers are not ours."""
-        own = self.state_dict()
+        own = self.state_dict()  # the layout that is stored, so shapes compare as they are
         for verb, names in (("misses", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
             if names:
                 raise ValueError(f"load_state_dict: the state {verb} {_listed(names)}")
         for name, array in own.items():
             if given[name].shape != array.shape:
                 raise ValueError(f"load_state_dict: {name} has shape {given[name].shape}, expected {array.shape}")
-            if given[name].dtype.kind not in "fiub":
+            if given[name].dtype.kind not in "fiub":  # float, signed, unsigned, bool
                 raise ValueError(f"load_state_dict: {name} has dtype {given[name].dtype}, expected numbers")
 
     def astype(self, dtype: Any) -> Self:
@@ -137,14 +141,16 @@ class Module:
         if isinstance(value, Tensor):
             value.data = array  # the Tensor object stays: the optimizer holds it
         else:
-            setattr(self, name, array)
+            setattr(self, name, array)  # a buffer is the array itself
 
     def _refuse(self, takes: str, x: Tensor) -> NoReturn:
         """Raise the ValueError for an input of the wrong size: the layer, the shape that it takes, the one it got."""
+        # "ProjectionHead.linear1"; a layer that nobody holds has but its type
         label = getattr(self, "_label", type(self).__name__)
         raise ValueError(f"{label} takes ({takes}), got ({','.join(map(str, x.shape))})")
 
 
 def _listed(names: Any) -> str:
     names = sorted(names)
+    # three names tell what is wrong; a ResNet-152 has hundreds
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -15,6 +15,7 @@ from .module import Module
 
 # Each room that has a plain form and faster ones, with the form that runs if nobody says otherwise.
 # "slabs" is not the fastest convolution everywhere, but rounds less than Winograd's.
+# In the other rooms the fast forms lose hardly a digit, so the fastest is taken.
 ROOMS = {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}
 METHOD = "conv=slabs"  # the setting that says just that
 
@@ -33,9 +34,9 @@ def method_of(room: str, method: str) -> str:
     """
     if method in ("plain", "auto"):
         return method
-    pairs = [pair.partition("=") for pair in method.split(",")]
+    pairs = [pair.partition("=") for pair in method.split(",")]  # (room, "=", form) each
     for named, sign, _ in pairs:
-        if named not in ROOMS or not sign:
+        if named not in ROOMS or not sign:  # a misspelled room must not mean "the default"
             raise ValueError(
                 f"method must be plain, auto, or pairs room=name with the rooms {', '.join(ROOMS)}; not {method!r}"
             )
@@ -47,6 +48,7 @@ def method_of(room: str, method: str) -> str:
 
 def parameter(array: Any) -> Tensor:
     """Return a float32 leaf that wants a gradient."""
+    # float32 and on the host, on every backend: the same seed gives the same first weights everywhere
     return Tensor(np.asarray(array, np.float32), requires_grad=True)
 
 
@@ -57,6 +59,7 @@ def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> Ten
 
 def in_dtype(x: Tensor, dtype: Any) -> Tensor:
     """Return x in this dtype; None leaves it as it is."""
+    # an operation of its own, so that its gradient comes back in the dtype of x
     return x if dtype is None or x.dtype == dtype else ops.cast(x, dtype=dtype)
 
 
@@ -76,17 +79,17 @@ class Linear(Module):
     ) -> None:
         self.product_dtype = product_dtype
         bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in
-        self.weight = parameter(rng.uniform(-bound, bound, (in_dim, out_dim)))
+        self.weight = parameter(rng.uniform(-bound, bound, (in_dim, out_dim)))  # (in,out)
         if bias:
-            self.bias = parameter(rng.uniform(-bound, bound, out_dim))
+            self.bias = parameter(rng.uniform(-bound, bound, out_dim))  # (out,)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        if x.shape[-1:] != self.weight.shape[:1]:
+        if x.shape[-1:] != self.weight.shape[:1]:  # NumPy would speak of gufuncs and name no layer
             self._refuse(f"N,{self.weight.shape[0]}", x)
         # The weight is rounded each time it is used, never where it is kept: small updates are not lost.
         x, weight = (in_dtype(factor, self.product_dtype) for factor in (x, self.weight))
         y = x @ weight  # (N,out)
-        return y + self.bias if hasattr(self, "bias") else y
+        return y + self.bias if hasattr(self, "bias") else y  # (N,out)
 
 
 class Conv2d(Module):
@@ -119,6 +122,7 @@ class Conv2d(Module):
         self.weight = parameter(drawn.data.transpose(2, 3, 1, 0))  # (K,K,in,out)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
+        # a map of another number of channels is a layer in the wrong place
         if x.ndim != 4 or x.shape[3] != self.weight.shape[2]:
             self._refuse(f"H,W,N,{self.weight.shape[2]}", x)
         x, weight = (in_dtype(factor, self.product_dtype) for factor in (x, self.weight))
@@ -126,20 +130,22 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalise each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
+    """Normalize each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
 
     Training uses the statistics of the batch and moves the running ones a tenth of the way towards them;
     evaluation uses the running ones. As in torch the running variance is the unbiased one.
     shift=False leaves out the shift: for the last layer of SimCLR's head.
     """
 
-    eps, momentum = 1e-5, 0.1
+    eps = 1e-5  # added to the variance: a channel that is the same everywhere has none (torch's value)
+    momentum = 0.1  # share of the batch in the running statistics (torch's value; 1 minus what others call momentum)
 
     def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
         self.method = method
-        self.weight = parameter(np.ones(dim))
+        self.weight = parameter(np.ones(dim))  # (C,): the scale
         if shift:
-            self.bias = parameter(np.zeros(dim))
+            self.bias = parameter(np.zeros(dim))  # (C,)
+        # buffers: stored with the parameters, and moved by no gradient
         self.running_mean = np.zeros(dim, np.float32)
         self.running_var = np.ones(dim, np.float32)
 
@@ -153,8 +159,8 @@ class BatchNorm2d(Module):
         options = {"eps": self.eps, "relu": relu, "method": self.method}
         if not train:
             return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, batch=False, **options)
-        mean, variance = ops.moments(xp, x.data)
-        count = x.data.size // x.shape[-1]
+        mean, variance = ops.moments(xp, x.data)  # (C,), (C,)
+        count = x.data.size // x.shape[-1]  # values per channel
         if count < 2:
             raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
         self.running_mean = self._towards(self.running_mean, mean)
@@ -177,7 +183,7 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module) -> None:
         for k, layer in enumerate(layers):
-            setattr(self, str(k), layer)
+            setattr(self, str(k), layer)  # "0", "1" …: torchvision's names
 
     def __call__(self, x: Any, train: bool = False) -> Any:
         for layer in vars(self).values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from . import ops
 from .backend import array_module
@@ -25,7 +25,7 @@ Convolution: TypeAlias = "partial[Conv2d]"
 Norm: TypeAlias = "partial[BatchNorm2d]"
 
 
-def _makers(rng: np.random.Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
+def _makers(rng: Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
     """Return what makes a convolution and what makes a batch norm, with the settings that all layers share."""
     conv = partial(Conv2d, method=method_of("conv", method), product_dtype=product_dtype, rng=rng)
     return conv, partial(BatchNorm2d, method=method_of("norm", method))
@@ -42,19 +42,14 @@ class BasicBlock(Module):
     expansion = 1  # channels that come out, per channel inside
 
     def __init__(
-        self,
-        in_dim: int,
-        dim: int,
-        stride: int,
-        rng: np.random.Generator,
-        method: str = METHOD,
-        product_dtype: Any = None,
+        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
     ) -> None:
         conv, norm = _makers(rng, method, product_dtype)
         self.conv1 = conv(in_dim, dim, 3, stride=stride, padding=1)
         self.bn1 = norm(dim)
         self.conv2 = conv(dim, dim, 3, padding=1)
         self.bn2 = norm(dim)
+        # no ReLU of its own: it follows the sum
         if stride != 1 or in_dim != dim:  # only then do x and f(x) differ in shape
             self.downsample = _projection(conv, norm, in_dim, dim, stride)
 
@@ -73,23 +68,17 @@ class Bottleneck(Module):
     expansion = 4  # channels that come out, per channel inside
 
     def __init__(
-        self,
-        in_dim: int,
-        dim: int,
-        stride: int,
-        rng: np.random.Generator,
-        method: str = METHOD,
-        product_dtype: Any = None,
+        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
     ) -> None:
         conv, norm = _makers(rng, method, product_dtype)
         out_dim = dim * self.expansion
-        self.conv1 = conv(in_dim, dim, 1)
+        self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
         self.bn1 = norm(dim)
-        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)
+        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # He et al. had the stride in the 1×1: version "B"
         self.bn2 = norm(dim)
         self.conv3 = conv(dim, out_dim, 1)
         self.bn3 = norm(out_dim)
-        if stride != 1 or in_dim != out_dim:
+        if stride != 1 or in_dim != out_dim:  # the first block of each stage
             self.downsample = _projection(conv, norm, in_dim, out_dim, stride)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
@@ -100,7 +89,7 @@ class Bottleneck(Module):
 
 def _projection(conv: Convolution, norm: Norm, in_dim: int, out_dim: int, stride: int) -> Sequential:
     """Make the shortcut of a block that changes the shape: a strided 1×1 convolution."""
-    return Sequential(conv(in_dim, out_dim, 1, stride=stride), norm(out_dim))
+    return Sequential(conv(in_dim, out_dim, 1, stride=stride), norm(out_dim))  # (H/stride,W/stride,N,out_dim)
 
 
 def _shortcut(block: Any, x: Tensor, train: bool) -> Tensor:
@@ -143,9 +132,9 @@ class ResNet(Module):
         num_classes: int | None = None,
         method: str = METHOD,
         product_dtype: Any = None,
-        rng: np.random.Generator | None = None,
+        rng: Generator | None = None,
     ) -> None:
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(0) if rng is None else rng  # the same weights each time, unless told
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
         self.stem, self.pool, self.stages = stem, method_of("pool", method), len(depths)
@@ -154,15 +143,16 @@ class ResNet(Module):
         kernel, stride = STEMS[stem]
         self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)
         self.bn1 = norm(dim)
+        # Where a map is halved its channels are doubled, so that all stages take about as long.
         for stage, depth in enumerate(depths):
             blocks = []
             for k in range(depth):
                 stride = 2 if stage > 0 and k == 0 else 1  # only the first block of a stage shrinks the map
                 blocks.append(block(in_dim, dim, stride, rng, method, product_dtype))
-                in_dim = dim * block.expansion
+                in_dim = dim * block.expansion  # the next block takes what this one gives
             setattr(self, f"layer{stage + 1}", Sequential(*blocks))
             dim *= 2
-        self.features = in_dim
+        self.features = in_dim  # dimensions of h
         if num_classes is not None:
             self.fc = Linear(in_dim, num_classes, rng=rng)  # logits are never rounded to half precision
 
@@ -170,12 +160,12 @@ class ResNet(Module):
         """Compute h (N,features), or logits (N,num_classes), of float images (N,H,W,3) in [0,1], array or Tensor."""
         x = _pixels_first(images, self.conv1.weight.dtype)  # (H,W,N,3)
         x = self.bn1(self.conv1(x), train, relu=True)  # (H/s,W/s,N,base)
-        if self.stem == "imagenet":
+        if self.stem == "imagenet":  # large images are shrunk early: their first maps cost most
             x = ops.max_pool2d(x, kernel=3, stride=2, padding=1, method=self.pool)  # (H/4,W/4,N,base)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x, train)  # half the side, twice the channels
         h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features)
-        return self.fc(h) if hasattr(self, "fc") else h
+        return self.fc(h) if hasattr(self, "fc") else h  # (N,num_classes) or (N,features)
 
 
 def _pixels_first(images: Any, dtype: Any) -> Tensor:
@@ -187,6 +177,7 @@ def _pixels_first(images: Any, dtype: Any) -> Tensor:
     if isinstance(images, Tensor):
         return images.transpose(1, 2, 0, 3)  # (H,W,N,3)
     xp = array_module(images)
+    # contiguous, so that the pixels which a tap of the kernel reads form one matrix
     return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))  # (H,W,N,3)
 
 

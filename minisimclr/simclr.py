@@ -56,12 +56,13 @@ class ProjectionHead(Module):
             raise ValueError(f"a projection head needs at least one layer, not {layers}")
         rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
+        # widths: what goes in, the hidden layers, what comes out
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
         self.layers = layers
         for k in range(1, layers + 1):
             linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
             setattr(self, f"linear{k}", linear)
-            if batch_norm:
+            if batch_norm:  # in Google's code only: the paper's text does not mention it
                 setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
 
     def __call__(self, h: Tensor, train: bool = False) -> Tensor:
@@ -98,7 +99,7 @@ class SimCLR(Module):
     """
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head = encoder, head  # f and g of the paper
         self.method = method_of("ntxent", method)
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ class SimCLR(Module):
 
         Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """
-        n = len(views_a)
+        n = len(views_a)  # N images, so 2N anchors with 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
         loss = nt_xent(z[:n], z[n:], temperature, method=self.method)  # a scalar
         return loss, z.data[:n], z.data[n:]  # z as arrays: nobody goes back through them

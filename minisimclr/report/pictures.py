@@ -1,7 +1,7 @@
-"""What a run shows: the table of accuracies and four pictures, drawn with Pillow.
+"""The four pictures of a run, drawn with Pillow.
 
 loss.png        the loss beside its chance level, and how often an anchor finds its positive
-views.png       images and their two random views: what the network is asked to see as one thing
+views.png       images and their two random views, which the network is asked to see as one thing
 neighbours.png  test images and their eight nearest training images; wrong classes framed
 similarity.png  cosine similarities of test images, sorted by class, before and after training
 """
@@ -25,7 +25,7 @@ from ..training.run import Metrics, Run
 from ..views import two_views
 
 Pixels = np.ndarray[Any, Any]
-INK, SOFT, GRID, BLUE, PALE, RED = "#24292f", "#6e7781", "#e4e7eb", "#1f5fbf", "#b9d0f0", "#d1242f"
+INK, SOFT, GRID, BLUE, PALE, RED = "#24292f", "#6e7781", "#e4e7eb", "#1f5fbf", "#b9d0f0", "#d1242f"  # colours
 GAP = 6  # pixels between the cells of a sheet
 
 
@@ -46,7 +46,7 @@ def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path
 
 
 def loss_curve(history: list[Metrics]) -> Image.Image:
-    """Loss (each step pale, the running mean dark) and contrastive top-1 against steps."""
+    """Draw the loss (each step pale, the running mean dark) and contrastive top-1 against the steps."""
     image = Image.new("RGB", (960, 560), "white")
     draw = ImageDraw.Draw(image)
     steps = [line["step"] + 1 for line in history]
@@ -69,7 +69,7 @@ def loss_curve(history: list[Metrics]) -> Image.Image:
 def _axes(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], steps: int, span: tuple[float, float], title: str
 ) -> Any:
-    """Grid, ticks and title; returns the map from (step, value) to a pixel."""
+    """Draw grid, ticks and title, and return the map from (step, value) to a pixel."""
     left, top, right, bottom = box
     low, high = span
 
@@ -90,7 +90,7 @@ def _axes(
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between low and high, `about` so many."""
+    """Return round numbers between low and high, about `about` of them."""
     raw = max(high - low, 1e-9) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
@@ -108,7 +108,7 @@ def _curve(draw: ImageDraw.ImageDraw, to: Any, steps: list[int], values: list[fl
 
 
 def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
-    """A row of images, and below each its two views, as the network sees them."""
+    """Draw a row of images, and below each its two views, as the network sees them."""
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
     a, b = two_views(
@@ -126,7 +126,7 @@ def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
 
 
 def neighbours_sheet(run: Run, train: Dataset, test: Dataset, rows: int = 12, k: int = 8) -> Image.Image:
-    """For one test image of each class: the k training images of most similar h. Wrong classes are framed red."""
+    """Draw one test image of each class, and beside it the k training images of most similar h, wrong ones framed red."""
     first = [int(np.flatnonzero(test.labels == label)[0]) for label in np.unique(test.labels)]
     queries = np.array(first[:rows])
     k = min(k, len(train))
@@ -155,7 +155,7 @@ def neighbours_sheet(run: Run, train: Dataset, test: Dataset, rows: int = 12, k:
 
 
 def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.Image:
-    """Cosine similarity of the centred h of test images, sorted by class, before and after training."""
+    """Draw cosine similarities of the centred h of test images, sorted by class, before and after training."""
     classes = np.unique(test.labels)[:16]
     chosen = np.concatenate([np.flatnonzero(test.labels == label)[:per_class] for label in classes])
     images, labels = test.images[chosen], test.labels[chosen]
@@ -166,7 +166,7 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     models = {"before training": build_model(run.config.to_evaluate(device)).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
-        h = h - h.mean(axis=0)  # what all images have in common tells nothing apart
+        h = h - h.mean(axis=0)  # the part that all images have in common tells no two of them apart
         u = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-30)
         x = left + panel * (side + 40)
         sheet.paste(Image.fromarray(_diverging(u @ u.T)).resize((side, side), Image.Resampling.NEAREST), (x, top))
@@ -195,7 +195,7 @@ def _enlarged(pixels: Pixels, side: int) -> Image.Image:
 
 
 def _diverging(values: Pixels) -> Pixels:
-    """−1 … 0 … 1 to orange … white … blue: (H,W) -> uint8 (H,W,3)."""
+    """Turn −1 … 0 … 1 into orange … white … blue: (H,W) -> uint8 (H,W,3)."""
     stops = np.array([[180, 88, 6], [253, 184, 99], [255, 255, 255], [120, 170, 225], [16, 52, 120]], float)
     place = (np.clip(values, -1, 1) + 1) * 2
     return np.stack([np.interp(place, range(5), stops[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)

@@ -49,8 +49,8 @@ def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.
         raise ValueError(f"batch must be at least 1, not {batch}")
     if count < batch:
         raise DataError(f"{count} images do not fill a batch of {batch}: choose a smaller batch or add images")
-    full = count // batch
-    return rng.permutation(count)[: full * batch].reshape(full, batch)
+    full = count // batch  # batches that are full
+    return rng.permutation(count)[: full * batch].reshape(full, batch)  # (full,B)
 
 
 def resident(images: NDArray[np.uint8], device: str) -> bool:
@@ -61,7 +61,7 @@ def resident(images: NDArray[np.uint8], device: str) -> bool:
 def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np.int64]], Array]:
     """Return a function from the numbers of some images (B,) to these images, uint8 (B,H,W,3), on the device."""
     if not resident(images, device):
-        return lambda chosen: to_device(images[chosen], device)
+        return lambda chosen: to_device(images[chosen], device)  # (B,H,W,3) through the bus, at each step
     on_device = to_device(images, device)  # once: bytes are a quarter of what the floats of the views would be
     return lambda chosen: on_device[to_device(chosen, device)]
 
@@ -77,7 +77,7 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
 
     def views(step: int) -> tuple[Array, Array]:
-        epoch, k = divmod(step, steps_per_epoch)
+        epoch, k = divmod(step, steps_per_epoch)  # so a resumed run knows its place without being told
         batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # (B,H,W,3) uint8
         return two_views(batch, rng, config.size, config.strength, config.blur, config.min_area, method=method)
 
@@ -100,6 +100,7 @@ def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, not {workers}")
     if workers and steps and config.device == "cpu":
+        # more workers than steps would have nothing to do
         with _team(min(workers, len(steps)), config, images, steps) as views:
             yield views
     else:
@@ -114,16 +115,17 @@ def _team(workers: int, config: Config, images: NDArray[np.uint8], steps: range)
     team: list[_Worker] = []
     try:
         for k in range(workers):
+            # every n-th step from the k-th on: no worker waits for another
             team.append(_Worker(f"{k + 1} of {workers}", config, shared, images.shape, steps[k::workers]))
 
         def views(step: int) -> tuple[Array, Array]:
-            i = steps.index(step)
+            i = steps.index(step)  # the workers take turns
             if i:  # the step before is done with its views
                 team[(i - 1) % workers].free()
             return team[i % workers].receive(i // workers)
 
         yield views
-    finally:
+    finally:  # also after an error, or a signal: no worker outlives its use
         for worker in team:
             worker.stop()
 
@@ -162,9 +164,9 @@ class _Worker:
                 f"worker process {self.label} ended with exit code {self.process.exitcode}; "
                 "a negative one is the signal that killed it (−9: perhaps for want of memory)"
             ) from None
-        if error is not None:
+        if error is not None:  # what the worker raised is raised here, where somebody reads it
             raise error
-        a, b = self.slots[turn % SLOTS]
+        a, b = self.slots[turn % SLOTS]  # no copy: the slot stays ours until `free`
         return a, b
 
     def free(self) -> None:

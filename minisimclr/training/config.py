@@ -48,7 +48,7 @@ def _setting(
     metavar: str | None = None,
 ) -> Any:
     """Describe a field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
-    bounds = (least, most, above)
+    bounds = (least, most, above)  # a number without bounds would be a trap: a test asks for them
     return field(default=default, metadata={"help": help, "choices": choices, "range": bounds, "metavar": metavar})
 
 
@@ -124,6 +124,7 @@ class Config:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = _checked(item, getattr(self, item.name))
+            # the class is frozen, because a run is known by its settings
             object.__setattr__(self, item.name, value)
         _check_method(self.method)
 
@@ -133,11 +134,11 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = dict(settings)
+        settings = dict(settings)  # a copy: the caller's own stays as it is
         if "conv" in settings and "method" not in settings:
             settings["method"] = method_of_conv(settings.pop("conv"))
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}
-        if unknown:
+        if unknown:  # from a newer version, or misspelled: neither may be passed over
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}")
         return cls(**settings)
 
@@ -155,6 +156,7 @@ class Config:
         Nothing random is carried from step to step, so a resumed run draws what the uninterrupted one would have
         drawn, bit for bit, and what one step draws does not depend on who prepares it.
         """
+        # NumPy hashes the three numbers, so neighbouring seeds and steps are unrelated
         return np.random.default_rng([self.seed, purpose, index])
 
 
@@ -175,14 +177,14 @@ def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
 
 def _check_method(method: str) -> None:
     """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # refuses an unknown room
+    method_of("conv", method)  # refuses an unknown room, in the words of the layers
     if method in ("plain", "auto"):
         return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]
+    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
     for room, form in named:
         if form not in METHODS[room]:
             raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
+    rooms = [room for room, _ in named]  # the last of two would win, and nobody would notice
     if len(rooms) > len(set(rooms)):
         raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
 
@@ -203,6 +205,7 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     stem = config.stem
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
+    # f is drawn before g, from one generator: the order decides the first weights
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
     features = encoder.features  # of h, and of the head's hidden layers
     return SimCLR(
@@ -212,6 +215,8 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Scale | None = None) -> Optimizer:
     """Build the optimizer of a configuration, with a momentum buffer on the device of each parameter."""
+    # the names are those of the choices above
     kind = {"sgd": SGD, "lars": LARS}[config.optimizer]
+    # the rate is that of 256 images; each step is given its own
     settings = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     return kind(model.parameters(), config.lr, **settings, loss_scale=loss_scale)

@@ -31,6 +31,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
         return peak * step / warmup_steps
     if step >= total_steps:
         return 0.0
+    # half a cosine: flat at both ends, so neither the peak nor the last steps are cut short
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
@@ -69,7 +70,8 @@ class Optimizer:
             if not 0 <= value < math.inf:  # NaN fails, too
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.loss_scale = loss_scale
+        self.loss_scale = loss_scale  # None but in float16
+        # one buffer per parameter, of its shape and on its device
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def backward(self, loss: Tensor) -> Array:
@@ -83,10 +85,11 @@ class Optimizer:
         """
         scale = self.loss_scale
         loss.backward(None if scale is None else scale.seed(loss.data))
+        # a parameter that the loss does not depend on has none
         gradients = [p.grad for p in self.params if p.grad is not None]
         if not gradients:
             raise ValueError("the loss depends on none of the optimizer's parameters")
-        if scale is not None:
+        if scale is not None:  # in float32, where nothing is lost any more
             scale.unscale(gradients)
         xp = array_module(gradients[0])
         size = xp.stack([abs(g).max() for g in gradients]).sum(dtype=xp.float64)  # 0-d, and stays on its device
@@ -115,7 +118,7 @@ class Optimizer:
 
             if self.loss_scale is None:
                 update()
-            else:
+            else:  # only the device knows whether the gradient overflowed: the scale takes the update back
                 changed = [w for w, _, _ in rows] + [v for _, _, v in rows]
                 self.loss_scale.step(changed, [g for _, g, _ in rows], update)
 
@@ -128,12 +131,13 @@ class Optimizer:
         """Return what a checkpoint must keep, as NumPy arrays: "momentum/0", "momentum/1" … and "scale/…"."""
         state = {f"momentum/{k}": to_numpy(v) for k, v in enumerate(self.velocity)}
         scale = {} if self.loss_scale is None else self.loss_scale.state_dict()
+        # the names are those of the checkpoint
         return state | {f"scale/{name}": value for name, value in scale.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state. Raises: ValueError if a momentum buffer is missing or has another shape."""
         for k, velocity in enumerate(self.velocity):
-            stored = state.get(f"momentum/{k}")
+            stored = state.get(f"momentum/{k}")  # by position: the order of the parameters is that of their names
             if stored is None or stored.shape != velocity.shape:
                 raise ValueError(f"momentum/{k} is missing or does not have the shape {velocity.shape}")
             velocity[...] = to_device(stored, device_of(velocity))
@@ -181,9 +185,9 @@ class SGD(Optimizer):
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         if self.weight_decay:
             g = g + self.weight_decay * w  # not in place: the gradient is the caller's
-        v *= self.momentum
+        v *= self.momentum  # in place: v is what the checkpoint keeps
         v += g
-        w -= lr * (g + self.momentum * v if self.nesterov else v)
+        w -= lr * (g + self.momentum * v if self.nesterov else v)  # Nesterov looks one step ahead
 
 
 class LARS(Optimizer):
@@ -222,11 +226,11 @@ class LARS(Optimizer):
         trust = 1.0
         if w.ndim > 1:  # biases and batch norm start at 0 or 1: a share of their norm means nothing
             xp = array_module(w)
-            g = g + self.weight_decay * w
+            g = g + self.weight_decay * w  # before the norms: decay is trusted as the gradient is
             weight_norm, gradient_norm = xp.linalg.norm(w.ravel()), xp.linalg.norm(g.ravel())
             both = (weight_norm > 0) & (gradient_norm > 0)  # stays on the device: nothing waits for it
             trust = xp.where(both, self.trust_coefficient * weight_norm / xp.where(both, gradient_norm, 1), 1)
-            trust = trust.astype(w.dtype)
+            trust = trust.astype(w.dtype)  # else float32 weights would be computed in float64
         v *= self.momentum
         v += lr * trust * g  # the rate is inside: outside it is another optimizer as soon as the rate changes
         w -= v
