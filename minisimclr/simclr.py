@@ -91,11 +91,11 @@ class SimCLR(Module):
     >>> h.shape, z.shape
     ((4, 32), (4, 16))
     >>> model.head
-    ProjectionHead                                1,600 parameters
-      linear1: Linear    weight (32,32)           1,024
-      bn1: BatchNorm2d   weight (32), bias (32)      64
-      linear2: Linear    weight (32,16)             512
-      bn2: BatchNorm2d   weight (16)                 16
+    ProjectionHead                              1,616 parameters
+      linear1: Linear   weight (32,32)          1,024
+      bn1: BatchNorm2d  weight (32), bias (32)     64
+      linear2: Linear   weight (32,16)            512
+      bn2: BatchNorm2d  weight (16)                16
     """
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:

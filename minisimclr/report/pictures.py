@@ -126,7 +126,7 @@ def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
 
 
 def neighbours_sheet(run: Run, train: Dataset, test: Dataset, rows: int = 12, k: int = 8) -> Image.Image:
-    """Draw one test image of each class, and beside it the k training images of most similar h, wrong ones framed red."""
+    """Draw a test image of each class, and beside it the k training images of most similar h, wrong ones framed red."""
     first = [int(np.flatnonzero(test.labels == label)[0]) for label in np.unique(test.labels)]
     queries = np.array(first[:rows])
     k = min(k, len(train))

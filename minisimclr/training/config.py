@@ -63,7 +63,7 @@ class Config:
     0.15
     >>> Config(temperature=0)
     Traceback (most recent call last):
-    ValueError: temperature must be above 0 and at most 1,000,000, not 0
+    ValueError: temperature must be above 0 and at most 1e+06, not 0
     """
 
     # what is trained on, and what is trained
