@@ -209,6 +209,47 @@ def test_parameters_may_come_from_a_generator(kind):
     assert len(kind((tensor(np.ones(2), requires_grad=True) for _ in range(3)), lr=0.1).params) == 3
 
 
+def test_backward_is_the_backward_pass_and_returns_the_size_of_the_gradient(kind):
+    """Σ max|g|, written out."""
+    a, b = (tensor(np.array([[3.0, -5.0]]), requires_grad=True), tensor(np.array([2.0]), requires_grad=True))
+    optimizer = kind([a, b], lr=0.1)
+    size = optimizer.backward((a * a).sum() + b.sum())
+    assert np.array_equal(host(a.grad), [[6.0, -10.0]])
+    assert np.array_equal(host(b.grad), [1.0])
+    assert float(size) == 11.0
+
+
+def test_a_loss_of_other_parameters_is_refused(kind):
+    w, other = (tensor(np.ones(2), requires_grad=True) for _ in "ab")
+    with pytest.raises(ValueError, match="depends on none of the optimizer's parameters"):
+        kind([w], lr=0.1).backward(other.sum())
+
+
+def test_a_state_comes_back_bit_for_bit(kind):
+    params = [tensor(array, requires_grad=True) for array in start(np.float32)]
+    optimizer = kind(params, lr=0.1)
+    for p, g in zip(params, gradients(0, np.float32)):
+        p.grad = on_device(g)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert list(state) == [f"momentum/{k}" for k in range(len(SHAPES))]
+    assert all(isinstance(array, np.ndarray) for array in state.values())
+    fresh = kind(params, lr=0.1)
+    fresh.load_state_dict(state)
+    assert all(np.array_equal(host(v), host(w)) for v, w in zip(fresh.velocity, optimizer.velocity))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda s: s.pop("momentum/1"), lambda s: s.update({"momentum/1": np.zeros((3, 1))})]
+)
+def test_a_state_that_does_not_fit_is_refused(kind, change):
+    optimizer = kind([tensor(array, requires_grad=True) for array in start()], lr=0.1)
+    state = optimizer.state_dict()
+    change(state)
+    with pytest.raises(ValueError, match=r"momentum/1 is missing or does not have the shape \(3,\)"):
+        optimizer.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

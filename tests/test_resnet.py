@@ -213,6 +213,22 @@ def test_the_same_generator_draws_the_same_network():
     assert not np.array_equal(a["conv1.weight"], c["conv1.weight"])
 
 
+@pytest.mark.usefixtures("hollow")
+@pytest.mark.parametrize("make", [resnet18, resnet50])
+def test_every_layer_of_an_encoder_has_the_form_and_the_dtype_that_it_was_told(make):
+    net = make(method="conv=winograd,norm=plain,pool=plain", product_dtype=np.dtype(np.float16))
+    layers = [layer for _, layer in net.modules()]
+    convolutions = [layer for layer in layers if isinstance(layer, module.Conv2d)]
+    assert {(layer.method, layer.product_dtype) for layer in convolutions} == {("winograd", np.dtype(np.float16))}
+    assert {layer.method for layer in layers if isinstance(layer, module.BatchNorm2d)} == {"plain"}
+    assert net.pool == "plain"
+
+
+def test_an_unknown_room_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="rooms conv, norm, pool, ntxent, views; not 'loss=plain'"):
+        resnet_small(method="loss=plain")
+
+
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from minisimclr import processor
-from minisimclr.engine.autograd import Tensor, no_grad
+from minisimclr.engine.autograd import Tensor
 from minisimclr.nn import Conv2d
 from minisimclr.ops.conv import METHODS, conv2d, slabs, winograd
 from minisimclr.resnet import resnet_small
-from minisimclr.training.config import Config, build_model
 
 pytestmark = pytest.mark.host
 
@@ -237,21 +235,6 @@ def test_the_gradient_of_a_network_turns_by_less_than_a_hundredth():
 
 
 # ── The setting ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("method", ["auto", "direct", "winograd"])
-def test_config_tells_every_convolution(method):
-    model = build_model(Config(conv=method))
-    expected = "slabs" if method == "direct" else method
-    assert {m.method for _, m in model.modules() if isinstance(m, Conv2d)} == {expected}
-    with no_grad():
-        assert np.isfinite(model(np.ones((2, 32, 32, 3), np.float32))[1].data).all()
-
-
-def test_settings_stored_before_there_was_a_choice_still_load_and_mean_direct():
-    stored = Config().as_dict()
-    del stored["conv"]
-    assert Config.from_dict(json.loads(json.dumps(stored))).conv == "direct"
 
 
 def test_auto_leaves_a_map_to_the_nine_products_if_its_last_tiles_are_mostly_empty() -> None:

@@ -20,7 +20,7 @@ from . import cuda, exact, plain, tiled
 from .exact import contrastive_accuracy as contrastive_accuracy_on_device
 from .tiled import release
 
-__all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad", "release"]
+__all__ = ["contrastive_accuracy", "contrastive_accuracy_on_device", "nt_xent", "nt_xent_value_and_grad", "release"]
 
 ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
 

@@ -1,4 +1,4 @@
-"""The table of accuracies and four pictures of a run."""
+"""The report of a run: the table of accuracies and four pictures."""
 
 from .pictures import draw_all
 from .table import table
