@@ -404,10 +404,10 @@ def test_a_graph_that_begins_while_another_ends_is_guarded() -> None:
             answer = len(self) > 0
             if not answer and not begun:
                 begun.append(w)  # once
-                begun.append((w * w).sum())
+                begun.append((w * 2.0).sum())
             return answer
 
-    ending = (w * w).sum()
+    ending = (w * 2.0).sum()
     w._guard.needed_by = Claims(w._guard.needed_by)
     del ending
     assert len(begun) == 2
