@@ -21,25 +21,28 @@ MOST_LINES = 2600  # of code in the first list: an afternoon
 FIRST = """
 backend.py
 engine/autograd.py
-ops/basic.py ops/shapes.py ops/operators.py ops/loss.py
-ops/conv/plain.py ops/conv/__init__.py ops/norm/plain.py ops/norm/__init__.py ops/pool.py ops/__init__.py
+ops/basic.py ops/shapes.py ops/loss.py
+ops/conv/plain.py ops/conv/__init__.py ops/norm/plain.py ops/norm/__init__.py
+ops/pool/plain.py ops/pool/__init__.py ops/__init__.py
 ntxent/plain.py ntxent/__init__.py
 checks/gradcheck.py
-nn.py resnet.py simclr.py
-views/transforms.py views/augment.py views/plain.py views/__init__.py
+module.py nn.py resnet.py simclr.py
+views/parameters.py views/plain.py views/__init__.py
 data/dataset.py
 training/optim.py training/config.py training/batches.py training/train.py
 evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
 processor.py
-engine/guard.py engine/ledger.py
+engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
+ops/pool/threaded.py ops/operators.py
 ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
 checks/table.py checks/report.py
+views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
-data/decode.py data/files.py data/__init__.py
-training/precision.py training/checkpoint.py training/run.py training/session.py
+data/decode.py data/names.py data/files.py data/__init__.py
+training/workers.py training/precision.py training/checkpoint.py training/run.py training/session.py
 evaluation/probe.py
 protocols/compare.py
 report/table.py report/pictures.py

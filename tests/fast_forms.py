@@ -16,7 +16,7 @@ FAST_FORMS = {
     "minisimclr.ops.conv.padded": "convolution",
     "minisimclr.ops.conv.winograd": "convolution",
     "minisimclr.ops.norm.fused": "_chunks",  # moments, the value and the gradient all ask it for their chunks
-    "minisimclr.ops.pool": "_threaded",
+    "minisimclr.ops.pool.threaded": "pool",
 }
 
 

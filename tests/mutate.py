@@ -49,7 +49,7 @@ FILES = {  # what is changed, and the tests that should notice
     "ops/loss": "ops precision",
     "ops/norm/plain": "ops plain",
     "ops/norm/fused": "ops nn precision",
-    "ops/pool": "ops plain",
+    "ops/pool/plain": "ops plain",
     "ops/conv/winograd": "winograd",
     "ntxent/__init__": "ntxent autograd precision",
     "ntxent/exact": "ntxent precision",

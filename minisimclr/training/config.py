@@ -16,7 +16,7 @@ import numpy as np
 from ..nn import METHOD, ROOMS, method_of
 from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
-from .optim import LARS, SGD, Optimizer, Scale
+from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step.
 # Numbers drawn for different purposes are independent, although all of them come from one seed.
@@ -213,7 +213,7 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     )
 
 
-def build_optimizer(config: Config, model: SimCLR, loss_scale: Scale | None = None) -> Optimizer:
+def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:
     """Build the optimizer of a configuration, with a momentum buffer on the device of each parameter."""
     # the names are those of the choices above
     kind = {"sgd": SGD, "lars": LARS}[config.optimizer]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 from ..backend import Array, array_module, device_of, to_device, to_numpy
 from ..engine.autograd import Tensor
@@ -35,33 +35,14 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
-class Scale(Protocol):
-    """What an optimizer asks of the loss scale that float16 needs (precision.LossScale)."""
-
-    def seed(self, loss: Array) -> Array:
-        """Return the factor of the loss, 0-d, on the device of the loss."""
-
-    def unscale(self, gradients: list[Array]) -> None:
-        """Divide the gradients by the factor, in place."""
-
-    def judge(self, size: Array) -> Array:
-        """Note whether Σ max|g| is finite, and return it as it should be reported."""
-
-    def step(self, arrays: list[Array], gradients: list[Array], update: Callable[[], None]) -> None:
-        """Call `update`, which changes the arrays; leave them as they were if the gradient overflowed."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a stored state."""
-
-
 class Optimizer:
-    """The part that SGD and LARS share: the parameters, one momentum buffer each, and the step over all of them."""
+    """The part that SGD and LARS share: the parameters, one momentum buffer each, and the step over all of them.
+
+    `loss_scale` is None but in float16, whose gradients would vanish without one: see precision.LossScale.
+    """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, loss_scale: Scale | None = None
+        self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, loss_scale: Any = None
     ) -> None:
         self.params = list(params)  # it may be a generator, and is needed more than once
         if not self.params:
@@ -70,7 +51,7 @@ class Optimizer:
             if not 0 <= value < math.inf:  # NaN fails, too
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.loss_scale = loss_scale  # None but in float16
+        self.loss_scale = loss_scale
         # one buffer per parameter, of its shape and on its device
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
@@ -177,7 +158,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        loss_scale: Scale | None = None,
+        loss_scale: Any = None,
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay, loss_scale)
         self.nesterov = nesterov
@@ -217,7 +198,7 @@ class LARS(Optimizer):
         weight_decay: float = 1e-6,
         trust_coefficient: float = 1e-3,
         *,
-        loss_scale: Scale | None = None,
+        loss_scale: Any = None,
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay, loss_scale)
         self.trust_coefficient = trust_coefficient

@@ -1,0 +1,156 @@
+"""Worker processes that make the views of coming steps, while the training process computes.
+
+The plain way, `step_views` in batches.py, makes them when the step asks: the other cores wait meanwhile where the
+views of large images take long. With n workers, worker k makes the views of every n-th step from the k-th on. Each
+has two slots of memory that it shares with the training process: it fills one while the other is in use.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Array
+from ..processor import blas_at_one_thread, set_threads
+from .config import Config
+
+SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
+
+Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
+MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8]], Views]  # batches.step_views
+
+
+@contextmanager
+def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8], steps: range) -> Iterator[Views]:
+    """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them."""
+    shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
+    np.copyto(_array(shared, np.uint8, images.shape), images)
+    started: list[_Worker] = []
+    try:
+        for k in range(workers):
+            # every n-th step from the k-th on: no worker waits for another
+            started.append(_Worker(f"{k + 1} of {workers}", make, config, shared, images.shape, steps[k::workers]))
+
+        def views(step: int) -> tuple[Array, Array]:
+            i = steps.index(step)  # the workers take turns
+            if i:  # the step before is done with its views
+                started[(i - 1) % workers].free()
+            return started[i % workers].receive(i // workers)
+
+        yield views
+    finally:  # also after an error, or a signal: no worker outlives its use
+        for worker in started:
+            worker.stop()
+
+
+_CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads' locks without the threads
+
+
+class _Worker:
+    """A process that makes the views of some steps, one after the other, as seen by the training process.
+
+    The two share memory and a pipe. The worker says through the pipe that a slot is full, and the training process
+    that a slot may be overwritten.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        make: MakeViews,
+        config: Config,
+        shared_images: Any,
+        images_shape: tuple[int, ...],
+        steps: range,
+    ) -> None:
+        self.label = label
+        shape = SLOTS, 2, config.batch, config.size, config.size, 3
+        memory = _CONTEXT.RawArray("B", 4 * math.prod(shape))
+        self.slots = _array(memory, np.float32, shape)  # (SLOTS,2,B,size,size,3)
+        self.connection, there = _CONTEXT.Pipe()
+        arguments = (there, make, config, shared_images, images_shape, memory, shape, steps)
+        self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
+        with _signals_blocked():
+            self.process.start()
+        there.close()  # as long as this end were open here, nobody would notice that the worker has ended
+
+    def receive(self, turn: int) -> tuple[Array, Array]:
+        """Wait for the views of the worker's step number `turn`, and return them: float32 (B,size,size,3) each."""
+        try:
+            error = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise ChildProcessError(
+                f"worker process {self.label} ended with exit code {self.process.exitcode}; "
+                "a negative one is the signal that killed it (−9: perhaps for want of memory)"
+            ) from None
+        if error is not None:  # what the worker raised is raised here, where somebody reads it
+            raise error
+        a, b = self.slots[turn % SLOTS]  # no copy: the slot stays ours until `free`
+        return a, b
+
+    def free(self) -> None:
+        """Tell the worker that its previous slot may be overwritten."""
+        with suppress(OSError):  # that the worker is gone is noticed when its views are asked for
+            self.connection.send(None)
+
+    def stop(self) -> None:
+        """End the process; it holds nothing that would be lost."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _work(
+    connection: Connection,
+    make: MakeViews,
+    config: Config,
+    shared_images: Any,
+    images_shape: tuple[int, ...],
+    shared_slots: Any,
+    shape: tuple[int, ...],
+    steps: range,
+) -> None:
+    """Run in the worker: fill its slots in turn, say so, and wait for the word before a slot is filled again."""
+    set_threads(1)  # the other cores have workers of their own
+    slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
+    try:
+        with blas_at_one_thread():
+            views = make(config, _array(shared_images, np.uint8, images_shape))
+            for k, step in enumerate(steps):
+                if k >= SLOTS:
+                    connection.recv()
+                slots[k % SLOTS][0], slots[k % SLOTS][1] = views(step)  # (B,size,size,3) each
+                connection.send(None)
+            connection.recv()  # stay until the last views are used
+    except (EOFError, OSError):
+        return  # the training process is gone
+    except Exception as error:
+        connection.send(error)
+
+
+def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return shared memory as an array."""
+    return np.frombuffer(shared, dtype).reshape(shape)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM from a process that is started inside: to stop is the training process's decision."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
