@@ -1,10 +1,11 @@
-"""Where contestants meet: each in a process of its own, taking turns, one run each per round.
+"""The arena of the benchmarks: each contestant in a process of its own, taking turns, one run each per round.
 
-So neither the memory nor the threads of one touch another's, and a slow minute of the machine is everybody's.
+So neither the memory nor the threads of one touch another's, and a slow minute of the machine slows all of them.
 CPU time is the work done, summed over threads: on a busy machine, with one thread, it is the better measure (threads
 that wait for others by spinning, as OpenMP's do, are counted as working).
 A benchmark gives `main` its contestants: functions `prepare(case) -> (run, answer)`. `run()` does the work and
-returns its result, finished; `answer(result)` makes a dictionary of plain arrays or numbers of it, to be compared.
+returns when its result is finished. `answer(result)` makes a dictionary of NumPy arrays or numbers of it, which can
+be compared with the others'.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import threadpoolctl
@@ -125,7 +127,7 @@ def turn(run: Any) -> tuple[list[float], float]:
 
 
 def extra_memory(run: Any) -> int | None:
-    """How far one call pushes up this process's resident memory (Linux only)."""
+    """The bytes by which one call pushes up this process's resident memory (Linux only)."""
     if not os.path.exists("/proc/self/clear_refs"):
         return None
     tiled.release()  # what waits for the next call counts as part of the call
@@ -188,7 +190,7 @@ class Contestant:
 
 
 def device() -> dict[str, Any]:
-    """What ran this, without names of hosts or folders."""
+    """The processor and the libraries, without names of hosts or folders."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
     models = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     pools = [pool for pool in threadpoolctl.threadpool_info() if "numpy" in pool["filepath"]]
@@ -209,55 +211,94 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def announce(threads: int, missing: list[str]) -> dict[str, Any]:
+    """Print the device and the contestants that are not installed; return the device."""
+    hardware = device()
+    print(f"{hardware['cpu']}, {threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
+    if missing:
+        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
+    return hardware
+
+
+def versions(packages: set[str]) -> dict[str, str]:
+    return {package: metadata.version(package) for package in sorted(packages)}
+
+
+def write(path: str, benchmark: str, about: dict[str, Any]) -> None:
+    """A benchmark's results as JSON, with commit and date."""
+    about = {"benchmark": benchmark, "commit": commit(), "date": time.strftime("%Y-%m-%d"), **about}
+    Path(path).write_text(json.dumps(about, indent=1) + "\n")
+
+
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(
-    contestants: list[Contestant],
-    case: Case,
-    floor: Callable[[Case, dict[str, float]], float],
-    exact: Callable[[Case], dict[str, Any]] | None,
-    peer: str,
-    options: argparse.Namespace,
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """One row a contestant: times, memory and, if there is something exact to compare with, the error."""
-    rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "case": case["name"]} for c in contestants}
-    truth = exact(case) if exact else None
+class Rules(NamedTuple):
+    """The demands of a benchmark on every case."""
+
+    floor: Callable[[Case, dict[str, float]], float]  # seconds that this machine would need at least, at its best rates
+    exact: Callable[[Case], dict[str, Any]] | None  # the result in float64, if there is something to compare with
+    peer: str  # the contestant whose speed counts as 1
+    options: argparse.Namespace
+    folder: Path  # answers go from process to process as files in here
+
+
+def measure(contestants: list[Contestant], case: Case, rules: Rules) -> list[dict[str, Any]]:
+    """One row for each contestant: times, memory and, if there is something exact to compare with, the error."""
+    rows = prepare_all(contestants, case, rules)
+    times, work = take_turns(contestants, rules.options)
+    rates_seen = times.pop(FLOOR)
+    best = {key: max(rate[key] for rate in rates_seen) for key in rates_seen[0]}
     for c in contestants:
-        if c.name != FLOOR:
-            path = folder / "answer.npz"
-            rows[c.name].update(c.ask(options.patience, prepare=case, file=str(path)))
-            if c.failed is None:
-                with np.load(path) as got:
-                    rows[c.name].update(errors({k: got[k] for k in got.files}, truth))
+        if c.failed is not None and c.name != FLOOR:
+            rows[c.name]["failed"] = c.failed
+        elif c.name != FLOOR:
+            rows[c.name] |= {
+                "times": times[c.name],
+                "median": statistics.median(times[c.name]),
+                "quartiles": np.quantile(times[c.name], [0.25, 0.75]).tolist(),
+                "cpu": statistics.median(work[c.name]),
+                "floor": rules.floor(case, best),
+            }
+    usual = rows.get(rules.peer, {}).get("median")
+    for row in rows.values():
+        if usual and "median" in row:
+            row["speed"] = usual / row["median"]
+    return list(rows.values())
+
+
+def prepare_all(contestants: list[Contestant], case: Case, rules: Rules) -> dict[str, dict[str, Any]]:
+    """Each contestant's answer to one call, compared with the exact result; afterwards all are ready to be timed."""
+    rows: dict[str, dict[str, Any]] = {}
+    truth = rules.exact(case) if rules.exact else None
+    path = rules.folder / "answer.npz"
+    for c in contestants:
+        if c.name == FLOOR:
+            continue
+        rows[c.name] = {"name": c.name, "case": case["name"]}
+        rows[c.name] |= c.ask(rules.options.patience, prepare=case, file=str(path))
+        if c.failed is None:
+            with np.load(path) as got:
+                rows[c.name] |= errors({k: got[k] for k in got.files}, truth)
+    return rows
+
+
+def take_turns(
+    contestants: list[Contestant], options: argparse.Namespace
+) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
+    """The times of every call of each contestant (of the floor: the machine's rates), and CPU seconds per call."""
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
     work: dict[str, list[float]] = {c.name: [] for c in contestants}
     deadline = time.monotonic() + options.seconds
-    while not ((time.monotonic() > deadline and len(times[FLOOR]) >= 3) or len(times[FLOOR]) >= options.rounds):
+    rounds = 0
+    while rounds < options.rounds and (rounds < 3 or time.monotonic() <= deadline):
+        rounds += 1
         for c in contestants:
             time.sleep(0.002)  # let the threads of the one before fall asleep
             if reply := c.ask(options.patience, run=True):
                 times[c.name] += reply.get("times") or [reply["rates"]]
                 work[c.name].append(reply.get("cpu", 0.0))
-    best = {key: max(rate[key] for rate in times[FLOOR]) for key in times[FLOOR][0]}
-    for c in contestants:
-        row = rows[c.name]
-        if c.failed is not None:
-            row["failed"] = c.failed
-        elif c.name != FLOOR:
-            low, high = np.quantile(times[c.name], [0.25, 0.75]).tolist()
-            row |= {
-                "times": times[c.name],
-                "median": statistics.median(times[c.name]),
-                "quartiles": [low, high],
-                "cpu": statistics.median(work[c.name]),
-                "floor": floor(case, best),
-            }
-    for row in rows.values():
-        if "median" in row and "median" in rows.get(peer, {}):
-            row["speed"] = rows[peer]["median"] / row["median"]
-    return [row for name, row in rows.items() if name != FLOOR]
+    return times, work
 
 
 def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
@@ -267,7 +308,7 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
     return {"error": max(float(np.linalg.norm(got[k] - truth[k]) / np.linalg.norm(truth[k])) for k in truth)}
 
 
-# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+# ── The output ────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
@@ -318,6 +359,34 @@ def plot(rows: list[dict[str, Any]], peer: str, path: str) -> None:
     figure.savefig(path, dpi=160)
 
 
+# ── The command ───────────────────────────────────────────────────────────────────────────────────
+
+
+def read_options(description: str, cases: dict[str, Case], default: list[str], seconds: float) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = f"of {', '.join(cases)}; default: %(default)s"
+    parser.add_argument("--cases", nargs="+", default=default, choices=list(cases), metavar="CASE", help=names)
+    parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
+    parser.add_argument("--threads", type=int, default=processor.threads())
+    parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure a case (at least 3 rounds)")
+    parser.add_argument("--rounds", type=int, default=200, help="at most this many rounds a case")
+    parser.add_argument("--patience", type=float, default=240, help="seconds after which a contestant is left out")
+    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--plot", metavar="PATH", help="needs matplotlib")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def choose(
+    names: list[str], peers: dict[str, tuple[str, Prepare]], only: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """The contestants that can run here, and those whose package is not installed."""
+    wanted = [name for name in names if not only or name in only]
+    missing = [name for name in wanted if name in peers and importlib.util.find_spec(peers[name][0]) is None]
+    return [name for name in wanted if name not in missing], missing
+
+
 def main(
     benchmark: str,
     description: str,
@@ -334,71 +403,27 @@ def main(
     seconds: float = 5,
 ) -> None:
     """The command line of a benchmark. `default` names the cases, `defaults` the peers that run without being asked."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        default=default,
-        choices=list(cases),
-        metavar="CASE",
-        help=f"of {', '.join(cases)}; default: %(default)s",
-    )
-    parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
-    parser.add_argument("--threads", type=int, default=processor.threads())
-    parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure a case (at least 3 rounds)")
-    parser.add_argument("--rounds", type=int, default=200, help="at most this many rounds a case")
-    parser.add_argument("--patience", type=float, default=240, help="seconds after which a contestant is left out")
-    parser.add_argument("--json", metavar="PATH")
-    parser.add_argument("--plot", metavar="PATH", help="needs matplotlib")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    everyone = ours | {name: prepare for name, (_, prepare) in peers.items()}
+    options = read_options(description, cases, default, seconds)
     if options.serve:
-        package, _ = peers.get(options.serve, ("", None))
-        serve(everyone.get(options.serve), package == "torch", options.threads)
-        return
-
-    wanted = [*ours, *(peers if options.peers else defaults)]
-    wanted = [name for name in wanted if not options.only or name in options.only]
-    missing = [name for name in wanted if name in peers and importlib.util.find_spec(peers[name][0]) is None]
-    names = [name for name in wanted if name not in missing]
-    peer = next((name for name in names if name in peers), names[0])
-    hardware = device()
-    print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
-    if missing:
-        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
-    contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
+        package, prepare = peers.get(options.serve) or ("", ours.get(options.serve))
+        return serve(prepare, package == "torch", options.threads)
+    names, missing = choose([*ours, *(peers if options.peers else defaults)], peers, options.only)
+    packages = {name: peers[name][0] for name in names if name in peers}
+    peer = next(iter(packages), names[0])
+    hardware = announce(options.threads, missing)
     rows: list[dict[str, Any]] = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in tqdm(options.cases, leave=False, disable=None):
-                case = {"name": name, **cases[name]}
-                rows += (now := measure(contestants, case, floor, exact, peer, options, Path(folder)))
-                tqdm.write("\n" + table(now, peer, unit, per_run(case)))
-    finally:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        rules = Rules(floor, exact, peer, options, Path(folder))
+        contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
         for contestant in contestants:
-            contestant.leave()
+            stack.callback(contestant.leave)
+        for name in tqdm(options.cases, leave=False, disable=None):
+            rows += (now := measure(contestants, {"name": name, **cases[name]}, rules))
+            tqdm.write("\n" + table(now, peer, unit, per_run(cases[name])))
     if options.json:
-        from importlib import metadata
-
-        packages = sorted({peers[name][0] for name in names if name in peers})
-        Path(options.json).write_text(
-            json.dumps(
-                {
-                    "benchmark": benchmark,
-                    "commit": commit(),
-                    "date": time.strftime("%Y-%m-%d"),
-                    "device": hardware,
-                    "versions": {package: metadata.version(package) for package in packages},
-                    "threads": options.threads,
-                    "peer": peer,
-                    "cases": {name: cases[name] for name in options.cases},
-                    "rows": rows,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        about = {"device": hardware, "versions": versions(set(packages.values()))}
+        about |= {"threads": options.threads, "peer": peer, "cases": {name: cases[name] for name in options.cases}}
+        write(options.json, benchmark, {**about, "rows": rows})
     if options.plot:
         plot(rows, peer, options.plot)

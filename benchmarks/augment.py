@@ -1,4 +1,4 @@
-"""How many views a second: the whole random pipeline of SimCLR for a batch of images?
+"""Views per second: the whole random pipeline of SimCLR for a batch of images.
 
     python benchmarks/augment.py --threads 1
     python benchmarks/augment.py --threads 2 --peers        # two processes, too, with half of the images each
@@ -6,7 +6,7 @@
 
 Each contestant makes two views of every image of the batch, from uint8 images in memory to float32 views. They live
 in processes of their own and take turns (arena.py). The floor is a single copy of the views; `mean`, that of all
-their pixels, shows that they do about the same (exactness per image is a matter of tests/test_augment.py).
+their pixels, shows that they do about the same (exactness per image is a matter of tests/test_views.py).
 """
 
 from __future__ import annotations

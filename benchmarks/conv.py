@@ -1,4 +1,4 @@
-"""How fast, how lean and how exact is a convolution, forward and backward?
+"""Time, memory and error of a convolution, forward and backward.
 
     python benchmarks/conv.py                # the 3×3 convolutions of a ResNet-18 on 128 views of 32×32
     python benchmarks/conv.py --cases "stem 7x7, 224" --threads 1
@@ -6,9 +6,9 @@
 
 The contestants live in processes of their own and take turns (arena.py), and all of them keep the memory of freed
 arrays for the next call, as our training step does. Shown are the median of the time and its quartiles; the speed as
-a multiple of the first peer's; the time as a multiple of what the multiply–adds of the direct form would take at this
+a multiple of the first peer's; the time as a multiple of what the multiply–adds of nine products would take at this
 machine's best rate of the matrix product (Winograd needs fewer: it can pass below 1); the memory that a call holds
-beyond its inputs; GFLOP/s of the direct form; and the largest relative error of value and gradients against float64.
+beyond its inputs; GFLOP/s of the nine products; and the largest relative error of value and gradients against float64.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def geometry(case: arena.Case) -> dict[str, int]:
 
 def exact(case: arena.Case) -> dict[str, Any]:
     x, w, g = (a.astype(np.float64) for a in inputs(case))
-    y, vjp = conv2d.__wrapped__(np, x, w, **geometry(case))  # type: ignore[attr-defined]
-    dx, dw = vjp(g)
-    return {"y": y, "dx": dx(), "dw": dw()}
+    return dict(zip(("y", "dx", "dw"), forward_and_backward(x, w, g, case, "slabs")))
+
+
+def forward_and_backward(x: Any, w: Any, g: Any, case: arena.Case, method: str) -> tuple[Any, ...]:
+    y, vjp = conv2d.__wrapped__(np, x, w, method=method, **geometry(case))  # type: ignore[attr-defined]
+    return y, *(gradient() if callable(gradient) else gradient for gradient in vjp(g))
 
 
 def ours(method: str) -> arena.Prepare:
@@ -79,8 +82,7 @@ def ours(method: str) -> arena.Prepare:
 
         def run() -> Any:
             with processor.blas_at_one_thread():
-                y, vjp = conv2d.__wrapped__(np, x, w, method=method, **geometry(case))  # type: ignore[attr-defined]
-                return y, *(d() if callable(d) else d for d in vjp(g))
+                return forward_and_backward(x, w, g, case, method)
 
         return run, lambda result: dict(zip(("y", "dx", "dw"), result))
 
@@ -114,14 +116,14 @@ def torch_conv(channels_last: bool) -> arena.Prepare:
 
 
 def multiply_adds(case: arena.Case) -> float:
-    """Of forward, dx and dw, counting also what a tap does beyond the edge."""
+    """Multiply–adds of forward, dx and dw; taps that read outside the map count too."""
     out = (case["side"] - 1) // case["stride"] + 1
     return 3.0 * out**2 * case["views"] * case["kernel"] ** 2 * case["channels"] * case["out"]
 
 
 if __name__ == "__main__":
     arena.main(
-        "conv", __doc__ or "", {name: ours(name) for name in ("direct", "winograd", "auto")},
+        "conv", __doc__ or "", {name: ours(name) for name in ("slabs", "winograd", "auto", "plain")},
         {"torch channels-last": ("torch", torch_conv(True)), "torch contiguous": ("torch", torch_conv(False))},
         CASES, default=DEFAULT, defaults=["torch channels-last", "torch contiguous"],
         floor=lambda case, best: multiply_adds(case) / best["gemm"], exact=exact,

@@ -1,4 +1,4 @@
-"""Does training with Winograd's convolution reach the accuracy of the direct form?
+"""Accuracy after training with Winograd's convolution, beside that of the sum of products.
 
     python benchmarks/conv_accuracy.py --seeds 5 --json out.json     # about five minutes a seed on one core
 
@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
 
-from minisimclr import backend
+from minisimclr import processor
 from minisimclr.cli.demo import DEMO
 from minisimclr.data import Dataset, load_dataset
 from minisimclr.evaluation.embed import embed
@@ -32,9 +32,9 @@ from minisimclr.training.train import pretrain
 MEASURES = ("kNN, test", "kNN, unseen style", "linear, test", "linear, unseen style")
 
 
-def accuracies(conv: str, seed: int, splits: dict[str, Dataset]) -> dict[str, float]:
+def accuracies(method: str, seed: int, splits: dict[str, Dataset]) -> dict[str, float]:
     """Percent correct on h after one run of the demo."""
-    run = pretrain(dataclasses.replace(DEMO, conv=conv, seed=seed), splits["train"].images)
+    run = pretrain(dataclasses.replace(DEMO, method=f"conv={method}", seed=seed), splits["train"].images)
     h = {name: embed(run.model, split.images)[0] for name, split in splits.items()}
     probe = fit_linear_probe(h["train"], splits["train"].labels)
     tests = [(h[name], splits[name].labels) for name in ("test", "unseen")]
@@ -44,25 +44,25 @@ def accuracies(conv: str, seed: int, splits: dict[str, Dataset]) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on")
     parser.add_argument("--json", type=Path, help="where to write every figure")
     options = parser.parse_args()
     splits = {name: load_dataset(DEMO.data, name) for name in ("train", "test", "unseen")}
-    found: dict[str, list[dict[str, float]]] = {"direct": [], "winograd": []}
+    found: dict[str, list[dict[str, float]]] = {"slabs": [], "winograd": []}
     for seed in range(options.seeds):
-        for conv, results in found.items():
-            results.append(accuracies(conv, seed, splits))
-            print(f"seed {seed} {conv:8} " + "  ".join(f"{k} {v:5.1f}" for k, v in results[-1].items()), flush=True)
+        for method, results in found.items():
+            results.append(accuracies(method, seed, splits))
+            print(f"seed {seed} {method:8} " + "  ".join(f"{k} {v:5.1f}" for k, v in results[-1].items()), flush=True)
 
-    print(f"\n{'':22}{'direct':>16}{'winograd':>16}{'difference, seed by seed':>28}")
+    print(f"\n{'':22}{'slabs':>16}{'winograd':>16}{'difference, seed by seed':>28}")
     for name in MEASURES:
-        direct, winograd = ([result[name] for result in found[conv]] for conv in found)
-        differences = [b - a for a, b in zip(direct, winograd)]
-        print(f"{name:22}{_spread(direct):>16}{_spread(winograd):>16}{_spread(differences):>28}")
+        slabs, winograd = ([result[name] for result in results] for results in found.values())
+        differences = [b - a for a, b in zip(slabs, winograd)]
+        print(f"{name:22}{_spread(slabs):>16}{_spread(winograd):>16}{_spread(differences):>28}")
     if options.json:
         about: dict[str, Any] = {
             "machine": platform.processor() or platform.machine(),
-            "blas": backend.blas_kernels(),
+            "blas": processor.blas_kernels(),
             "config": DEMO.as_dict(),
         }
         options.json.write_text(json.dumps({**about, "percent": found}, indent=1) + "\n")

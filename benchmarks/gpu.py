@@ -12,7 +12,7 @@ event to event.
     speed       of PyTorch eager in the same precision as the first of its rows: above 1 is faster than it
     x floor     the median as a multiple of the longer of two times: the multiply–adds at the rate of the matrix
                 product in this precision, and reading and writing every input and output once at the rate of a copy,
-                both measured in this run (for a whole step their sum, with eight walks through every feature map)
+                both measured in this run (for a whole step their sum, with eight passes over every feature map)
     memory      the most that a run holds beyond its inputs, as the allocator of CuPy or PyTorch reserves it
     host        until the host has handed over one run: if it is about the median, the GPU waits for Python
     off by      difference to our first row, of the loss or of the size of all results together
@@ -35,6 +35,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ Row = dict[str, Any]
 
 
 class Contestant(NamedTuple):
-    """Who does the work, in which of its ways and in which precision."""
+    """A library, one of its ways to do the work, and a precision."""
 
     who: str
     how: str
@@ -73,7 +74,7 @@ def several(who: str, *ways: tuple[str, str]) -> list[Contestant]:
     return [Contestant(who, how, precision) for how, precision in ways]
 
 
-# ── What is measured ──────────────────────────────────────────────────────────────────────────────
+# ── The measurements ──────────────────────────────────────────────────────────────────────────────
 
 
 def convolution(name: str, side: int, views: int, channels: int, out: int, kernel: int = 3, stride: int = 1) -> Case:
@@ -89,110 +90,102 @@ def convolution(name: str, side: int, views: int, channels: int, out: int, kerne
 
 
 def ntxent_ways(methods: list[str]) -> list[tuple[str, str]]:
-    """The methods of NT-Xent that run on a GPU, beside PyTorch in the precision that they reach; the readable in two.
+    """The methods of NT-Xent that run on a GPU, beside PyTorch in the precision that they reach; the exact form in two.
 
     Three bfloat16 products in the place of one come close to float32.
     """
     ways = [(name, "bfloat16" if name.endswith("bf16") else "float32") for name in methods if name.startswith("cuda")]
-    return [*ways, ("reference", "float32"), ("reference", "TF32")]
+    return [*ways, ("exact", "float32"), ("exact", "TF32")]
 
 
 def sections(smoke: bool, methods: list[str]) -> dict[str, Section]:
-    """All of them; with `smoke` in sizes that take no time, to try out the program."""
-    single, half = [("", "float32"), ("", "TF32")], [("", "float16"), ("", "bfloat16")]
-    compiled = ("compile", "TF32")
-    sizes = (8, 16) if smoke else (256, 1024, 4096, 16384, 65536)
-    v, w = (8, 8) if smoke else (1024, 256)  # views of 32 pixels, of 224
-    c = 4 if smoke else 64
-    ways = [("", "float32"), ("", "TF32"), ("with views", "TF32"), ("", "float16"), ("", "bfloat16")]
-    theirs = [*single, ("", "bfloat16"), compiled, ("compile", "bfloat16")]
+    """All sections; with `smoke` in sizes that take no time, to try out the program."""
+
+    def at(full: int, tiny: int) -> int:
+        return tiny if smoke else full
+
     return {
-        "ceilings": Section(
-            0.04,
-            several(
-                "minisimclr",
-                ("product", "float32"),
-                ("product", "TF32"),
-                ("product", "float16"),
-                ("product", "bfloat16"),
-                ("copy", "float32"),
-            ),
-            [{"name": "this machine", "side": 64 if smoke else 8192, "bytes": 2**12 if smoke else 2**30}],
-            rounds=2,
-        ),
-        "NT-Xent": Section(
-            0.2,
-            several("minisimclr", *ntxent_ways(methods)) + several("torch", *single, ("", "bfloat16"), compiled),
-            [{"name": f"N = {n:,}", "N": n, "D": 128} for n in sizes],
-        ),
-        "convolution": Section(
-            0.22,
-            several("minisimclr", *single, *half) + several("torch", *single, *half),
-            [
-                convolution("3×3, 64 ch, 32×32, 1,024 views", 32 if not smoke else 6, v, c, c),
-                convolution("3×3, 128 ch, 16×16", 16 if not smoke else 4, v, 2 * c, 2 * c),
-                convolution("3×3, 256 ch, 8×8", 8 if not smoke else 4, v, 4 * c, 4 * c),
-                convolution("3×3, 512 ch, 4×4", 4 if not smoke else 2, v, 8 * c, 8 * c),
-                convolution("3×3, 64 → 128 ch, 32×32, stride 2", 32 if not smoke else 6, v, c, 2 * c, stride=2),
-                convolution("CIFAR stem, 3×3, 3 → 64 ch, 32×32", 32 if not smoke else 6, v, 3, c),
-                convolution("1×1, 256 → 64 ch, 56×56, 256 views", 56 if not smoke else 6, w, 4 * c, c, kernel=1),
-                convolution("stem, 7×7, 3 → 64 ch, 224×224, stride 2", 224 if not smoke else 16, w, 3, c, 7, 2),
-            ],
-        ),
-        "batch norm": Section(
-            0.06,
-            several("minisimclr", ("", "float32")) + several("torch", ("", "float32"), ("compile", "float32")),
-            [
-                {"name": "and ReLU, 1,048,576 × 64", "rows": 2**20 if not smoke else 256, "channels": 64},
-                {"name": "and ReLU, 65,536 × 256", "rows": 2**16 if not smoke else 128, "channels": 256},
-            ],
-        ),
-        "views": Section(
-            0.06,
-            several("minisimclr", ("", "float32"), ("", "TF32")),
-            [
-                {
-                    "name": "two of 512 images of 32",
-                    "images": 512 if not smoke else 4,
-                    "side": 32,
-                    "size": 32,
-                    "strength": 0.5,
-                    "blur": False,
-                },
-                {
-                    "name": "two of 128 images, 224 of 256, blur",
-                    "images": 128 if not smoke else 2,
-                    "side": 256 if not smoke else 32,
-                    "size": 224 if not smoke else 24,
-                    "strength": 1.0,
-                    "blur": True,
-                },
-            ],
-        ),
-        "step": Section(
-            0.4,
-            several("minisimclr", *ways) + several("torch", *theirs),
-            [
-                {
-                    "name": "ResNet-18, CIFAR stem, 512 images",
-                    "encoder": "resnet18" if not smoke else "small",
-                    "views": 1024 if not smoke else 4,
-                    "size": 32 if not smoke else 8,
-                },
-                {
-                    "name": "ResNet-50, 224, 128 images",
-                    "encoder": "resnet50" if not smoke else "small",
-                    "views": 256 if not smoke else 4,
-                    "size": 224 if not smoke else 8,
-                },
-            ],
-            rounds=2,
-            keep=False,
-        ),
+        "ceilings": ceilings(at),
+        "NT-Xent": nt_xents(at, methods),
+        "convolution": convolutions(at),
+        "batch norm": batch_norms(at),
+        "views": pairs_of_views(at),
+        "step": steps(at),
     }
 
 
-# ── What it would take at least ───────────────────────────────────────────────────────────────────
+Sizes = Callable[[int, int], int]  # the size in full, and in a smoke test -> the one that is wanted
+SINGLE = [("", "float32"), ("", "TF32")]
+HALF = [("", "float16"), ("", "bfloat16")]
+
+
+def ceilings(at: Sizes) -> Section:
+    products = [("product", precision) for precision in ("float32", "TF32", "float16", "bfloat16")]
+    case = {"name": "this machine", "side": at(8192, 64), "bytes": at(2**30, 2**12)}
+    return Section(0.04, several("minisimclr", *products, ("copy", "float32")), [case], rounds=2)
+
+
+def nt_xents(at: Sizes, methods: list[str]) -> Section:
+    theirs = several("torch", *SINGLE, ("", "bfloat16"), ("compile", "TF32"))
+    sizes = dict.fromkeys(at(n, tiny) for n, tiny in ((256, 8), (1024, 16), (4096, 16), (16384, 16), (65536, 16)))
+    cases = [{"name": f"N = {n:,}", "N": n, "D": 128} for n in sizes]
+    return Section(0.2, several("minisimclr", *ntxent_ways(methods)) + theirs, cases)
+
+
+def convolutions(at: Sizes) -> Section:
+    v, w, c = at(1024, 8), at(256, 8), at(64, 4)  # views of 32 pixels, views of 224, channels
+    contestants = several("minisimclr", *SINGLE, *HALF) + several("torch", *SINGLE, *HALF)
+    cases = [
+        convolution("3×3, 64 ch, 32×32, 1,024 views", at(32, 6), v, c, c),
+        convolution("3×3, 128 ch, 16×16", at(16, 4), v, 2 * c, 2 * c),
+        convolution("3×3, 256 ch, 8×8", at(8, 4), v, 4 * c, 4 * c),
+        convolution("3×3, 512 ch, 4×4", at(4, 2), v, 8 * c, 8 * c),
+        convolution("3×3, 64 → 128 ch, 32×32, stride 2", at(32, 6), v, c, 2 * c, stride=2),
+        convolution("CIFAR stem, 3×3, 3 → 64 ch, 32×32", at(32, 6), v, 3, c),
+        convolution("1×1, 256 → 64 ch, 56×56, 256 views", at(56, 6), w, 4 * c, c, kernel=1),
+        convolution("stem, 7×7, 3 → 64 ch, 224×224, stride 2", at(224, 16), w, 3, c, 7, 2),
+    ]
+    return Section(0.22, contestants, cases)
+
+
+def batch_norms(at: Sizes) -> Section:
+    contestants = several("minisimclr", SINGLE[0]) + several("torch", SINGLE[0], ("compile", "float32"))
+    cases = [
+        {"name": "and ReLU, 1,048,576 × 64", "rows": at(2**20, 256), "channels": 64},
+        {"name": "and ReLU, 65,536 × 256", "rows": at(2**16, 128), "channels": 256},
+    ]
+    return Section(0.06, contestants, cases)
+
+
+def pairs_of_views(at: Sizes) -> Section:
+    small = {"images": at(512, 4), "side": 32, "size": 32, "strength": 0.5, "blur": False}
+    large = {"images": at(128, 2), "side": at(256, 32), "size": at(224, 24), "strength": 1.0, "blur": True}
+    cases = [{"name": "two of 512 images of 32", **small}, {"name": "two of 128 images, 224 of 256, blur", **large}]
+    return Section(0.06, several("minisimclr", *SINGLE), cases)
+
+
+def steps(at: Sizes) -> Section:
+    ours = several("minisimclr", *SINGLE, ("with views", "TF32"), *HALF)
+    theirs = several("torch", *SINGLE, ("", "bfloat16"), ("compile", "TF32"), ("compile", "bfloat16"))
+    tiny = at(1, 0) == 0
+    cases = [
+        {
+            "name": "ResNet-18, CIFAR stem, 512 images",
+            "encoder": "small" if tiny else "resnet18",
+            "views": at(1024, 4),
+            "size": at(32, 8),
+        },
+        {
+            "name": "ResNet-50, 224, 128 images",
+            "encoder": "small" if tiny else "resnet50",
+            "views": at(256, 4),
+            "size": at(224, 8),
+        },
+    ]
+    return Section(0.4, ours + theirs, cases, rounds=2, keep=False)
+
+
+# ── The floor ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def least(section: str, case: Case, precision: str) -> tuple[float, float]:
@@ -280,6 +273,11 @@ class Worker:
             return {"failed": "its process died" if ready else f"no answer in {patience:.0f} s"}
         return json.loads(answer)  # type: ignore[no-any-return]
 
+    def forget(self) -> None:
+        """Free what was prepared."""
+        if self.process is not None:
+            self.ask(60, forget=True)
+
     def leave(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -307,27 +305,19 @@ def measure(
     ]
     begin = time.monotonic()
     turn = seconds / len(rows) / section.rounds / 2  # the other half goes into preparing
+    asked = {"section": name, "case": case, "seconds": turn, "keep": section.keep}
     for number in range(section.rounds if seconds else 1):
         for c, row in zip(contestants, rows):
             left = deadline - time.monotonic()
-            if "failed" in row or left < 0 or (number and seconds - (time.monotonic() - begin) < turn):
+            late = number > 0 and seconds - (time.monotonic() - begin) < turn
+            if "failed" in row or left < 0 or late:
                 continue
             patience = min(left, max(60.0, 2 * seconds))
-            reply = workers[c.worker].ask(
-                patience,
-                section=name,
-                case=case,
-                who=c.who,
-                how=c.how,
-                precision=c.precision,
-                seconds=turn,
-                keep=section.keep,
-            )
+            reply = workers[c.worker].ask(patience, who=c.who, how=c.how, precision=c.precision, **asked)
             row["times"] += reply.pop("times", [])
             row.update(reply)
     for worker in workers.values():
-        if worker.process is not None:
-            worker.ask(60, forget=True)
+        worker.forget()
     summarise(name, case, rows, rates)
     return rows
 
@@ -337,9 +327,8 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
     done = [row for row in rows if row["times"]]
     for row in done:
         row["median"] = statistics.median(row["times"])
-        row["quartiles"] = [
-            statistics.quantiles(row["times"], n=4)[k] if len(row["times"]) > 1 else row["median"] for k in (0, 2)
-        ]
+        quarters = statistics.quantiles(row["times"], n=4) if len(row["times"]) > 1 else [row["median"]] * 3
+        row["quartiles"] = [quarters[0], quarters[2]]
         work = least(section, case, row["precision"])
         row["floor"] = floor(section, work, row["precision"], rates)
         if section == "ceilings":
@@ -347,50 +336,49 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
             rates["copy" if copying else row["precision"]] = row["rate"] = work[copying] / row["median"]
         if done[0]["check"] and "with views" not in row["name"]:  # they see other images
             row["off by"] = abs(row["check"] / done[0]["check"] - 1)
-    peers = {
-        row["precision"]: row["median"]
-        for row in reversed(done)
-        if row["who"] == "torch" and "compile" not in row["name"]
-    }
-    for row in done:
-        if peers and section != "ceilings":
-            row["speed"] = peers.get(row["precision"], next(iter(peers.values()))) / row["median"]
+    if section != "ceilings":
+        compare_with_pytorch(done)
 
 
-# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+def compare_with_pytorch(rows: list[Row]) -> None:
+    """The speed of each row: PyTorch eager in the same precision is 1, or in its first if it lacks this one."""
+    eager = [row for row in rows if row["who"] == "torch" and "compile" not in row["name"]]
+    peers = {row["precision"]: row["median"] for row in reversed(eager)}
+    for row in rows if peers else ():
+        row["speed"] = peers.get(row["precision"], next(iter(peers.values()))) / row["median"]
+
+
+# ── The output ────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(rows: list[Row]) -> str:
     """A case: one line a contestant, times in one unit."""
-    medians = [row["median"] for row in rows if "median" in row]
-    scale, unit = (1e6, "µs") if medians and max(medians) < 1e-3 else (1e3, "ms")
-    title = f"{rows[0]['section']}: {rows[0]['case']}"
-    ceilings = rows[0]["section"] == "ceilings"
-    columns = ("rate",) if ceilings else ("speed", "x floor", "memory", "host", "off by")
-    lines = [
-        "",
-        title,
-        f"  {'':34}{'median, ' + unit:>12}{'quartiles':>20}"
-        + "".join(f"{column:>{18 if column == 'rate' else 11 if column == 'memory' else 9}}" for column in columns),
-    ]
-    for row in rows:
-        if "median" not in row:
-            lines.append(f"  {row['name']:34}  – {row.get('failed', 'no time left')[:80]}")
-            continue
-        low, high = (digits(scale * t) for t in row["quartiles"])
-        line = f"  {row['name']:34}{digits(scale * row['median']):>12}{f'{low} – {high}':>20}"
-        if ceilings:
-            copying = ", copy" in row["name"]
-            line += f"{digits(row['rate'] / (1e9 if copying else 1e12)):>10} {'GB/s' if copying else 'TFLOP/s':7}"
-        else:
-            ratio = row["median"] / row["floor"] if row["floor"] else None
-            off = f"{row['off by']:.0e}" if row.get("off by") else "–"
-            line += (
-                f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
-                f"{digits(scale * row['host']):>9}{off:>9}"
-            )
-        lines.append((line + (f"   then: {row['failed'][:40]}" if "failed" in row else "")).rstrip())
-    return "\n".join(lines)
+    longest = max((row["median"] for row in rows if "median" in row), default=1.0)
+    scale, unit = (1e6, "µs") if longest < 1e-3 else (1e3, "ms")
+    head = f"  {'':34}{'median, ' + unit:>12}{'quartiles':>20}"
+    if rows[0]["section"] == "ceilings":
+        head += f"{'rate':>18}"
+    else:
+        head += f"{'speed':>9}{'x floor':>9}{'memory':>11}{'host':>9}{'off by':>9}"
+    return "\n".join(["", f"{rows[0]['section']}: {rows[0]['case']}", head, *(table_line(row, scale) for row in rows)])
+
+
+def table_line(row: Row, scale: float) -> str:
+    if "median" not in row:
+        return f"  {row['name']:34}  – {row.get('failed', 'no time left')[:80]}"
+    low, high = (digits(scale * t) for t in row["quartiles"])
+    line = f"  {row['name']:34}{digits(scale * row['median']):>12}{f'{low} – {high}':>20}"
+    if row["section"] == "ceilings":
+        copying = ", copy" in row["name"]
+        line += f"{digits(row['rate'] / (1e9 if copying else 1e12)):>10} {'GB/s' if copying else 'TFLOP/s':7}"
+    else:
+        ratio = row["median"] / row["floor"] if row["floor"] else None
+        off = f"{row['off by']:.0e}" if row.get("off by") else "–"
+        line += (
+            f"{digits(row.get('speed')):>9}{digits(ratio):>9}{row['memory'] / 2**20:>7,.0f} MiB"
+            f"{digits(scale * row['host']):>9}{off:>9}"
+        )
+    return (line + (f"   then: {row['failed'][:40]}" if "failed" in row else "")).rstrip()
 
 
 def digits(value: float | None) -> str:
@@ -460,36 +448,17 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -> int:
-    about = workers["cupy"].ask(120, describe=True)
+    about = describe(workers)
     if "failed" in about:
         print(f"benchmarks/gpu.py: {about['failed'].removeprefix('RuntimeError: ')}", file=sys.stderr)
         return 2
-    if "torch" in workers:
-        peer = workers["torch"].ask(120, describe=True)
-        if "failed" in peer:
-            print(f"PyTorch is left out: {peer['failed']}")
-            for name in ("torch", "torch.compile"):
-                workers.pop(name).leave()
-        else:
-            about |= peer
-    about |= {"numpy": importlib.metadata.version("numpy"), "python": platform.python_version()}
-    print(heading(about) + ("" if "torch" in workers else "\nours alone, without PyTorch"))
     chosen = {
         name: section
         for name, section in sections(options.smoke, about.pop("methods")).items()
         if name == "ceilings" or not options.sections or name in options.sections
     }
-    rates: dict[str, float] = {}
-    rows: list[Row] = []
-    report = {
-        "benchmark": "gpu",
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "about": about,
-        "smoke": options.smoke,
-        "rates": rates,
-        "rows": rows,
-    }
+    report: dict[str, Any] = {"benchmark": "gpu", "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    report |= {"about": about, "smoke": options.smoke, "rates": {}, "rows": []}
     write(options.json, report)
     whole = sum(section.share for section in chosen.values())
     deadline = begin + 60 * options.minutes
@@ -499,15 +468,29 @@ def run(options: argparse.Namespace, workers: dict[str, Worker], begin: float) -
         for k, case in enumerate(section.cases):
             seconds = 0.0 if options.smoke else (end - time.monotonic()) / (len(section.cases) - k)
             if seconds < 0:
-                rows.append({"section": name, "case": case["name"], "name": "everyone", "failed": "no time left"})
-                now = rows[-1:]
+                now = [{"section": name, "case": case["name"], "name": "everyone", "failed": "no time left"}]
             else:
-                now = measure(name, section, case, workers, seconds, deadline, rates)
-                rows += now
+                now = measure(name, section, case, workers, seconds, deadline, report["rates"])
+            report["rows"] += now
             print(table(now), flush=True)
             write(options.json, report)
     print(f"\nwritten to {options.json} after {time.monotonic() - begin:.0f} s")
     return 0
+
+
+def describe(workers: dict[str, Worker]) -> dict[str, Any]:
+    """Ask and print what the work runs on. Without a GPU for PyTorch its workers leave."""
+    about = workers["cupy"].ask(120, describe=True)
+    if "failed" in about:
+        return about
+    peer = workers["torch"].ask(120, describe=True) if "torch" in workers else {}
+    if "failed" in peer:
+        print(f"PyTorch is left out: {peer.pop('failed')}")
+        for name in ("torch", "torch.compile"):
+            workers.pop(name).leave()
+    about |= peer | {"numpy": importlib.metadata.version("numpy"), "python": platform.python_version()}
+    print(heading(about) + ("" if "torch" in workers else "\nours alone, without PyTorch"))
+    return about
 
 
 def write(path: str, report: dict[str, Any]) -> None:

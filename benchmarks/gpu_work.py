@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures: each piece of work, on CuPy and in PyTorch, inside a worker process.
+"""The pieces of work that benchmarks/gpu.py measures, on CuPy and in PyTorch, inside a worker process.
 
 A piece of work is a function `prepare(machine, case, precision, how) -> (run, check)`: `run()` does the work and leaves
 the result on the device, `check(result)` makes one number of it, by which one sees that all compute the same.
@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing it
 
 from minisimclr import backend, ntxent, ops  # noqa: E402
+from minisimclr.ops.norm import fused  # noqa: E402
 from minisimclr.training.config import Config, build_model  # noqa: E402
 from minisimclr.training.optim import SGD  # noqa: E402
-from minisimclr.training.precision import LossScale  # noqa: E402
+from minisimclr.training.precision import LossScale, half_dtype  # noqa: E402
 from minisimclr.views.augment import two_views  # noqa: E402
 
 Case = dict[str, Any]
@@ -248,11 +249,11 @@ def our_convolution(machine: CuPy, case: Case, precision: str, how: str) -> Work
 
 def our_batch_norm(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     x, scale, shift, g = (machine.put(a, precision) for a in table_inputs(case))
-    batch_norm = ops.batch_norm.__wrapped__  # type: ignore[attr-defined]
+    settings = {"eps": 1e-5, "batch": True, "relu": True}
 
     def run() -> Any:
         mean, variance = ops.moments(machine.xp, x)
-        y, vjp = batch_norm(machine.xp, x, scale, shift, mean=mean, variance=variance, batch=True, relu=True)
+        y, vjp = fused.batch_norm(machine.xp, x, scale, shift, mean=mean, variance=variance, **settings)
         return y, *vjp(g)
 
     return run, lambda result: machine.rms(*result)
@@ -267,20 +268,18 @@ def our_views(machine: CuPy, case: Case, precision: str, how: str) -> Work:
 def our_step(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     import train_step
 
-    model = build_model(
-        Config(encoder=case["encoder"], size=case["size"], device="cuda", precision=precision.lower())
-    ).to("cuda")
-    optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
-    scale = LossScale(optimizer, dynamic=precision == "float16")
+    config = Config(encoder=case["encoder"], size=case["size"], device="cuda", precision=precision.lower())
+    model = build_model(config, half_dtype(config.precision, "cuda")).to("cuda")
+    scale = LossScale("cuda") if precision == "float16" else None
+    optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY, loss_scale=scale)
     images = backend.to_device(pictures({"images": case["views"] // 2, "side": case["size"]}), "cuda")
     given, rng = [backend.to_device(v, "cuda") for v in train_step.views(case)], np.random.default_rng(1)
 
     def run() -> Any:
         a, b = two_views(images, rng, case["size"], 0.5, case["size"] > 96) if how == "with views" else given
         loss, _, _ = model.loss(a, b, TEMPERATURE)
-        loss.backward(scale.value)
-        scale.unscale()
-        scale.step(LR)
+        optimizer.backward(loss)
+        optimizer.step()
         optimizer.zero_grad()
         return loss.data
 

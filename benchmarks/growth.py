@@ -1,13 +1,13 @@
-"""How does the cost of a training step grow with batch, width, depth and image side?
+"""Growth of the cost of a training step with batch, width, depth and image side.
 
     python benchmarks/growth.py                          # about three minutes on one core
     python benchmarks/growth.py --json out.json --plot out.png
 
 One thing is varied at a time around the same network: a stem and three stages of one basic block each, 32 channels,
-64 views of 32×32, direct convolution. Time is the CPU time of one thread, the least of several steps; memory is
-what the graph keeps for the way back (`saved_bytes`). The exponents are fitted on all sizes by least squares in
-the logarithms, beside those expected where products and maps are all that counts: time grows with the number of
-multiply–adds, memory with the number of activations.
+64 views of 32×32, convolution as a sum of products. Time is the CPU time of one thread, the least of several steps.
+Memory is what the graph keeps for the backward pass (`saved_bytes`). The exponents are fitted on all sizes by least
+squares in the logarithms. Beside them stand those that one expects where products and maps are all that counts: time
+grows with the number of multiply–adds, memory with the number of activations.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def plot(found: dict[str, dict[str, Any]], path: str) -> None:
             axis.minorticks_off()
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
-                axis.set_ylabel("CPU time of a step, ms" if what == "time" else f"kept for the way back, {unit}")
+                axis.set_ylabel("CPU time of a step, ms" if what == "time" else f"kept for the backward pass, {unit}")
         axes[1, column].set_xlabel(ABOUT[name])
     figure.savefig(path, dpi=160)
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--plot", help="where to draw them (needs matplotlib)")
     options = parser.parse_args()
     processor.set_threads(1)
+    processor.keep_freed_memory()  # as `pretrain` does
     found: dict[str, dict[str, Any]] = {}
     print(f"{'':32}{'size':>6}{'CPU time':>12}{'kept':>12}   exponents: time, memory (expected)")
     for name, sizes in VARIED.items():

@@ -1,13 +1,13 @@
-"""How fast, how lean and how exact is NT-Xent, forward and backward?
+"""Time, memory and error of NT-Xent, forward and backward.
 
     python benchmarks/ntxent.py                # ours, plain NumPy, and PyTorch if it is installed
+    python benchmarks/ntxent.py --quick        # one size, an answer in about ten seconds
     python benchmarks/ntxent.py --peers        # and every other implementation that can be imported
     python benchmarks/ntxent.py --json out.json --plot out.png
 
 Each contestant lives in a process of its own, so that neither its memory nor its threads touch another's.
-They take turns of a fifth of a second (or one call), so that a slow minute of the machine is everybody's
-(arena.py).
-Shown are:
+They take turns of a fifth of a second (or one call), so that a slow minute of the machine slows all of them
+(arena.py). The columns are:
 
     median      of the time over the rounds; quartiles, the first and the third; fastest, of all rounds
     of peer     the median as a fraction of the first peer's
@@ -22,15 +22,15 @@ Shown are:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
-import json
 import math
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -44,7 +44,19 @@ from arena import FLOOR, Contestant
 from minisimclr import processor
 from minisimclr.ntxent import tiled
 
-GROWTH, GROWING = "tiled, E recomputed", (2048, 4096, 8192)  # where overhead does not rule, and no memory runs out
+Row = dict[str, Any]  # what is known about one contestant at one size
+
+GROWTH = "tiled, E recomputed"  # the contestant whose growth with N is fitted; it never runs out of memory
+GROWING = (2048, 4096, 8192)  # images per batch in that fit; in smaller ones the fixed cost of a call shows
+REST = 0.08  # seconds between turns; OpenBLAS and OpenMP keep their threads spinning for 50 ms after a call
+
+
+class Bench(NamedTuple):
+    """The things that every part of a measurement needs."""
+
+    options: argparse.Namespace
+    folder: Path  # inputs and answers go from process to process as files in here
+    progress: Any
 
 
 def prepare(name: str) -> arena.Prepare:
@@ -85,60 +97,68 @@ def machine_rates(threads: int) -> dict[str, float]:
 # ── A benchmark of one size ───────────────────────────────────────────────────────────────────────
 
 
-def measure(
-    contestants: list[Contestant], n: int, options: argparse.Namespace, folder: Path, progress: Any
-) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([options.seed, n])
-    # The errors on aligned views first: the last thing prepared is what is timed.
+def measure(contestants: list[Contestant], n: int, peer: str, bench: Bench) -> list[Row]:
+    """One row for each contestant, at one size: errors and memory first, then times."""
+    taking_part = [c for c in contestants if n <= peers.LARGEST.get(c.name, n)]
+    rows = compare_with_float64(taking_part, n, bench)
+    times = take_turns(taking_part, n, bench)
+    rates = times.pop(FLOOR)
+    pairs = (2 * n) ** 2 / 2
+    floor = min(pairs * (3 * bench.options.dim / rate["products"] + 1 / rate["exponentials"]) for rate in rates)
+    for c in taking_part:
+        if c.failed is not None and c.name != FLOOR:
+            rows[c.name]["failed"] = c.failed
+        elif c.name != FLOOR:
+            rows[c.name] |= statistics_of(times[c.name]) | {"floor": floor}
+    usual = rows.get(peer, {}).get("median")
+    for row in rows.values():
+        if usual and "median" in row:
+            row["of_peer"] = row["median"] / usual
+    return list(rows.values())
+
+
+def compare_with_float64(contestants: list[Contestant], n: int, bench: Bench) -> dict[str, Row]:
+    """The errors of each contestant and its memory; afterwards all of them are ready to be timed."""
+    options, rng = bench.options, np.random.default_rng([bench.options.seed, n])
+    # Each contestant is timed on the case that it prepared last, so the aligned views come first.
     cases = {
         "error_aligned": (views(rng, n, options.dim, noise=0.1), 0.05),
         "error": (views(rng, n, options.dim, noise=1.0), options.temperature),
     }
-    truth = {what: save(folder / f"{what}.npz", *pair, temperature) for what, (pair, temperature) in cases.items()}
-    answer = folder / "answer.npz"
-    rows: dict[str, dict[str, Any]] = {}
+    truth = {what: save(bench.folder / f"{what}.npz", *pair, t) for what, (pair, t) in cases.items()}
+    answer = bench.folder / "answer.npz"
+    rows: dict[str, Row] = {c.name: {"name": c.name, "n": n} for c in contestants if c.name != FLOOR}
     for c in contestants:
-        progress.set_postfix_str(f"N = {n}: {c.name}")
-        row = rows[c.name] = {"name": c.name, "n": n}
+        bench.progress.set_postfix_str(f"N = {n}: {c.name}")
         for what, (_, temperature) in cases.items() if c.name != FLOOR else ():
-            case = {"inputs": str(folder / f"{what}.npz"), "temperature": temperature}
+            case = {"inputs": str(bench.folder / f"{what}.npz"), "temperature": temperature}
             reply = c.ask(options.patience, prepare=case, file=str(answer), memory=what == "error")
             if c.failed is None:
                 with np.load(answer) as got:
-                    row |= {**reply, what: error([got[key] for key in ("loss", "da", "db")], *truth[what])}
-        progress.update(1)
+                    found = [got[key] for key in ("loss", "da", "db")]
+                rows[c.name] |= {**reply, what: error(found, *truth[what])}
+        bench.progress.update(1)
+    return rows
 
+
+def take_turns(contestants: list[Contestant], n: int, bench: Bench) -> dict[str, list[Any]]:
+    """The times of every call of each contestant; for the floor, the rates of the machine."""
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
-    deadline = time.monotonic() + options.seconds
-    while True:
+    deadline = time.monotonic() + bench.options.seconds
+    rounds = 0
+    while rounds < bench.options.rounds or time.monotonic() <= deadline:
+        rounds += 1
         for c in contestants:
-            progress.set_postfix_str(f"N = {n}: round {len(times[FLOOR]) + 1}, {c.name}")
-            # OpenBLAS and OpenMP keep their threads spinning for some 50 ms after a call: wait till they sleep.
-            time.sleep(0.08)
-            if answer := c.ask(options.patience, run=True):
+            bench.progress.set_postfix_str(f"N = {n}: round {rounds}, {c.name}")
+            time.sleep(REST)
+            if answer := c.ask(bench.options.patience, run=True):
                 times[c.name] += answer.get("times") or [answer["rates"]]
-        rounds = len(times[FLOOR])
-        if time.monotonic() > deadline and rounds >= 3:
-            break
-    progress.update(1)
+    bench.progress.update(1)
+    return times
 
-    pairs = (2 * n) ** 2 / 2
-    floor = min(pairs * (3 * options.dim / rate["products"] + 1 / rate["exponentials"]) for rate in times.pop(FLOOR))
-    for c in contestants:
-        row = rows[c.name]
-        if c.failed is not None:
-            row["failed"] = c.failed
-        elif c.name != FLOOR:
-            row["times"] = times[c.name]
-            row["median"] = statistics.median(times[c.name])
-            row["quartiles"] = np.quantile(times[c.name], [0.25, 0.75]).tolist()
-            row["floor"] = floor
-    rows.pop(FLOOR)
-    peer = next((c.name for c in contestants if c.name in peers.PEERS), "NumPy textbook")
-    for row in rows.values():
-        if "median" in row and "median" in rows[peer]:
-            row["of_peer"] = row["median"] / rows[peer]["median"]
-    return list(rows.values())
+
+def statistics_of(times: list[float]) -> Row:
+    return {"times": times, "median": statistics.median(times), "quartiles": np.quantile(times, [0.25, 0.75]).tolist()}
 
 
 def views(rng: np.random.Generator, n: int, d: int, noise: float) -> tuple[Any, Any]:
@@ -160,26 +180,26 @@ def error(result: list[Any], loss: Any, dz: Any) -> float:
     return float(max(abs(got - loss) / abs(loss), in_gradient))
 
 
-def growth(contestant: Contestant, options: argparse.Namespace, folder: Path, progress: Any) -> dict[str, Any]:
+def growth(contestant: Contestant, bench: Bench) -> dict[str, Any]:
     """The exponent k of time ∝ N^k: a line through the logarithms of the fastest of three runs at each size."""
-    rng = np.random.default_rng(options.seed)
+    options, rng = bench.options, np.random.default_rng(bench.options.seed)
     fastest = {}
     for n in GROWING:
-        progress.set_postfix_str(f"growth, N = {n}")
+        bench.progress.set_postfix_str(f"growth, N = {n}")
         za, zb = views(rng, n, options.dim, noise=1.0)
-        np.savez(folder / "growth.npz", za=za, zb=zb)
-        case = {"inputs": str(folder / "growth.npz"), "temperature": options.temperature}
+        np.savez(bench.folder / "growth.npz", za=za, zb=zb)
+        case = {"inputs": str(bench.folder / "growth.npz"), "temperature": options.temperature}
         contestant.ask(options.patience, prepare=case, file=None, memory=False)
         times = [t for _ in range(3) for t in contestant.ask(options.patience, run=True).get("times", [])]
         if not times:
             return {}
         fastest[n] = min(times)
-        progress.update(1)
+        bench.progress.update(1)
     exponent = np.polyfit(np.log(list(fastest)), np.log(list(fastest.values())), 1)[0]
     return {"exponent": float(exponent), "fastest": fastest}
 
 
-# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+# ── The output ────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -> str:
@@ -202,25 +222,33 @@ def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: str) -> None:
+def by_name(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row)
+    return found
+
+
+def plot(rows: list[Row], path: str) -> None:
+    """Time, with the floor, and memory of every contestant against N."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for k, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
-        own = [row for row in rows if row["name"] == name and "median" in row]
+    measured = [row for row in rows if "median" in row]
+    for k, (name, own) in enumerate(by_name(measured).items()):
+        sizes = [row["n"] for row in own]
         width = 2.4 if name.startswith("tiled") else 1.2
         style = {"marker": "o", "markersize": 4, "linewidth": width, "color": f"C{k % 10}"}
-        left.loglog([r["n"] for r in own], [1e3 * r["median"] for r in own], label=name, **style)
-        right.loglog([r["n"] for r in own], [r["memory"] / 2**20 for r in own], label=name, **style)
-    sizes = sorted({row["n"] for row in rows})
-    floor = [1e3 * next(r["floor"] for r in rows if r["n"] == n and "floor" in r) for n in sizes]
-    left.loglog(sizes, floor, color="gray", linestyle=":", label="floor")
+        left.loglog(sizes, [1e3 * row["median"] for row in own], label=name, **style)
+        right.loglog(sizes, [row["memory"] / 2**20 for row in own], label=name, **style)
+    floor = {row["n"]: 1e3 * row["floor"] for row in measured}
+    left.loglog(list(floor), list(floor.values()), color="gray", linestyle=":", label="floor")
     for axes, title in ((left, "time of a call, ms"), (right, "extra memory, MiB")):
         axes.set(xlabel="images N", title=title)
-        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.set_xticks(list(floor), [str(n) for n in floor])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -228,84 +256,89 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure.savefig(path, dpi=160)
 
 
-def versions(names: list[str]) -> dict[str, str]:
-    from importlib import metadata
-
-    packages = {peers.PACKAGE[name].replace("_", "-") for name in names if name in peers.PACKAGE}
-    return {package: metadata.version(package) for package in sorted(packages)}
+# ── The command ───────────────────────────────────────────────────────────────────────────────────
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """The command line; usage errors end the program here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 4096], metavar="N", help="images per batch")
+    parser.add_argument("--quick", action="store_true", help="one size and a few seconds, unless these are given")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="images per batch; default: 256 1024 4096")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
     parser.add_argument("--threads", type=int, default=processor.threads())
-    parser.add_argument("--seconds", type=float, default=12, help="how long to measure each size (at least 3 rounds)")
+    parser.add_argument("--seconds", type=float, help="how long to measure each size (at least 3 rounds); default: 12")
     parser.add_argument("--patience", type=float, default=120, help="seconds after which a contestant is left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--plot", metavar="PATH", help="time and memory against N, log–log (needs matplotlib)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # rounds: turns of each contestant, at least
+    sizes, seconds, options.rounds = ([1024], 1, 2) if options.quick else ([256, 1024, 4096], 12, 3)
+    options.sizes = sorted(options.sizes or sizes)
+    options.seconds = options.seconds or seconds
+    options.only = [peers.ALIASES.get(name, name) for name in options.only or ()]
+    known = {**peers.OURS, **(peers.GPU if options.only and peers.has_gpu() else {}), **peers.PEERS}
+    if unknown := sorted(set(options.only) - known.keys()):
+        parser.error(f"no contestant {', '.join(unknown)}; there are: {', '.join(known)}")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "minisimclr[plot]"')
+    return options
+
+
+def choose(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The contestants that were asked for: those that can run here, and those that are not installed."""
+    ours = [*peers.OURS, *(peers.GPU if peers.has_gpu() else [])]
+    asked = options.only or [*ours, *(peers.PEERS if options.peers else ["torch eager"])]
+    wanted = [name for name in [*ours, *peers.PEERS] if name in asked]
+    missing = [name for name in wanted if name in peers.PEERS and importlib.util.find_spec(peers.PACKAGE[name]) is None]
+    return [name for name in wanted if name not in missing], missing
+
+
+def run(names: list[str], peer: str, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """Every size, each printed when it is done; and the growth of the time with N, unless `--quick`."""
+    rows: list[Row] = []
+    grown: dict[str, Any] = {}
+    contestants: dict[str, Contestant] = {}
+    steps = len(options.sizes) * (len(names) + 2) + len(GROWING)
+    with (
+        contextlib.ExitStack() as stack,
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=steps, leave=False, disable=None, bar_format="{bar:20} {postfix}") as progress,
+    ):
+        for name in [*names, FLOOR]:
+            contestants[name] = Contestant(name, options.threads)
+            stack.callback(contestants[name].leave)
+        bench = Bench(options, Path(folder), progress)
+        for n in options.sizes:
+            rows += (now := measure(list(contestants.values()), n, peer, bench))
+            tqdm.write("\n" + table(now, peer, options.dim, options.temperature))
+        if GROWTH in names and not options.quick:
+            grown = growth(contestants[GROWTH], bench)
+    return rows, grown
+
+
+def main() -> None:
+    options = read_options()
     if options.serve:
         torch = peers.PACKAGE.get(options.serve) in ("torch", "lightly", "pytorch_metric_learning")
         arena.serve(None if options.serve == FLOOR else prepare(options.serve), torch, options.threads, machine_rates)
         return
-
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error('--plot needs matplotlib: pip install "minisimclr[plot]"')
-    ours = [*peers.OURS, *(peers.GPU if peers.has_gpu() else [])]
-    wanted = [*ours, *(peers.PEERS if options.peers else ["torch eager"])]
-    if unknown := set(options.only or ()) - {*ours, *peers.PEERS}:
-        parser.error(f"no contestant {', '.join(sorted(unknown))}; there are: {', '.join([*ours, *peers.PEERS])}")
-    wanted = [name for name in [*ours, *peers.PEERS] if name in (options.only or wanted)]
-    missing = [name for name in wanted if name in peers.PEERS and importlib.util.find_spec(peers.PACKAGE[name]) is None]
-    names = [name for name in wanted if name not in missing]
-    hardware = arena.device()
-    print(f"{hardware['cpu']}, {options.threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
-    if missing:
-        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
-
-    rows: list[dict[str, Any]] = []
-    grown: dict[str, Any] = {}
+    names, missing = choose(options)
     peer = next((name for name in names if name in peers.PEERS), "NumPy textbook")
-    contestants = [Contestant(name, options.threads) for name in [*names, FLOOR]]
-    try:
-        steps = len(options.sizes) * (len(contestants) + 1) + len(GROWING)
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            tqdm(total=steps, leave=False, disable=None, bar_format="{bar:20} {postfix}") as progress,
-        ):
-            for n in sorted(options.sizes):
-                rows += (now := measure(contestants, n, options, Path(folder), progress))
-                tqdm.write("\n" + table(now, peer, options.dim, options.temperature))
-            if GROWTH in names:
-                grown = growth(contestants[names.index(GROWTH)], options, Path(folder), progress)
-    finally:
-        for contestant in contestants:
-            contestant.leave()
+    hardware = arena.announce(options.threads, missing)
+    rows, grown = run(names, peer, options)
     if grown:
         sizes = ", ".join(f"{1e3 * t:,.0f} ms at {n}" for n, t in grown["fastest"].items())
         print(f"\n{GROWTH}: time grows as N^{grown['exponent']:.2f} ({sizes})")
     if options.json:
-        result = {
-            "benchmark": "ntxent",
-            "commit": arena.commit(),
-            "date": time.strftime("%Y-%m-%d"),
-            "device": hardware,
-            "versions": versions(names),
-            "threads": options.threads,
-            "dim": options.dim,
-            "temperature": options.temperature,
-            "seed": options.seed,
-            "peer": peer,
-            "growth": grown,
-            "rows": rows,
-        }
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        settings = {key: getattr(options, key) for key in ("threads", "dim", "temperature", "seed")}
+        packages = {peers.PACKAGE[name].replace("_", "-") for name in names if name in peers.PACKAGE}
+        about = {"device": hardware, "versions": arena.versions(packages), **settings, "peer": peer, "growth": grown}
+        arena.write(options.json, "ntxent", {**about, "rows": rows})
     if options.plot:
         plot(rows, options.plot)
 

@@ -1,9 +1,9 @@
-"""What the benchmarks measure against: each peer's NT-Xent, forward and backward, as its users write it.
+"""The contestants of the NT-Xent benchmark: our forms, and each peer's loss as its users write it.
 
-A contestant is a function `prepare(za, zb, temperature) -> run`, and `run()` gives (loss, dza, dzb) in its
-own kind of array, finished: nothing is left in flight. Importing a missing package raises ImportError.
+A contestant is a function `prepare(za, zb, temperature) -> run`. `run()` gives (loss, dza, dzb) as its own kind of
+array, and returns when the work is finished. Importing a missing package raises ImportError.
 
-Install them with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
+Install the peers with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
 
 
 def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
+    """keep_bytes: memory of the tiled form for exp(u·uᵀ/τ) between its two passes; with 0 it is computed twice."""
+
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
-        from minisimclr.ntxent import METHODS
+        from minisimclr.ntxent import nt_xent_value_and_grad, tiled
 
         if keep_bytes is None:
-            return lambda: METHODS[method](za, zb, temperature)
-        return lambda: METHODS[method](za, zb, temperature, keep_bytes)  # type: ignore[call-arg]
+            return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
+        return lambda: tiled.value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare
 
@@ -60,12 +62,12 @@ def on_gpu(method: str) -> Prepare:
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
         import cupy
 
-        from minisimclr.ntxent import METHODS
+        from minisimclr.ntxent import nt_xent_value_and_grad
 
         a, b = cupy.asarray(za), cupy.asarray(zb)
 
         def run() -> tuple[Any, Any, Any]:
-            result = METHODS[method](a, b, temperature)
+            result = nt_xent_value_and_grad(a, b, temperature, method)
             cupy.cuda.get_current_stream().synchronize()
             return result
 
@@ -180,10 +182,12 @@ def optax(za: Any, zb: Any, temperature: float) -> Run:
 OURS: dict[str, Prepare] = {
     "tiled, E kept": minisimclr("tiled", 2**40),
     "tiled, E recomputed": minisimclr("tiled", 0),
-    "reference": minisimclr("reference"),
+    "exact": minisimclr("exact"),
     "NumPy textbook": numpy_textbook,
+    "plain": minisimclr("plain"),
+    "composed": minisimclr("composed"),
 }
-GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "reference on the GPU": on_gpu("reference")}
+GPU: dict[str, Prepare] = {"cuda": on_gpu("cuda"), "exact on the GPU": on_gpu("exact")}
 PEERS: dict[str, Prepare] = {
     "torch eager": torch_eager,
     "torch.compile": torch_compile,
@@ -196,3 +200,5 @@ PACKAGE = {
     "torch eager": "torch", "torch.compile": "torch", "lightly": "lightly",
     "pytorch-metric-learning": "pytorch_metric_learning", "jax.jit": "jax", "optax": "optax",
 }  # fmt: skip
+ALIASES = {"reference": "exact", "reference on the GPU": "exact on the GPU"}  # names in older results
+LARGEST = {"plain": 1024, "composed": 1024}  # images per batch; beyond, one call takes seconds and a GiB or more

@@ -1,4 +1,4 @@
-"""How fast and how lean is a whole SimCLR step: forward, NT-Xent, backward, SGD with momentum?
+"""Time and memory of a whole SimCLR step: forward, NT-Xent, backward, SGD with momentum.
 
     python benchmarks/train_step.py                      # ResNet-18 with the CIFAR stem, 128 views of 32×32
     python benchmarks/train_step.py --peers --threads 1  # torch.compile too; on one core
@@ -7,8 +7,8 @@
 
 All start from the same weights and views; `loss`, that of the first step, shows that they compute the same. The
 contestants live in processes of their own and take turns (arena.py). The time is also given as a multiple of what
-the multiply–adds of all convolutions in their direct form would take at this machine's best rate of the matrix
-product, together with eight walks through all feature maps at its rate of copying.
+the multiply–adds of all convolutions as plain products would take at this machine's best rate of the matrix
+product, together with eight passes over all feature maps at its rate of copying.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -39,8 +40,8 @@ CASES: dict[str, arena.Case] = {
 LR, MOMENTUM, DECAY, TEMPERATURE = 0.05, 0.9, 1e-4, 0.1
 
 
-def model_of(case: arena.Case, conv: str = "direct") -> Any:
-    return build_model(Config(encoder=case["encoder"], size=case["size"], conv=conv))
+def model_of(case: arena.Case, method: str = "conv=slabs") -> Any:
+    return build_model(Config(encoder=case["encoder"], size=case["size"], method=method))
 
 
 def views(case: arena.Case) -> tuple[Any, Any]:
@@ -54,9 +55,10 @@ def views(case: arena.Case) -> tuple[Any, Any]:
 # ── The contestants ───────────────────────────────────────────────────────────────────────────────
 
 
-def ours(conv: str) -> arena.Prepare:
+def ours(method: str) -> arena.Prepare:
     def prepare(case: arena.Case) -> Any:
-        model = model_of(case, conv)
+        keep_freed_memory()  # as `pretrain` does
+        model = model_of(case, method)
         optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
         a, b = views(case)
 
@@ -74,7 +76,7 @@ def ours(conv: str) -> arena.Prepare:
 
 
 def torch_step(channels_last: bool = False, compiled: bool = False, kept: bool = False) -> arena.Prepare:
-    """kept: with the memory of freed arrays kept for the next step, as ours does; PyTorch by itself does not."""
+    """kept: the memory of freed arrays is kept for the next step, as in ours; PyTorch by itself does not keep it."""
 
     def prepare(case: arena.Case) -> Any:
         import torch
@@ -189,29 +191,28 @@ def torch_network(own: Any) -> Any:
 
 
 def floor(case: arena.Case, best: dict[str, float]) -> float:
-    """Three products per convolution, and eight walks through its output: batch norm there and back."""
+    """Three products per convolution, and eight passes over its output: batch norm, forward and backward."""
     from minisimclr.nn import Conv2d
 
     work = {"products": 0.0, "bytes": 0.0}
     call = Conv2d.__call__
 
-    def counted(layer: Any, x: Any, train: bool = False) -> Any:
-        y = call(layer, x, train)
+    def counted(layer: Any, *inputs: Any, **settings: Any) -> Any:
+        y = call(layer, *inputs, **settings)
         work["products"] += 3.0 * y.data.size * layer.weight.data.size / layer.weight.shape[-1] * case["views"] / 2
         work["bytes"] += 8.0 * y.data.nbytes * case["views"] / 2
         return y
 
-    Conv2d.__call__ = counted  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Conv2d, "__call__", counted):
         model_of(case).encoder(views({**case, "views": 4})[0])
-    finally:
-        Conv2d.__call__ = call  # type: ignore[method-assign]
     return work["products"] / best["gemm"] + work["bytes"] / best["copy"]
 
 
 if __name__ == "__main__":
     arena.main(
-        "train_step", __doc__ or "", {"direct": ours("direct"), "winograd": ours("winograd"), "auto": ours("auto")},
+        "train_step", __doc__ or "",
+        {"slabs": ours("conv=slabs"), "winograd": ours("conv=winograd"), "auto": ours("conv=auto"),
+         "plain": ours("plain")},
         {
             "torch channels-last": ("torch", torch_step(channels_last=True)),
             "torch contiguous": ("torch", torch_step()),

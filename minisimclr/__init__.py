@@ -23,7 +23,7 @@ from .training.config import Config
 from .training.optim import LARS, SGD, warmup_cosine
 from .training.run import Interrupted, Run, load_run
 from .training.train import NonFiniteError, pretrain
-from .views.augment import to_float, two_views
+from .views import to_float, two_views
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,7 @@ Everything above this file is written once, for an array module called `xp`:
     xp = array_module(x)        # numpy for a NumPy array, cupy for a CuPy array
     y = xp.exp(x)
 
-so no other file asks which device it runs on, and this is the only one that imports CuPy.
+So no other file asks which device it runs on, and this is the only one that imports CuPy.
 """
 
 from __future__ import annotations
@@ -16,21 +16,30 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share their interface, not a type
+# numpy.ndarray or cupy.ndarray. The two share their interface but no type, so a type checker can only be told "any".
+# Where an array is always on the host, the code says NDArray[…] instead.
+Array: TypeAlias = Any
 
 
 # ── Array modules ─────────────────────────────────────────────────────────────────────────────────
 
 
 def array_module(*values: Any) -> ModuleType:
-    """The module, numpy or cupy, that computes on these arrays (NumPy if none of them is an array).
+    """Return the module, numpy or cupy, that computes on these arrays; numpy if none of them is an array.
 
-    Raises TypeError if NumPy and CuPy arrays are mixed: we never copy between devices silently.
+    >>> array_module(np.ones(3)).__name__
+    'numpy'
+
+    Raises: TypeError if NumPy and CuPy arrays are mixed, because we never copy between devices silently.
     """
-    cupy = sys.modules.get("cupy")  # a CuPy array cannot exist before somebody imported CuPy
-    if cupy is None:
+    # A CuPy array cannot exist before somebody imported CuPy. So we look whether that has happened, and never
+    # import CuPy here: that would cost seconds, on machines without a GPU too.
+    cupy = sys.modules.get("cupy")
+    if cupy is None:  # the usual case on a CPU: no array is looked at
         return np
+    # Numbers and lists are left out: they fit to either kind of array.
     on_gpu = [isinstance(value, cupy.ndarray) for value in values if is_array(value)]
     if not any(on_gpu):
         return np
@@ -40,68 +49,89 @@ def array_module(*values: Any) -> ModuleType:
 
 
 def is_array(value: Any) -> bool:
-    """Whether this is a NumPy or CuPy array (numbers, lists and NumPy scalars are not)."""
+    """Tell whether this is a NumPy or CuPy array; numbers, lists and NumPy scalars are not."""
     if isinstance(value, np.ndarray):
         return True
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(value, cupy.ndarray)
 
 
+# ── From one device to the other ──────────────────────────────────────────────────────────────────
+
+
 def to_device(array: Array, device: str) -> Array:
-    """The array on `device`, "cpu" or "cuda"; no copy if it is there already."""
+    """Return the array on `device`, "cpu" or "cuda"; it is not copied if it is there already.
+
+    Raises: ValueError for another device; RuntimeError if there is no usable GPU.
+    """
     if device == "cpu":
+        # `get` waits until the GPU has computed the array: what copies to the host also synchronizes.
         return array if isinstance(array, np.ndarray) else array.get()
     if device == "cuda":
         return _cupy().asarray(array)
     raise ValueError(f'device must be "cpu" or "cuda", not {device!r}')
 
 
-def to_numpy(array: Array) -> Any:
-    """The array as a NumPy array on the host."""
-    return to_device(array, "cpu")
+def to_numpy(array: Array) -> NDArray[Any]:
+    """Return the array as a NumPy array on the host."""
+    on_host: NDArray[Any] = to_device(array, "cpu")
+    return on_host
 
 
 def device_of(*arrays: Any) -> str:
-    """Where they are: "cpu" or "cuda"."""
+    """Return the device of the arrays: "cpu" or "cuda".
+
+    Raises: TypeError if they are on both.
+    """
     return "cpu" if array_module(*arrays) is np else "cuda"
 
 
+# ── Facts about a device ──────────────────────────────────────────────────────────────────────────
+
+
 def device_name(device: str) -> str:
-    """The processor that computes and what drives it: other ones round differently."""
+    """Name of the device and its driver. Checkpoints store it: results are bit-identical only on the same device."""
     if device == "cpu":
         return "cpu"
     cupy = _cupy()
-    if not hasattr(cupy.cuda, "runtime"):  # a stand-in, in tests
+    if not hasattr(cupy.cuda, "runtime"):  # the stand-in for CuPy of the tests
         return f"no GPU, CuPy {cupy.__version__}"
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
     return f"{name.decode()}, CuPy {cupy.__version__}"
 
 
 def require(device: str) -> None:
-    """Raises RuntimeError, in one line that says what is missing, if this device cannot be used here."""
+    """Check that a device can be used here, before any work is done for it.
+
+    Raises: RuntimeError, in one line that says what is missing.
+    """
     if device == "cuda":
         _cupy()
 
 
 def whose_memory(error: MemoryError) -> str:
-    """Which memory an error says is full: CuPy's own, a MemoryError too, means the GPU's."""
+    """Return " on the GPU" if CuPy raised this MemoryError, else ""."""
+    # CuPy's OutOfMemoryError is a MemoryError too, so only the module that defines it tells them apart.
     return " on the GPU" if type(error).__module__.partition(".")[0] == "cupy" else ""
 
 
 def compute_capability() -> tuple[int, int]:
-    """The generation of the GPU: (9, 0) is an H100; from (8, 0) on there are tensor cores for TF32 and bfloat16."""
-    return divmod(int(_cupy().cuda.Device().compute_capability), 10)
+    """Generation of the GPU: (9, 0) is an H100; from (8, 0) on there are tensor cores for TF32 and bfloat16."""
+    return divmod(int(_cupy().cuda.Device().compute_capability), 10)  # CuPy says "90" for (9, 0)
 
 
 def free_bytes(device: str) -> float:
-    """Memory that arrays on this device may still take; of the host's we never run out before the system does."""
+    """Free bytes on the device; infinity for the CPU, where we leave the limit to the operating system."""
     if device == "cpu" or not hasattr(_cupy().cuda, "runtime"):
         return math.inf
-    return float(_cupy().cuda.runtime.memGetInfo()[0])
+    return float(_cupy().cuda.runtime.memGetInfo()[0])  # (free, total)
 
 
 def _cupy() -> Any:
-    """CuPy, or a one-line error that says what is missing."""
+    """Import CuPy.
+
+    Raises: RuntimeError, in one line that says what is missing.
+    """
     try:
         import cupy
     except ImportError:

@@ -1,18 +1,21 @@
-"""The processor: threads, BLAS, and the memory that freed arrays leave behind.
+"""Use of the processor: many threads for the work on arrays, one for BLAS, and memory that is kept for the next step.
 
-Threads. NumPy releases Python's lock inside its array functions and its matrix products, so plain
-Python threads run them side by side. A large product split by BLAS itself leaves everything
-around it (the additions, the exponentials) on one core; so we split the *work* instead, into
-blocks that fit a core's cache, and hold BLAS at one thread meanwhile:
+None of it changes what is computed; without this file all results are the same, and later.
+
+Threads. NumPy releases Python's lock inside its array functions and its matrix products, so plain Python threads run
+them side by side. When BLAS itself splits a large product, everything between the products (the additions, the
+exponentials) stays on one core. So we split the *work* instead, into blocks that fit a core's cache, and hold BLAS at
+one thread meanwhile:
 
     parallel(lambda rows: ..., blocks(total, size))
 
-Each block writes its own part of the output, so the result does not depend on which thread takes
-which block, and is the same bit for bit at any fixed number of threads.
+Each block writes its own part of the output. So the result does not depend on which thread takes which block, and is
+the same bit for bit at any fixed number of threads.
 
-Memory. A training step takes the arrays of the step before once more. But glibc, the C library of most Linux systems,
-returns large ones to the system as soon as they are freed, and then the system must clear and map every page anew:
-20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` keeps them, as CuPy and PyTorch do on a GPU.
+Memory. A training step allocates arrays of the same sizes as the step before. But glibc, the C library of most Linux
+systems, returns large ones to the system as soon as they are freed, and then the system must clear and map every page
+anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes it keep them, as CuPy and PyTorch
+do on a GPU.
 """
 
 from __future__ import annotations
@@ -32,21 +35,24 @@ import numpy as np
 import threadpoolctl
 
 Item = TypeVar("Item")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the numbers of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings, as numbers; those of malloc.h
 
 
 # ── Threads ───────────────────────────────────────────────────────────────────────────────────────
 
-_threads: int | None = None
+_threads: int | None = None  # set by `set_threads`; None: not set
 _blas: threadpoolctl.ThreadpoolController | None = None
-_inside = threading.local()  # .task is True in a thread that is already working on a block
-_hold = threading.RLock()
-_holders = 0  # how many blas_at_one_thread() are open now
+_inside = threading.local()  # its attribute `task` is True in a thread that is already working on a block
+_hold = threading.RLock()  # guards the two names below
+_holders = 0  # number of `blas_at_one_thread` that are open now
 _limiter: Any = None
 
 
 def threads() -> int:
-    """How many threads work: `set_threads`, else $MINISIMCLR_THREADS, else the cores we may use."""
+    """Return the number of threads: that of `set_threads`, else $MINISIMCLR_THREADS, else the cores we may use.
+
+    Raises: ValueError if the environment variable is no whole number from 1 on.
+    """
     if _threads is not None:
         return _threads
     asked = os.environ.get("MINISIMCLR_THREADS", "")
@@ -58,7 +64,13 @@ def threads() -> int:
 
 
 def set_threads(count: int | None) -> None:
-    """Use this many threads from now on; None returns to the default."""
+    """Use this many threads from now on; None returns to the default.
+
+    >>> set_threads(2)
+    >>> set_threads(None)
+
+    Raises: ValueError for a number below 1.
+    """
     global _threads
     if count is not None and count < 1:
         raise ValueError(f"the number of threads must be at least 1, not {count}")
@@ -67,7 +79,7 @@ def set_threads(count: int | None) -> None:
 
 @functools.cache
 def blas_kernels() -> str:
-    """Which BLAS computes the products, and for which processor: other kernels round differently."""
+    """Name of the BLAS that computes the products, and of the processor it is for: other kernels round differently."""
     found = {
         f"{library['internal_api']} {library.get('architecture', '')}".strip()
         for library in threadpoolctl.threadpool_info()
@@ -78,7 +90,7 @@ def blas_kernels() -> str:
 
 @functools.cache
 def _usable_cores() -> int:
-    """The cores this process may use: its affinity, and the quota of its control group if there is one."""
+    """Count the cores that this process may use: its affinity, or the quota of its control group if that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
         quota, period = file.read().split()  # "max 100000" when there is none: int() refuses it
@@ -91,17 +103,14 @@ def blocks(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def few_large_calls(xp: ModuleType) -> bool:
-    """Whether few calls on large arrays beat many on parts that fit a cache: on a GPU."""
+def prefers_large_calls(xp: ModuleType) -> bool:
+    """Return True on a GPU, where each call has a fixed cost; on a CPU small blocks, which stay in its cache, win."""
     return xp is not np
 
 
 def pieces(xp: ModuleType, total: int, size: int) -> list[slice]:
-    """How to walk through `total` rows: in blocks of `size`, which fit a core's cache; on a GPU all at once.
-
-    There every call launches a kernel, which costs microseconds whatever its size: a few large ones win.
-    """
-    return blocks(total, max(1, total) if few_large_calls(xp) else size)
+    """Cut `total` rows into blocks of `size`, which fit a core's cache; on a GPU into one block of all rows."""
+    return blocks(total, max(1, total) if prefers_large_calls(xp) else size)
 
 
 def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
@@ -132,7 +141,7 @@ def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
             _inside.task = False
 
     with blas_at_one_thread():
-        # each in a copy of our context: what NumPy is told not to warn of here holds there too
+        # Each worker runs in a copy of our context: warnings that are switched off here are off there too.
         others = [_Worker.start(functools.partial(copy_context().run, work)) for _ in range(workers - 1)]
         try:
             work()  # the calling thread works too
@@ -144,7 +153,7 @@ def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
 
 
 class _Worker:
-    """A thread that sleeps between jobs. Two bare locks wake it in a third of an executor's time."""
+    """A thread that sleeps between jobs. Two bare locks wake it in a third of the time that an executor takes."""
 
     idle: ClassVar[list[_Worker]] = []
 
@@ -158,7 +167,7 @@ class _Worker:
 
     @classmethod
     def start(cls, job: Callable[[], None]) -> _Worker:
-        """Have an idle worker, or a new one, do this job; every start is followed by one wait."""
+        """Give this job to an idle worker, or to a new one; every `start` is followed by one `wait`."""
         try:
             worker = cls.idle.pop()  # atomic: two threads never get the same one
         except IndexError:
@@ -168,10 +177,10 @@ class _Worker:
         return worker
 
     def wait(self) -> BaseException | None:
-        """Until the job is done; the exception that ended it, if one did.
+        """Wait for the job and return the exception that ended it, or None.
 
-        By now the caller has emptied the queue. A worker that is not yet awake has nothing left to do,
-        so its job is taken back: on a busy machine waking it could take longer than all of the work.
+        If the worker has not woken up yet, nothing is left for it to do (the caller has emptied the queue), so we
+        take the job back instead of waiting: on a busy machine waking it could take longer than all of the work.
         """
         if self.go.acquire(blocking=False):
             self.job = None
@@ -182,6 +191,7 @@ class _Worker:
         return error
 
     def live(self) -> None:
+        """Sleep until a job is there, do it, and say so; for as long as the program runs."""
         while True:
             self.go.acquire()
             assert self.job is not None
@@ -189,15 +199,15 @@ class _Worker:
                 self.job()
             except BaseException as error:
                 self.error = error
-            self.job = None  # keep nothing of the caller's alive
+            self.job = None  # else the worker would keep the caller's arrays alive
             self.done.release()
 
 
 @contextlib.contextmanager
 def blas_at_one_thread() -> Iterator[None]:
-    """Hold BLAS at one thread; what it was before is restored when the last holder leaves.
+    """Hold BLAS at one thread; its former number of threads is restored when the last holder leaves.
 
-    A long computation (a training run) holds it once at the outside; then each `parallel` inside is free.
+    A long computation (a training run) holds it once around everything; then each `parallel` inside costs nothing.
     """
     global _blas, _holders, _limiter
     with _hold:
@@ -217,7 +227,7 @@ def blas_at_one_thread() -> Iterator[None]:
 
 
 def _forget_threads() -> None:
-    """A forked child has none of its parent's threads: it starts its own pool, with fresh locks."""
+    """Start afresh in a forked child, which has none of its parent's threads: no workers, and new locks."""
     global _hold, _holders
     _hold, _holders = threading.RLock(), 0
     _Worker.idle.clear()
@@ -233,10 +243,7 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """From now on this process keeps the memory of freed arrays for the next ones. Its peak stays the same.
-
-    Other C libraries than glibc are left as they are.
-    """
+    """Keep the memory of freed arrays for the next ones, from now on (glibc only); the peak stays the same."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # take large arrays, too, from the heap …

@@ -1,85 +1,124 @@
 """Residual networks (He et al. 2016), version "B": ResNet-18/34/50/101/152, and a small one for CPUs.
 
 Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes
-images (N,H,W,3) and answers with the representation h (N,features): the mean over the last feature
-maps. Inside, feature maps are (H,W,N,C).
+images (N,H,W,3) and returns the representation h (N,features): the mean over the last feature maps.
+Inside, feature maps are (H,W,N,C).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from . import ops
 from .backend import array_module
 from .engine.autograd import Tensor
-from .nn import BatchNorm2d, Conv2d, Linear, Module, Sequential, in_dtype
+from .module import Module
+from .nn import METHOD, BatchNorm2d, Conv2d, Linear, Sequential, in_dtype, method_of
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution
 
 
+Convolution: TypeAlias = "partial[Conv2d]"
+Norm: TypeAlias = "partial[BatchNorm2d]"
+
+
+def _makers(rng: Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
+    """Return what makes a convolution and what makes a batch norm, with the settings that all layers share."""
+    conv = partial(Conv2d, method=method_of("conv", method), product_dtype=product_dtype, rng=rng)
+    return conv, partial(BatchNorm2d, method=method_of("norm", method))
+
+
 class BasicBlock(Module):
-    """Two 3×3 convolutions and a way around them:  x (H,W,N,C) -> relu(x' + f(x)) (H/stride,W/stride,N,dim)."""
+    """Two 3×3 convolutions and a shortcut past them:  x -> relu(shortcut(x) + f(x)).
 
-    expansion = 1  # channels out per channel inside
+    The shortcut hands the gradient on unchanged, however many blocks there are.
 
-    def __init__(self, in_dim: int, dim: int, stride: int, rng: np.random.Generator) -> None:
-        self.conv1 = Conv2d(in_dim, dim, 3, stride=stride, padding=1, rng=rng)
-        self.bn1 = BatchNorm2d(dim)
-        self.conv2 = Conv2d(dim, dim, 3, padding=1, rng=rng)
-        self.bn2 = BatchNorm2d(dim)
-        if stride != 1 or in_dim != dim:
-            self.downsample = _projection(in_dim, dim, stride, rng)
+    Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,dim)
+    """
+
+    expansion = 1  # channels that come out, per channel inside
+
+    def __init__(
+        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
+    ) -> None:
+        conv, norm = _makers(rng, method, product_dtype)
+        self.conv1 = conv(in_dim, dim, 3, stride=stride, padding=1)
+        self.bn1 = norm(dim)
+        self.conv2 = conv(dim, dim, 3, padding=1)
+        self.bn2 = norm(dim)
+        # no ReLU of its own: it follows the sum
+        if stride != 1 or in_dim != dim:  # only then do x and f(x) differ in shape
+            self.downsample = _projection(conv, norm, in_dim, dim, stride)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        y = self.bn1(self.conv1(x), train, relu=True)
-        return self.bn2(self.conv2(y), train, around=_way_around(self, x, train), relu=True)
+        y = self.bn1(self.conv1(x), train, relu=True)  # (H/stride,W/stride,N,dim)
+        # The sum and the last ReLU are left to batch norm, which does them in its own pass over memory.
+        return self.bn2(self.conv2(y), train, shortcut=_shortcut(self, x, train), relu=True)  # as y
 
 
 class Bottleneck(Module):
-    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a way around them."""
+    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a shortcut past them.
 
-    expansion = 4
+    Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,4·dim)
+    """
 
-    def __init__(self, in_dim: int, dim: int, stride: int, rng: np.random.Generator) -> None:
+    expansion = 4  # channels that come out, per channel inside
+
+    def __init__(
+        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
+    ) -> None:
+        conv, norm = _makers(rng, method, product_dtype)
         out_dim = dim * self.expansion
-        self.conv1 = Conv2d(in_dim, dim, 1, rng=rng)
-        self.bn1 = BatchNorm2d(dim)
-        self.conv2 = Conv2d(dim, dim, 3, stride=stride, padding=1, rng=rng)
-        self.bn2 = BatchNorm2d(dim)
-        self.conv3 = Conv2d(dim, out_dim, 1, rng=rng)
-        self.bn3 = BatchNorm2d(out_dim)
-        if stride != 1 or in_dim != out_dim:
-            self.downsample = _projection(in_dim, out_dim, stride, rng)
+        self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
+        self.bn1 = norm(dim)
+        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # He et al. had the stride in the 1×1: version "B"
+        self.bn2 = norm(dim)
+        self.conv3 = conv(dim, out_dim, 1)
+        self.bn3 = norm(out_dim)
+        if stride != 1 or in_dim != out_dim:  # the first block of each stage
+            self.downsample = _projection(conv, norm, in_dim, out_dim, stride)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        y = self.bn1(self.conv1(x), train, relu=True)
-        y = self.bn2(self.conv2(y), train, relu=True)
-        return self.bn3(self.conv3(y), train, around=_way_around(self, x, train), relu=True)
+        y = self.bn1(self.conv1(x), train, relu=True)  # (H,W,N,dim)
+        y = self.bn2(self.conv2(y), train, relu=True)  # (H/stride,W/stride,N,dim)
+        return self.bn3(self.conv3(y), train, shortcut=_shortcut(self, x, train), relu=True)  # (…,4·dim)
 
 
-def _projection(in_dim: int, out_dim: int, stride: int, rng: np.random.Generator) -> Sequential:
-    """Where the shape changes, the way around is a strided 1×1 convolution."""
-    return Sequential(Conv2d(in_dim, out_dim, 1, stride=stride, rng=rng), BatchNorm2d(out_dim))
+def _projection(conv: Convolution, norm: Norm, in_dim: int, out_dim: int, stride: int) -> Sequential:
+    """Make the shortcut of a block that changes the shape: a strided 1×1 convolution."""
+    return Sequential(conv(in_dim, out_dim, 1, stride=stride), norm(out_dim))  # (H/stride,W/stride,N,out_dim)
 
 
-def _way_around(block: Any, x: Tensor, train: bool) -> Tensor:
+def _shortcut(block: Any, x: Tensor, train: bool) -> Tensor:
     return block.downsample(x, train) if hasattr(block, "downsample") else x
 
 
 class ResNet(Module):
     """Stem, stages of blocks, mean over the map; with num_classes a linear classifier on top.
 
-    block        BasicBlock or Bottleneck
-    depths       blocks per stage; every stage but the first halves the map and doubles the channels
-    base         channels of the stem and of the first stage (64 in the paper)
-    width        multiplies all channels (1, 2, 4 in SimCLR)
-    stem         "imagenet": 7×7 stride 2, then max-pool, for images of 96 pixels and more;
-                 "cifar": 3×3 stride 1, for images of 32 (SimCLR, appendix B.9);
-                 "small": 3×3 stride 2, for 32 pixels on a CPU
-    num_classes  None for an encoder: the answer is h (N,features); a number: logits (N,num_classes)
-    rng          draws the initial weights (default: a generator seeded with 0)
+    block          BasicBlock or Bottleneck
+    depths         blocks per stage; every stage but the first halves the map and doubles the channels
+    base           channels of the stem and of the first stage (64 in the paper)
+    width          multiplies all channels (1, 2, 4 in SimCLR)
+    stem           "imagenet": 7×7 stride 2, then max-pool, for images of 96 pixels and more;
+                   "cifar": 3×3 stride 1, for images of 32 (SimCLR, appendix B.9);
+                   "small": 3×3 stride 2, for 32 pixels on a CPU
+    num_classes    None for an encoder, which returns h (N,features); a number for logits (N,num_classes)
+    method         the form in which each operation runs, as in Config
+    product_dtype  the dtype of the convolutions, if it is not that of the weights
+    rng            draws the initial weights (default: a generator seeded with 0)
+
+    Shapes: images (N,H,W,3) -> (N,features) or (N,num_classes)
+    Raises: ValueError for an unknown stem or method; in a call, ValueError for images of another shape and
+            TypeError for images that are not float.
+
+    >>> import numpy as np, minisimclr as ms
+    >>> encoder = ms.resnet_small(base=8)
+    >>> encoder(np.zeros((2, 32, 32, 3), np.float32)).shape, encoder.features
+    ((2, 32), 32)
     """
 
     def __init__(
@@ -91,80 +130,112 @@ class ResNet(Module):
         width: int = 1,
         stem: str = "imagenet",
         num_classes: int | None = None,
-        rng: np.random.Generator | None = None,
+        method: str = METHOD,
+        product_dtype: Any = None,
+        rng: Generator | None = None,
     ) -> None:
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(0) if rng is None else rng  # the same weights each time, unless told
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
-        self.stem = stem
-        dim = base * width
+        self.stem, self.pool, self.stages = stem, method_of("pool", method), len(depths)
+        conv, norm = _makers(rng, method, product_dtype)
+        in_dim = dim = base * width
         kernel, stride = STEMS[stem]
-        self.conv1 = Conv2d(3, dim, kernel, stride=stride, padding=kernel // 2, rng=rng)
-        self.bn1 = BatchNorm2d(dim)
-        in_dim = dim
+        self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)
+        self.bn1 = norm(dim)
+        # Where a map is halved its channels are doubled, so that all stages take about as long.
         for stage, depth in enumerate(depths):
-            blocks: list[Module] = []
+            blocks = []
             for k in range(depth):
-                blocks.append(block(in_dim, dim, 2 if stage > 0 and k == 0 else 1, rng))
-                in_dim = dim * block.expansion
+                stride = 2 if stage > 0 and k == 0 else 1  # only the first block of a stage shrinks the map
+                blocks.append(block(in_dim, dim, stride, rng, method, product_dtype))
+                in_dim = dim * block.expansion  # the next block takes what this one gives
             setattr(self, f"layer{stage + 1}", Sequential(*blocks))
             dim *= 2
-        self.stages = len(depths)
-        self.features = in_dim
+        self.features = in_dim  # dimensions of h
         if num_classes is not None:
-            self.fc = Linear(in_dim, num_classes, rng=rng)
+            self.fc = Linear(in_dim, num_classes, rng=rng)  # logits are never rounded to half precision
 
     def __call__(self, images: Any, train: bool = False) -> Tensor:
-        """Images, float (N,H,W,3) in [0,1], array or Tensor -> h (N,features), or logits (N,num_classes)."""
+        """Compute h (N,features), or logits (N,num_classes), of float images (N,H,W,3) in [0,1], array or Tensor."""
         x = _pixels_first(images, self.conv1.weight.dtype)  # (H,W,N,3)
         x = self.bn1(self.conv1(x), train, relu=True)  # (H/s,W/s,N,base)
-        if self.stem == "imagenet":
-            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1)  # (H/4,W/4,N,base)
+        if self.stem == "imagenet":  # large images are shrunk early: their first maps cost most
+            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1, method=self.pool)  # (H/4,W/4,N,base)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x, train)  # half the side, twice the channels
         h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features)
-        return self.fc(h) if hasattr(self, "fc") else h
+        return self.fc(h) if hasattr(self, "fc") else h  # (N,num_classes) or (N,features)
 
 
 def _pixels_first(images: Any, dtype: Any) -> Tensor:
-    """(N,H,W,3) -> (H,W,N,3), the layout inside the network, in the dtype of the weights."""
+    """Turn images (N,H,W,3) into the layout inside the network, (H,W,N,3), in the dtype of the weights."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"the encoder takes images of shape (N,H,W,3), not {images.shape}")
     if images.dtype.kind != "f":
         raise TypeError(f"the encoder takes float images in [0,1], not {images.dtype}; see minisimclr.to_float")
     if isinstance(images, Tensor):
-        return images.transpose(1, 2, 0, 3)
+        return images.transpose(1, 2, 0, 3)  # (H,W,N,3)
     xp = array_module(images)
-    return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))
+    # contiguous, so that the pixels which a tap of the kernel reads form one matrix
+    return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))  # (H,W,N,3)
 
 
 def resnet18(**options: Any) -> ResNet:
-    """11,176,512 parameters without classifier (11,168,832 with the CIFAR stem); h has 512·width features."""
+    """Make a ResNet-18: 11,176,512 parameters without classifier; h has 512·width features.
+
+    The options are those of ResNet: width, stem, num_classes, method … (With the CIFAR stem: 11,168,832 parameters.)
+
+    >>> resnet18(base=8, stem="cifar").features
+    64
+    """
     return ResNet(BasicBlock, (2, 2, 2, 2), **options)
 
 
 def resnet34(**options: Any) -> ResNet:
-    """Basic blocks, 3 + 4 + 6 + 3 of them; h has 512·width features."""
+    """Make a ResNet-34: 3 + 4 + 6 + 3 basic blocks; h has 512·width features. The options are those of ResNet.
+
+    >>> resnet34(base=4).features
+    32
+    """
     return ResNet(BasicBlock, (3, 4, 6, 3), **options)
 
 
 def resnet50(**options: Any) -> ResNet:
-    """The paper's encoder: h has 2048·width features."""
+    """Make a ResNet-50, the paper's encoder: h has 2048·width features. The options are those of ResNet.
+
+    >>> resnet50(base=4, width=2).features
+    256
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), **options)
 
 
 def resnet101(**options: Any) -> ResNet:
-    """Bottlenecks, 3 + 4 + 23 + 3 of them; h has 2048·width features."""
+    """Make a ResNet-101: 3 + 4 + 23 + 3 bottlenecks; h has 2048·width features. The options are those of ResNet.
+
+    >>> resnet101(base=4).features
+    128
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
 def resnet152(**options: Any) -> ResNet:
-    """Bottlenecks, 3 + 8 + 36 + 3 of them; h has 2048·width features."""
+    """Make a ResNet-152: 3 + 8 + 36 + 3 bottlenecks; h has 2048·width features. The options are those of ResNet.
+
+    >>> resnet152(base=4).features
+    128
+    """
     return ResNet(Bottleneck, (3, 8, 36, 3), **options)
 
 
 def resnet_small(**options: Any) -> ResNet:
-    """For 32×32 images on a CPU: three stages of one block on 16×16, 8×8 and 4×4 maps."""
+    """Make a network for 32×32 images on a CPU: three stages of one block on 16×16, 8×8 and 4×4 maps.
+
+    The options are those of ResNet; base is 32 and the stem "small" unless they say otherwise.
+
+    >>> resnet_small().features
+    128
+    """
     return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 

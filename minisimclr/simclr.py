@@ -15,17 +15,29 @@ import numpy as np
 from . import ops
 from .backend import Array, array_module
 from .engine.autograd import Tensor
-from .nn import BatchNorm2d, Linear, Module, in_dtype
+from .module import Module
+from .nn import METHOD, BatchNorm2d, Linear, in_dtype, method_of
 from .ntxent import nt_xent
 from .resnet import ResNet
 
 
 class ProjectionHead(Module):
-    """The map g from h (N,in_dim) to z (N,out_dim): linear layers with ReLU between them.
+    """The map g from h to z: linear layers with ReLU between them.
 
-    layers      1 is a linear head, 2 the paper's, 3 that of Google's later code
-    batch_norm  True, as Google's code: each linear layer has no bias and is followed by batch norm, the last
-                one without shift (it would move all z alike). False, as the paper's text: biases, no norm
+    layers         1 is a linear head, 2 the paper's, 3 that of Google's later code
+    batch_norm     True, as in Google's code: each linear layer has no bias and is followed by batch norm, the last
+                   one without shift (it would move all z alike). False, as in the paper's text: biases, no norm
+    rng            draws the initial weights (default: a generator seeded with 1)
+    method         the form in which each operation runs, as in Config
+    product_dtype  the dtype of the matrix products, if it is not that of the weights
+
+    Shapes: h (N,in_dim) -> z (N,out_dim)
+    Raises: ValueError if there is no layer, or for an unknown method; in a call, for h of another size.
+
+    >>> import numpy as np, minisimclr as ms
+    >>> head = ms.ProjectionHead(512, 512, 128)
+    >>> head(ms.Tensor(np.ones((4, 512), np.float32))).shape
+    (4, 128)
     """
 
     def __init__(
@@ -36,45 +48,74 @@ class ProjectionHead(Module):
         layers: int = 2,
         batch_norm: bool = True,
         rng: np.random.Generator | None = None,
+        *,
+        method: str = METHOD,
+        product_dtype: Any = None,
     ) -> None:
         if layers < 1:
             raise ValueError(f"a projection head needs at least one layer, not {layers}")
-        rng = np.random.default_rng(1) if rng is None else rng
+        rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
+        norm = method_of("norm", method)
+        # widths: what goes in, the hidden layers, what comes out
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
         self.layers = layers
-        for k in range(layers):
-            setattr(self, f"linear{k + 1}", Linear(dims[k], dims[k + 1], bias=not batch_norm, rng=rng))
-            if batch_norm:
-                setattr(self, f"bn{k + 1}", BatchNorm2d(dims[k + 1], shift=k + 1 < layers))
+        for k in range(1, layers + 1):
+            linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
+            setattr(self, f"linear{k}", linear)
+            if batch_norm:  # in Google's code only: the paper's text does not mention it
+                setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
 
     def __call__(self, h: Tensor, train: bool = False) -> Tensor:
-        x = h
+        x = h  # (N,in_dim)
         for k in range(1, self.layers + 1):
-            x = getattr(self, f"linear{k}")(x)
+            x = getattr(self, f"linear{k}")(x)  # (N,hidden_dim), at last (N,out_dim)
             if hasattr(self, f"bn{k}"):
                 x = getattr(self, f"bn{k}")(x, train)
-            if k < self.layers:
+            if k < self.layers:  # z needs both signs: the loss compares directions
                 x = ops.relu(x)
-        return in_dtype(x, h.dtype)
+        return in_dtype(x, h.dtype)  # the loss is never computed in half precision
 
 
 class SimCLR(Module):
-    """An encoder and a head; model(images) answers with both h and z."""
+    """An encoder and a projection head; model(images) returns both h and z.
 
-    def __init__(self, encoder: ResNet, head: ProjectionHead) -> None:
-        self.encoder, self.head = encoder, head
+    method  the form in which the loss runs, as in Config: "plain", "auto", "ntxent=exact" …
+            (the forms inside the encoder and the head were given to them)
+
+    Raises: ValueError for an unknown method.
+
+    >>> import numpy as np, minisimclr as ms
+    >>> encoder = ms.resnet_small(base=8)
+    >>> model = ms.SimCLR(encoder, ms.ProjectionHead(encoder.features, 32, 16))
+    >>> h, z = model(np.zeros((4, 32, 32, 3), np.float32))
+    >>> h.shape, z.shape
+    ((4, 32), (4, 16))
+    >>> model.head
+    ProjectionHead                              1,616 parameters
+      linear1: Linear   weight (32,32)          1,024
+      bn1: BatchNorm2d  weight (32), bias (32)     64
+      linear2: Linear   weight (32,16)            512
+      bn2: BatchNorm2d  weight (16)                16
+    """
+
+    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
+        self.encoder, self.head = encoder, head  # f and g of the paper
+        self.method = method_of("ntxent", method)
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
-        """Images, float (N,H,W,3) in [0,1] -> representation h (N,features), embedding z (N,out_dim)."""
-        h = self.encoder(images, train)
-        return h, self.head(h, train)
+        """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""
+        h = self.encoder(images, train)  # (N,features)
+        return h, self.head(h, train)  # (N,out_dim)
 
     def loss(self, views_a: Array, views_b: Array, temperature: float = 0.1) -> tuple[Tensor, Array, Array]:
-        """Algorithm 1 for one batch: views a and b of N images, float (N,H,W,3) each -> loss, z of a, z of b.
+        """Compute the loss of one batch, Algorithm 1: the loss, z of the views a, z of the views b.
 
         Both views go through the network in ONE batch of 2N: batch norm must see them together. Forwarded
         one after the other, the gradient has next to nothing in common with this one (cosine 0.08).
+
+        Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """
-        n = len(views_a)
+        n = len(views_a)  # N images, so 2N anchors with 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
-        return nt_xent(z[:n], z[n:], temperature), z.data[:n], z.data[n:]
+        loss = nt_xent(z[:n], z[n:], temperature, method=self.method)  # a scalar
+        return loss, z.data[:n], z.data[n:]  # z as arrays: nobody goes back through them

@@ -41,15 +41,19 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
     "engine/autograd": "autograd ops nn precision",
-    "engine/guard": "autograd ops",
+    "engine/guard": "guard autograd ops",
     "training/optim": "optim",
     "ops/basic": "ops autograd precision",
+    "ops/conv/plain": "ops plain",
     "ops/conv/slabs": "ops winograd simclr precision",
     "ops/loss": "ops precision",
+    "ops/norm/plain": "ops plain",
     "ops/norm/fused": "ops nn precision",
+    "ops/pool": "ops plain",
     "ops/conv/winograd": "winograd",
     "ntxent/__init__": "ntxent autograd precision",
     "ntxent/exact": "ntxent precision",
+    "ntxent/plain": "ntxent ops",
     "ntxent/tiled": "ntxent ntxent_tiled",
 }
 SECONDS = 60  # of CPU time, for one mutant

@@ -165,8 +165,10 @@ def test_only_backend_imports_cupy():
     assert [file for file in FILES if any(re.match("cupyx?($|[.])", name) for name in imports(file))] == ["backend.py"]
 
 
-@pytest.mark.parametrize("file", sorted(file for file in FILES if room(file) == "ops" or file == "ntxent/exact.py"))
-def test_operations_and_the_readable_loss_know_no_array_module_but_xp(file):
+@pytest.mark.parametrize(
+    "file", sorted(file for file in FILES if room(file) == "ops" or file in ("ntxent/exact.py", "ntxent/plain.py"))
+)
+def test_operations_and_the_plain_and_exact_loss_know_no_array_module_but_xp(file):
     assert not {name for name in imports(file) if name.split(".")[0] in ("numpy", "cupy", "scipy")}
 
 
@@ -181,7 +183,7 @@ def test_layers_use_numpy_to_draw_and_to_store_weights_but_never_to_compute(file
             "__call__",
             "loss",
             "_towards",
-            "_way_around",
+            "_shortcut",
             "_pixels_first",
         ):
             assert not [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == "np"], node.name
@@ -260,6 +262,7 @@ def test_importing_the_package_loads_nothing_that_it_can_do_without():
     loaded = set(done.stdout.split())
     assert "minisimclr" in loaded
     assert not loaded & {"cupy", "matplotlib", "torch", "jax", "tqdm", "minisimclr.cli", "scipy.optimize"}
+    assert not loaded & {"PIL", "minisimclr.data.files", "minisimclr.data.doodles", "minisimclr.report"}
 
 
 # ── The book ──────────────────────────────────────────────────────────────────────────────────────

@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import devices
 import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr import cli, data
+from minisimclr import cli
 from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError
+from minisimclr.engine.autograd import Tensor
 from minisimclr.training.checkpoint import CheckpointError
 from minisimclr.training.config import Config
+from minisimclr.training.optim import Optimizer
 from minisimclr.training.run import Interrupted, NonFiniteError
 
 SMALL = ["--size", "16", "--batch", "4", "--epochs", "2", "--head-dim", "8"]
@@ -116,10 +119,10 @@ def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypa
 
 def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     small = {"train": (96, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
-    monkeypatch.setattr(data, "DOODLES", small)
+    monkeypatch.setattr("minisimclr.data.doodles.SPLITS", small)
     monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, batch=32, epochs=1))
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", *THERE]) == 0
+    assert main(["demo", "--method", "ntxent=exact", *THERE]) == 0
     captured = capsys.readouterr()
     assert "unseen style" in captured.out
     assert "chance 4.14" in captured.err  # log(63): the progress line shows the chance level beside the loss
@@ -167,6 +170,42 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(capsys):
             assert f"(default: {item.default})" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "method", "notes"),
+    [
+        ([], "conv=slabs", 0),
+        (["--method", "ntxent=exact"], "ntxent=exact", 0),
+        (["--conv", "direct"], "conv=slabs", 1),
+        (["--conv", "auto"], "conv=auto", 1),
+    ],
+)
+def test_a_method_is_chosen_and_its_old_spelling_still_read_with_a_note(
+    photos, tmp_path, capsys, options, method, notes
+):
+    arguments = ["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL, *THERE, *options]
+    assert main([*arguments, "--epochs", "1"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == method
+    said = [line for line in capsys.readouterr().err.splitlines() if "deprecated" in line]
+    assert (
+        said == [f"minisimclr: note: --conv is deprecated and ends with version 0.4; write --method {method}"] * notes
+    )
+
+
+def test_a_run_of_another_arithmetic_says_so_in_one_line_when_it_is_resumed(trained, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("minisimclr.training.checkpoint.NUMERICS", 2)
+    assert main(["pretrain", "--resume", "--out", str(run), *THERE]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
+    assert said == ["minisimclr: note: numerics was 1, is 2; the run goes on, but not bit for bit"]
+
+
+def test_a_run_that_is_resumed_with_another_method_says_so_in_one_line(trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert main(["pretrain", "--resume", "--out", str(run), "--method", "conv=auto", *THERE]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
+    assert said == ["minisimclr: note: method was conv=slabs, is conv=auto; the run goes on, but not bit for bit"]
+
+
 # ── Refusals: one line, and a code that says of what kind ─────────────────────────────────────────
 
 
@@ -182,6 +221,10 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(capsys):
         (["pretrain", "--data", "no/such/folder"], "no/such/folder"),
         (["pretrain", "--resume"], "--out"),
         (["pretrain", "--threads", "0"], "threads"),
+        (["pretrain", "--method", "conv=fast"], "plain, slabs, padded, winograd, auto for conv; not 'fast'"),
+        (["pretrain", "--method", "rooms"], "conv, norm, pool, ntxent, views"),
+        (["demo", "--method", "loss=plain"], "conv, norm, pool, ntxent, views"),
+        (["pretrain", "--method", "plain", "--conv", "direct"], "give --method alone"),
         (["dance"], "dance"),
         ([], "COMMAND"),
     ],
@@ -220,7 +263,10 @@ def test_resuming_with_another_setting_is_refused_with_code_2(trained, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minisimclr.training.train.LossScale.unscale", lambda scale: scale.xp.asarray(np.nan))
+    def backward(optimizer: Optimizer, loss: Tensor) -> Any:
+        return loss.data * np.nan
+
+    monkeypatch.setattr(Optimizer, "backward", backward)
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]) == 3
     assert "step 0" in error_line(capsys)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()

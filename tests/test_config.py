@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
+import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from minisimclr.training.config import ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
+from minisimclr import ops
+from minisimclr.engine.autograd import no_grad
+from minisimclr.nn import METHOD, ROOMS, BatchNorm2d, Conv2d, Linear, method_of
+from minisimclr.ntxent import nt_xent
+from minisimclr.resnet import resnet18
+from minisimclr.training import batches
+from minisimclr.training.config import METHODS, ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
 from minisimclr.training.optim import LARS, SGD
 
 pytestmark = pytest.mark.host
@@ -92,6 +101,121 @@ def test_a_whole_number_will_do_where_a_fraction_is_expected_and_becomes_one():
     assert type(Config(temperature=1).temperature) is float
 
 
+# ── The form of each operation ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("method", "forms"),
+    [
+        ("plain", dict.fromkeys(ROOMS, "plain")),
+        ("auto", dict.fromkeys(ROOMS, "auto")),
+        (METHOD, {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}),
+        ("ntxent=exact", {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "exact", "views": "auto"}),
+        (
+            "conv=winograd,views=plain",
+            {"conv": "winograd", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "plain"},
+        ),
+    ],
+)
+def test_a_method_gives_a_form_to_every_room(method, forms):
+    assert {room: method_of(room, Config(method=method).method) for room in ROOMS} == forms
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("fast", "plain, auto, or pairs room=name with the rooms conv, norm, pool, ntxent, views; not 'fast'"),
+        ("", "plain, auto, or pairs room=name with the rooms conv, norm, pool, ntxent, views; not ''"),
+        ("convolution=plain", "rooms conv, norm, pool, ntxent, views; not 'convolution=plain'"),
+        ("plain,ntxent=exact", "rooms conv, norm, pool, ntxent, views; not 'plain,ntxent=exact'"),
+        ("conv=direct", "one of plain, slabs, padded, winograd, auto for conv; not 'direct'"),
+        ("conv=plain,norm=slabs", "one of plain, fused, auto for norm; not 'slabs'"),
+        ("conv=", "one of plain, slabs, padded, winograd, auto for conv; not ''"),
+        (
+            "conv=plain,conv=slabs",
+            "pairs that name each of conv, norm, pool, ntxent, views once; not 'conv=plain,conv=slabs'",
+        ),
+    ],
+)
+def test_a_room_or_a_form_that_does_not_exist_is_refused_with_those_that_do(method, says):
+    assert refused(method=method).endswith(says)
+
+
+def test_the_rooms_of_the_settings_are_those_of_the_layers_each_with_a_default_that_it_has():
+    assert METHODS.keys() == ROOMS.keys()
+    assert all(form in METHODS[room] for room, form in ROOMS.items())
+    assert all({"plain", "auto"} <= set(forms) for forms in METHODS.values())
+    assert all(method_of(room, METHOD) == form for room, form in ROOMS.items())
+
+
+def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
+    """Each room refuses a name with the list of those it has: every name that is spelled must be among them."""
+    z = np.eye(4, dtype=np.float32)
+    for form in METHODS["ntxent"]:
+        with pytest.raises(RuntimeError, match="CuPy") if form.startswith("cuda") else nullcontext():
+            assert nt_xent(z, z, method=form).shape == ()
+    x, w = np.ones((4, 4, 2, 3), np.float32), np.ones((3, 3, 3, 5), np.float32)
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    for form in METHODS["conv"]:
+        assert ops.conv2d(x, w, padding=1, method=form).shape == (4, 4, 2, 5)
+    for form in METHODS["pool"]:
+        assert ops.max_pool2d(x, kernel=2, stride=2, method=form).shape == (2, 2, 2, 3)
+    for form in METHODS["norm"]:
+        y = ops.batch_norm(x, ones, zeros, mean=zeros, variance=ones, batch=False, method=form)
+        assert y.shape == x.shape
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    for form in METHODS["views"]:
+        assert batches.two_views(images, np.random.default_rng(0), 8, method=form)[0].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("room", ["conv", "norm", "pool", "views"])
+def test_no_form_of_a_room_is_missing_from_the_settings(room):
+    """Those of NT-Xent are listed when it refuses one."""
+    module = {"views": "minisimclr.views.augment"}.get(room, f"minisimclr.ops.{room}")
+    forms = getattr(importlib.import_module(module), "METHODS", None)
+    if forms is None:
+        pytest.skip(f"{module} has no METHODS yet")
+    assert set(METHODS[room]) == set(forms)
+
+
+def test_no_form_of_the_loss_is_missing_from_the_settings():
+    z = np.eye(4, dtype=np.float32)
+    with pytest.raises(ValueError, match="method must be one of") as error:
+        nt_xent(z, z, method="nonsense")
+    listed = re.findall(r"[\w-]+", str(error.value).partition("one of")[2].partition("not '")[0])
+    assert set(listed) - {"or"} == set(METHODS["ntxent"]) - {"reference"}
+
+
+@pytest.mark.parametrize("conv", ["plain", "slabs", "winograd", "auto"])
+def test_the_method_reaches_every_layer(conv):
+    method = f"conv={conv},norm=plain,pool=plain,ntxent=exact"
+    model = build_model(Config(method=method, encoder="resnet18", stem="imagenet", size=32))
+    layers = [module for _, module in model.modules()]
+    assert {layer.method for layer in layers if isinstance(layer, Conv2d)} == {conv}
+    assert {layer.method for layer in layers if isinstance(layer, BatchNorm2d)} == {"plain"}
+    assert (model.encoder.pool, model.method) == ("plain", "exact")
+    with no_grad():
+        assert np.isfinite(model(np.ones((2, 32, 32, 3), np.float32))[1].data).all()
+
+
+def test_the_dtype_of_products_reaches_every_layer_that_has_products():
+    model = build_model(Config(), np.dtype(np.float16))
+    layers = [module for _, module in model.modules() if isinstance(module, (Conv2d, Linear))]
+    assert {layer.product_dtype for layer in layers} == {np.dtype(np.float16)}
+    assert {layer.product_dtype for _, layer in build_model(Config()).modules() if hasattr(layer, "product_dtype")} == {
+        None
+    }
+
+
+def test_an_encoder_takes_the_setting_too_and_the_steps_views_their_form(monkeypatch):
+    assert resnet18(base=4, method="conv=winograd").layer1.state_dict().keys()
+    asked = []
+    monkeypatch.setattr(batches, "two_views", lambda *args, method="auto": asked.append(method))
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    batches.step_views(Config(size=8, batch=2, method="views=plain"), images)(0)
+    assert asked == ["plain"]
+
+
 # ── What is stored ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -102,6 +226,23 @@ def test_settings_survive_json():
 
 def test_settings_that_are_not_stored_have_their_defaults():
     assert Config.from_dict({"seed": 3}) == Config(seed=3)
+
+
+@pytest.mark.parametrize(("conv", "form"), [("direct", "slabs"), ("winograd", "winograd"), ("auto", "auto")])
+def test_the_setting_conv_of_version_0_1_is_read_as_a_method(conv, form):
+    assert Config.from_dict({"seed": 3, "conv": conv}) == Config(seed=3, method=f"conv={form}")
+
+
+@pytest.mark.parametrize("settings", [{"conv": "fast"}, {"conv": "direct", "method": "plain"}])
+def test_a_conv_that_never_existed_or_stands_beside_a_method_is_refused(settings):
+    with pytest.raises(ValueError, match="conv"):
+        Config.from_dict(settings)
+
+
+def test_settings_stored_before_there_was_a_choice_have_the_default():
+    stored = Config().as_dict()
+    del stored["method"]
+    assert Config.from_dict(stored).method == "conv=slabs"
 
 
 def test_an_unknown_setting_is_refused():

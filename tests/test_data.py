@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr import data
-from minisimclr.data import DataError, decode, files, load_dataset
+from minisimclr.data import DataError, Dataset, decode, doodles, files, load_dataset
 from minisimclr.training.batches import epoch_order
 
 pytestmark = pytest.mark.host
@@ -63,7 +62,7 @@ def make(request, tmp_path):
     return lambda contents: write_zip(tmp_path / "images.zip", contents)
 
 
-def shades(dataset: data.Dataset) -> list[int]:
+def shades(dataset: Dataset) -> list[int]:
     return dataset.images[:, 0, 0, 0].tolist()
 
 
@@ -447,7 +446,7 @@ def test_archives_inside_archives_and_backslashes(tmp_path):
 
 
 def test_doodle_splits_differ_and_repeat(monkeypatch):
-    monkeypatch.setattr(data, "DOODLES", {k: (LIMITS[k], *v[1:]) for k, v in data.DOODLES.items()})
+    monkeypatch.setattr(doodles, "SPLITS", {k: (LIMITS[k], *v[1:]) for k, v in doodles.SPLITS.items()})
     loaded = {split: load_dataset("doodles", split) for split in LIMITS}
     for split, dataset in loaded.items():
         assert dataset.images.shape == (LIMITS[split], 32, 32, 3)
@@ -468,7 +467,7 @@ def test_doodle_styles_are_kept_apart(monkeypatch):
         asked[seed] = styles
         return np.zeros((count, size, size, 3), np.uint8), np.zeros(count, np.int64), np.zeros(count, np.int64)
 
-    monkeypatch.setattr(data, "draw_doodles", stub)
+    monkeypatch.setattr(doodles, "draw_doodles", stub)
     sizes = [len(load_dataset("doodles", split)) for split in ("train", "test", "unseen")]
     assert sizes == [5000, 1000, 1000]
     train, test, unseen = asked.values()  # three seeds

@@ -19,7 +19,7 @@ from minisimclr.protocols.compare import colour_statistics, compare
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.training.config import Config, build_model
 from minisimclr.training.run import Run
-from minisimclr.views.augment import to_float
+from minisimclr.views import to_float
 
 Array = np.ndarray
 

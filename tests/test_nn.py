@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from devices import assert_close, assert_same, host, on_device, placed, tensor
@@ -231,6 +233,58 @@ def test_zero_grad_forgets_every_gradient():
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda net: net.fc(tensor(np.ones((2, 3), np.float32))), r"Network\.fc takes \(N,4\), got \(2,3\)"),
+        (lambda net: net.conv1(maps(channels=4)), r"Network\.conv1 takes \(H,W,N,3\), got \(5,5,4,4\)"),
+        (lambda net: net.conv1(tensor(np.ones((2, 3), np.float32))), r"Network\.conv1 takes \(H,W,N,3\), got \(2,3\)"),
+        (lambda net: net.bn1(maps(channels=3)), r"Network\.bn1 takes \(…,4\), got \(5,5,4,3\)"),
+        (lambda net: net(maps(channels=1)), r"Network\.conv1 takes"),
+        (
+            lambda net: placed(Linear(4, 5, rng=np.random.default_rng(0)))(tensor(np.ones((2, 3), np.float32))),
+            r"^Linear takes \(N,4\), got \(2,3\)$",
+        ),
+    ],
+)
+def test_an_input_of_the_wrong_size_is_refused_with_the_layers_name_and_both_shapes(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call(Net())
+    assert "\n" not in str(error.value)
+
+
+# ── What is shown ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_module_shows_its_tree_with_shapes_and_numbers_of_parameters():
+    assert repr(Network()).splitlines() == [
+        "Network                                      157 parameters",
+        "  conv1: Conv2d      weight (3,3,3,4)        108",
+        "  bn1: BatchNorm2d   weight (4), bias (4)      8",
+        "  block: Sequential                           16",
+        "    0: Conv2d        weight (1,1,4,4)         16",
+        "    1: ReLU                                    0",
+        "  fc: Linear         weight (4,5), bias (5)   25",
+    ]
+
+
+def test_the_number_beside_a_module_is_that_of_all_parameters_below_it():
+    net = resnet_small(base=4)
+    total = sum(int(np.prod(p.shape)) for p in net.parameters())
+    assert repr(net).splitlines()[0].split() == ["ResNet", f"{total:,}", "parameters"]
+
+
+def test_a_copy_of_a_module_is_a_module_of_its_own():
+    """The label that an error shows does not stand among the attributes, and survives a copy."""
+    net = Network()
+    other = copy.deepcopy(net)
+    assert list(vars(net.fc)) == ["product_dtype", "weight", "bias"]
+    assert same(net.state_dict(), other.state_dict())
+    assert not any(a is b for a, b in zip(net.parameters(), other.parameters()))
+    with pytest.raises(ValueError, match=r"Network\.fc takes"):
+        other.fc(Tensor(np.ones((2, 3), np.float32)))
+
+
 # ── Batch norm ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -321,8 +375,8 @@ def test_without_shift_there_is_no_bias_and_nothing_is_added():
 
 
 def test_what_follows_batch_norm_in_a_block_may_be_done_along_with_it():
-    """around and relu in one walk are the addition and the ReLU after it."""
-    x, around = maps(seed=1), maps(seed=2)
-    along = placed(BatchNorm2d(3))(x, train=True, around=around, relu=True)
-    after = ops.relu(placed(BatchNorm2d(3))(x, train=True) + around)
+    """Shortcut and ReLU in one pass over memory are the addition and the ReLU after it."""
+    x, shortcut = maps(seed=1), maps(seed=2)
+    along = placed(BatchNorm2d(3))(x, train=True, shortcut=shortcut, relu=True)
+    after = ops.relu(placed(BatchNorm2d(3))(x, train=True) + shortcut)
     assert_close(along.data, after.data, rtol=1e-6, atol=1e-6)

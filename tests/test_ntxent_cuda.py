@@ -27,8 +27,7 @@ import pytest
 from test_ntxent import KINDS, check_accuracy, rows, views
 
 from minisimclr import backend
-from minisimclr.ntxent import METHODS, cuda, nt_xent, nt_xent_value_and_grad
-from minisimclr.ntxent import exact as readable
+from minisimclr.ntxent import METHODS, cuda, exact, nt_xent, nt_xent_value_and_grad
 
 pytestmark = pytest.mark.host("the kernels run on fibres, or on a real GPU")
 
@@ -295,26 +294,26 @@ def single(n: int, d: int, seed: int = 0) -> tuple[Any, Any]:
 
 
 def exactly(a: Any, b: Any, temperature: float) -> tuple[float, Any, Any]:
-    return readable.value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature)
+    return exact.value_and_grad(a.astype(np.float64), b.astype(np.float64), temperature)
 
 
-def check_close(result: tuple[Any, ...], exact: tuple[Any, ...], temperature: float, times: float) -> None:
+def check_close(result: tuple[Any, ...], expected: tuple[Any, ...], temperature: float, times: float) -> None:
     allowed = times * 5e-6 * max(1, 0.05 / temperature)
-    assert float(result[0]) == pytest.approx(float(exact[0]), rel=allowed)
-    for g, e in zip(result[1:], exact[1:]):
+    assert float(result[0]) == pytest.approx(float(expected[0]), rel=allowed)
+    for g, e in zip(result[1:], expected[1:]):
         assert np.linalg.norm(g - e) <= allowed * np.linalg.norm(e) + times * 1e-12 / temperature
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1])
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (5, 32), (33, 3), (65, 130)])
-def test_kernels_equal_the_readable_version(fibres: Fibres, name: str, n: int, d: int, temperature: float) -> None:
+def test_kernels_equal_the_exact_form(fibres: Fibres, name: str, n: int, d: int, temperature: float) -> None:
     a, b = single(n, d, seed=1)
     check_close(fibres(a, b, temperature), exactly(a, b, temperature), temperature, TIMES[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "d"), [(64, 16), (65, 128), (97, 17), (200, 112)])
-def test_kernels_equal_the_readable_version_in_several_tiles(fibres: Fibres, name: str, n: int, d: int) -> None:
+def test_kernels_equal_the_exact_form_in_several_tiles(fibres: Fibres, name: str, n: int, d: int) -> None:
     a, b = single(n, d, seed=8)
     for processors in (1, 2, 3, 8):
         check_close(fibres(a, b, 0.1, processors), exactly(a, b, 0.1), 0.1, TIMES[name])
@@ -377,12 +376,12 @@ def test_equal_rows_stay_equal_in_bfloat16(fibres: Fibres, name: str) -> None:
 def test_zero_rows(fibres: Fibres, name: str) -> None:
     a, b = single(4, 16, seed=14)
     a[1] = 0
-    exact = exactly(a, b, 0.1)
+    expected = exactly(a, b, 0.1)
     loss, da, db = fibres(a, b, 0.1)
-    assert float(loss) == pytest.approx(float(exact[0]), rel=1e-6 * TIMES[name])
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-6 * TIMES[name])
     assert not da[1].any()
-    np.testing.assert_allclose(da, exact[1], atol=1e-6 * TIMES[name])
-    np.testing.assert_allclose(db, exact[2], atol=1e-6 * TIMES[name])
+    np.testing.assert_allclose(da, expected[1], atol=1e-6 * TIMES[name])
+    np.testing.assert_allclose(db, expected[2], atol=1e-6 * TIMES[name])
     loss, da, db = fibres(0 * a, 0 * b, 0.1)
     assert float(loss) == pytest.approx(np.log(7), rel=1e-6)
     assert not da.any()
@@ -543,12 +542,12 @@ def test_a_gpu_without_the_compiler_is_told_what_to_install(monkeypatch: pytest.
     with pytest.raises(RuntimeError, match=r"cupy-cuda12x\[ctk\].*libnvrtc\.so\.12") as caught:
         cuda.kernels(module, cuda.FLOAT32)
     assert "\n" not in str(caught.value)
-    assert not cuda.usable(module)  # then "auto" takes "reference"
+    assert not cuda.usable(module)  # then "auto" takes "exact"
 
 
 def test_the_loss_of_tensors_takes_a_method_too() -> None:
     a, b = single(5, 4)
-    assert nt_xent(a, b, 0.1, method="reference").item() == pytest.approx(nt_xent(a, b, 0.1).item(), rel=1e-6)
+    assert nt_xent(a, b, 0.1, method="exact").item() == pytest.approx(nt_xent(a, b, 0.1).item(), rel=1e-6)
     with pytest.raises(RuntimeError, match='method "cuda" takes CuPy arrays'):
         nt_xent(a, b, 0.1, method="cuda-bf16")
 

@@ -1,4 +1,4 @@
-"""The tiled NT-Xent: equal to the readable one on awkward sizes, the same bits again, and lean.
+"""The tiled NT-Xent: equal to the exact form on awkward sizes, the same bits again, and lean.
 
 Everything in test_ntxent.py runs on the tiled version too; here is what only tiles can get wrong.
 """
@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from minisimclr import processor
-from minisimclr.ntxent import exact as readable
-from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+from minisimclr.ntxent import exact, nt_xent_value_and_grad, tiled
 from minisimclr.ntxent import tiled as tournament
 
 pytestmark = pytest.mark.host
@@ -37,9 +36,9 @@ def views(n: int, d: int = 24, dtype: Any = np.float64) -> tuple[Array, Array]:
     return a.astype(dtype), (a + rng.standard_normal((n, d))).astype(dtype)
 
 
-def assert_equal_to_the_readable_one(a: Array, b: Array, temperature: float, keep_bytes: int, tolerance: float) -> None:
+def assert_equal_to_the_exact_form(a: Array, b: Array, temperature: float, keep_bytes: int, tolerance: float) -> None:
     loss, *gradients = tiled.value_and_grad(a, b, temperature, keep_bytes)
-    expected, *expected_gradients = readable.value_and_grad(a, b, temperature)
+    expected, *expected_gradients = exact.value_and_grad(a, b, temperature)
     assert abs(loss - expected) <= tolerance * abs(expected)
     for g, e in zip(gradients, expected_gradients):
         assert g.dtype == e.dtype == a.dtype
@@ -49,7 +48,7 @@ def assert_equal_to_the_readable_one(a: Array, b: Array, temperature: float, kee
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("keep_bytes", [0, 2**30], ids=["recomputed", "kept"])
 @pytest.mark.parametrize("tile", [7, 256])
-class TestEqualToTheReadableOne:
+class TestEqualToTheExactForm:
     @pytest.fixture(autouse=True)
     def tile_rows(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tiled, "TILE", tile)
@@ -61,22 +60,22 @@ class TestEqualToTheReadableOne:
         a, b = views(n)
         if temperature == 5e-3:
             a[0], b[-1] = b[0], -a[-1]  # some rows with a near partner and some without: each its own shift
-        assert_equal_to_the_readable_one(a, b, temperature, keep_bytes, tolerance=1e-11 * max(1, 0.05 / temperature))
+        assert_equal_to_the_exact_form(a, b, temperature, keep_bytes, tolerance=1e-11 * max(1, 0.05 / temperature))
 
     @pytest.mark.parametrize("d", [1, 2, 300])
     def test_any_width(self, d: int, keep_bytes: int) -> None:
-        assert_equal_to_the_readable_one(*views(20, d), 0.2, keep_bytes, tolerance=1e-11)
+        assert_equal_to_the_exact_form(*views(20, d), 0.2, keep_bytes, tolerance=1e-11)
 
     def test_float32(self, keep_bytes: int) -> None:
         for temperature in (0.01, 0.0125, 0.02, 0.1):  # around the smallest that needs no shift
             a, b = views(40, dtype=np.float32)
-            assert_equal_to_the_readable_one(a, b, temperature, keep_bytes, tolerance=2e-6 * max(1, 0.05 / temperature))
+            assert_equal_to_the_exact_form(a, b, temperature, keep_bytes, tolerance=2e-6 * max(1, 0.05 / temperature))
 
 
 @pytest.mark.parametrize("n", [257, 300, 511, 600])
 def test_sizes_around_the_real_tile(n: int) -> None:
     a, b = views(n, dtype=np.float32)
-    assert_equal_to_the_readable_one(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
+    assert_equal_to_the_exact_form(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
 
 
 def test_same_bits_again_and_on_any_number_of_threads() -> None:
@@ -107,7 +106,7 @@ def test_more_rounds_at_once_round_differently_and_no_more(monkeypatch: pytest.M
     monkeypatch.setattr(tiled, "_scratch", threading.local())
     for size in (0, 2 * a.nbytes, 5 * a.nbytes, 2**30):  # 1, 2, 3 and all 18 rounds
         monkeypatch.setattr(tiled, "SUM_BYTES", size)
-        assert_equal_to_the_readable_one(a, b, 0.1, 0, tolerance=1e-12)
+        assert_equal_to_the_exact_form(a, b, 0.1, 0, tolerance=1e-12)
 
 
 def test_calls_side_by_side_do_not_disturb_each_other() -> None:
@@ -191,7 +190,7 @@ def test_room_for_e_is_used_again_and_can_be_given_back() -> None:
     assert tiled._spare[0] is room
     tiled.value_and_grad(a[:100], b[:100], 0.1)  # a smaller batch in between does not cost the room
     assert tiled._spare[0] is room
-    assert_equal_to_the_readable_one(a, b, 0.005, tiled.KEEP_BYTES, tolerance=2e-5)  # nor one that keeps nothing
+    assert_equal_to_the_exact_form(a, b, 0.005, tiled.KEEP_BYTES, tolerance=2e-5)  # nor one that keeps nothing
     assert tiled._spare[0] is room
     tiled.release()
     assert not tiled._spare

@@ -1,4 +1,4 @@
-"""Every operation, from one table (minisimclr/op_table.py): value, gradient, dtypes, shapes, refusals.
+"""Every operation, from one table (minisimclr/checks/table.py): value, gradient, dtypes, shapes, refusals.
 
 Below that, what the small samples of the table do not cover: every kernel, stride and padding of
 convolution and pooling, and the fused forms against their readable ones.
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minisimclr as ms
-from minisimclr import Tensor, ops
+from minisimclr import Tensor, ntxent, ops
 from minisimclr.backend import array_module
 from minisimclr.checks import report as gradchecks
 from minisimclr.checks.report import a_thousandth_off, check_entry, comparisons, main_table
@@ -36,13 +36,19 @@ from minisimclr.checks.table import (
     spaced,
     statistics,
 )
-from minisimclr.ops.conv import slabs as conv_module
-from minisimclr.ops.norm import fused as norm_module
+from minisimclr.ops.conv import products, slabs
+from minisimclr.ops.norm import fused
 
 Array = np.ndarray[Any, Any]
 
 SAMPLES = [
-    pytest.param(entry, inputs, settings, id=f"{entry.name} {k}")
+    pytest.param(
+        entry,
+        inputs,
+        settings,
+        id=f"{entry.name} {k}",
+        marks=pytest.mark.host(entry.only_on_host) if entry.only_on_host else (),
+    )
     for entry in TABLE
     for k, (inputs, settings) in enumerate(entry.samples)
 ]
@@ -77,11 +83,16 @@ def in_float32(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
 
 
+# Primitives that the table reaches through a function of tensors: nt_xent, by the method "plain" and by all others.
+INSIDE = {ntxent.plain.nt_xent_plain, ntxent.nt_xent_at_once}
+
+
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_primitive_of_the_package_has_an_entry() -> None:
-    known = {entry.op for entry in TABLE}
+    # a form may be a primitive of its own, under the operation's name
+    known = {f.__name__ for f in {entry.op for entry in TABLE} | INSIDE}
     for module in pkgutil.walk_packages(ms.__path__, "minisimclr."):
         if module.name.endswith("__main__"):
             continue
@@ -89,13 +100,28 @@ def test_every_primitive_of_the_package_has_an_entry() -> None:
             things = vars(importlib.import_module(module.name))
         except ImportError:  # an optional library is missing
             continue
-        missing = [name for name, f in things.items() if getattr(f, "is_primitive", False) and f not in known]
-        assert not missing, f"{module.name}: {missing} have no entry in op_table.TABLE"
+        missing = [name for name, f in things.items() if getattr(f, "is_primitive", False) and f.__name__ not in known]
+        assert not missing, f"{module.name}: {missing} have no entry in checks.table.TABLE"
 
 
 def test_every_entry_has_samples_and_every_operation_refuses_something() -> None:
     assert all(entry.samples for entry in TABLE)
     assert {entry.name for entry in TABLE if entry.refused} == {entry.name for entry in TABLE}
+
+
+def test_what_ops_imports_is_public_and_in_the_table() -> None:
+    """`moments` is no operation: it computes constants, from an array."""
+    assert set(ops.__all__) - {"moments"} == {entry.op.__name__ for entry in TABLE} & set(vars(ops))
+    assert {"add", "conv2d", "max_pool2d", "transpose"} <= set(ops.__all__)
+    assert not {"basic", "conv", "norm", "pool"} & set(ops.__all__)
+
+
+def test_every_form_of_an_operation_has_an_entry() -> None:
+    """Except those that are a choice among others, and Winograd's, which has no float64."""
+    rooms = {"conv2d": ops.conv, "batch_norm": ops.norm, "max_pool2d": ops.pool}
+    for op, room in rooms.items():
+        entries = {entry.method for entry in TABLE if entry.op.__name__ == op}
+        assert entries == set(room.METHODS) - {"auto", "winograd"}
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
@@ -108,9 +134,9 @@ def test_value_is_the_reference(entry: Entry, inputs: Any, settings: Any) -> Non
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_gradient_passes_the_three_checks(entry: Entry, inputs: Any, settings: Any) -> None:
     elements, direction, path = comparisons(entry, entry.function(on_device(settings)), on_device(inputs))
-    assert elements.judge(1e-8)
-    assert direction.judge(1e-8)
-    assert path.judge(1e-9)
+    assert elements.require(1e-8)
+    assert direction.require(1e-8)
+    assert path.require(1e-9)
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
@@ -131,13 +157,26 @@ def test_float32_stays_float32_and_agrees_with_float64(entry: Entry, inputs: Any
 def test_no_gradient_of_a_float32_op_is_computed_in_float64_and_rounded_later(
     entry: Entry, inputs: Any, settings: Any
 ) -> None:
+    if not getattr(entry.op, "is_primitive", False):
+        return  # it only chooses among its forms, which the next test and test_ntxent.py ask
     arrays = [on_device(np.asarray(x, np.float32)) for x in inputs]
+    chosen = {"method": entry.method} if entry.method else {}
     value, vjp = entry.op.__wrapped__(  # type: ignore[attr-defined]
-        array_module(*arrays), *arrays, **on_device(in_float32(settings)), **entry.derived(*arrays)
+        array_module(*arrays), *arrays, **on_device(in_float32(settings)), **entry.derived(*arrays), **chosen
     )
     answers = vjp(on_device(np.ones(value.shape, np.float32)))
     for answer in answers if isinstance(answers, tuple) else (answers,):
         assert (answer() if callable(answer) else answer).dtype == np.float32
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("form", ["plain", "fused"])
+def test_batch_norm_of_float32_is_not_computed_in_float64_and_rounded_later(form: str, batch: bool) -> None:
+    x, scale, shift = (on_device(a.astype(np.float32)) for a in (normal(4, 5, 3), positive(3), normal(3)))
+    settings = {**statistics(x), "eps": 1e-5, "batch": batch, **({"relu": True} if form == "fused" else {})}
+    function = importlib.import_module(f"minisimclr.ops.norm.{form}").batch_norm
+    value, vjp = function(array_module(x), x, scale, shift, **settings)
+    assert {a.dtype for a in (value, *vjp(on_device(np.ones(value.shape, np.float32))))} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
@@ -181,10 +220,11 @@ def test_any_memory_layout_gives_the_same(entry: Entry, inputs: Any, settings: A
 @pytest.mark.parametrize(("entry", "inputs", "settings", "error"), REFUSED)
 def test_what_makes_no_sense_is_refused(entry: Entry, inputs: Any, settings: Any, error: Any) -> None:
     derived = entry.derived(*inputs) if entry.derived(np.ones((2, 2))) else {}
-    if entry.name == "batch_norm" and not derived:
+    if entry.op is ops.batch_norm and not derived:
         derived = {"mean": np.zeros(3), "variance": np.ones(3)}
+    chosen = {"method": entry.method} if entry.method else {}
     with pytest.raises(error):
-        entry.op(*map(on_device, inputs), **on_device({**derived, **settings}))
+        entry.op(*map(on_device, inputs), **on_device({**derived, **settings}), **chosen)
 
 
 # ── Docstrings ────────────────────────────────────────────────────────────────────────────────────
@@ -219,7 +259,7 @@ def promised_shape(docstring: str, inputs: list[Array], settings: dict[str, Any]
         elif k < len(inputs):
             shape = np.shape(inputs[k])
         else:
-            assert name == "around"  # the one input that may be left out
+            assert name == "shortcut"  # the one input that may be left out
             continue
         letters = [letter for letter in pattern.split(",") if letter]
         if letters[0] == "…":
@@ -248,16 +288,15 @@ def promised_shape(docstring: str, inputs: list[Array], settings: dict[str, Any]
 @pytest.mark.parametrize(("entry", "inputs", "settings"), SAMPLES)
 def test_the_shapes_line_of_the_docstring_is_true(entry: Entry, inputs: Any, settings: Any) -> None:
     arrays = [np.asarray(x) for x in inputs]
-    if entry.name == "nt_xent" or (entry.name == "matmul" and min(x.ndim for x in arrays) < 2):
-        return  # the first is documented at its public name, the second says "as in NumPy" of vectors
+    if entry.name == "matmul" and min(x.ndim for x in arrays) < 2:
+        return  # of vectors it says "as in NumPy"
     value = entry.function(on_device(settings))(*map(on_device, inputs))
     assert value.shape == promised_shape(entry.op.__doc__ or "", arrays, settings)
 
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
 def test_every_docstring_gives_shapes_and_derivative(entry: Entry) -> None:
-    if entry.name != "nt_xent":
-        assert re.search(r"^Shapes: .*->.*\nVJP:    \S", inspect.getdoc(entry.op) or "", re.MULTILINE)
+    assert re.search(r"^Shapes: .*->.*\nVJP:    \S", inspect.getdoc(entry.op) or "", re.MULTILINE)
 
 
 def test_a_shapes_line_that_lies_is_found_out() -> None:
@@ -281,8 +320,8 @@ def test_a_shapes_line_that_lies_is_found_out() -> None:
 def test_conv2d_is_its_loops(
     kernel: int, stride: int, padding: int, thin: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_module, "THIN", 10**6 if thin else 0)
-    monkeypatch.setattr(conv_module, "SLAB_BYTES", 100)  # several slabs in a row
+    monkeypatch.setattr(products, "THIN", 10**6 if thin else 0)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 100)  # several slabs in a row
     for height, width in [(7, 6), (4, 5)]:
         x, w = normal(height, width, 2, 3), normal(kernel, kernel, 3, 2, seed=1)
         if min(height, width) + 2 * padding < kernel:
@@ -307,7 +346,7 @@ def test_the_thin_and_the_thick_convolution_agree(side: int, stride: int, monkey
     x, w = normal(side, side, 3, 3), normal(3, 3, 3, 4)
     both = []
     for thin in (0, 10**6):
-        monkeypatch.setattr(conv_module, "THIN", thin)
+        monkeypatch.setattr(products, "THIN", thin)
         both.append(value_and_gradients(lambda x, w: ops.conv2d(x, w, stride=stride, padding=1), (x, w)))
     for a, b in zip([both[0][0], *both[0][1]], [both[1][0], *both[1][1]]):
         assert relative(a, b) <= 1e-13
@@ -341,7 +380,12 @@ def test_max_pool2d_is_its_loops(kernel: int, stride: int, padding: int) -> None
 
 def test_a_maximum_hands_on_its_whole_gradient_and_no_more_whoever_ties() -> None:
     tied = np.random.default_rng(0).integers(0, 2, (4, 4, 2, 3)).astype(float)
-    for f in (lambda x: ops.max(x, axis=1), lambda x: ops.max_pool2d(x, kernel=3, stride=1, padding=1)):
+    tied[1, 1] = np.nan  # a NaN is the largest, and does not equal itself
+
+    def pool(x: Tensor, method: str) -> Tensor:
+        return ops.max_pool2d(x, kernel=3, stride=1, padding=1, method=method)
+
+    for f in (lambda x: ops.max(x, axis=1), lambda x: pool(x, "plain"), lambda x: pool(x, "threaded")):
         x = tensor(tied, requires_grad=True)
         value = f(x)
         value.sum().backward()
@@ -366,12 +410,12 @@ def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient() -> None:
 # ── Batch norm, cross-entropy, unit rows ──────────────────────────────────────────────────────────
 
 
-def composed(x: Tensor, scale: Tensor, shift: Tensor, *around: Tensor, relu: bool, eps: float = 1e-5) -> Tensor:
+def composed(x: Tensor, scale: Tensor, shift: Tensor, *shortcut: Tensor, relu: bool, eps: float = 1e-5) -> Tensor:
     """Batch norm in training, from elementary operations: what autograd makes of it is the oracle."""
     axes = tuple(range(x.ndim - 1))
     centred = x - x.mean(axis=axes)
     y = centred / ops.power((centred * centred).mean(axis=axes) + eps, exponent=0.5) * scale + shift
-    for a in around:
+    for a in shortcut:
         y = y + a
     return ops.relu(y) if relu else y
 
@@ -382,7 +426,7 @@ def composed(x: Tensor, scale: Tensor, shift: Tensor, *around: Tensor, relu: boo
 def test_batch_norm_equals_its_composed_form(
     shape: tuple[int, ...], others: int, relu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_module, "CHUNK_BYTES", 200)  # several chunks
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 200)  # several chunks
     channels = shape[-1]
     inputs = [
         5 + normal(*shape),
@@ -391,29 +435,32 @@ def test_batch_norm_equals_its_composed_form(
         *(normal(*shape, seed=k + 1) for k in range(others)),
     ]
 
-    def fused(x: Tensor, *rest: Tensor) -> Tensor:
+    def in_one_pass(x: Tensor, *rest: Tensor) -> Tensor:
         return ops.batch_norm(x, *rest, **statistics(x.data), batch=True, relu=relu)
 
-    value, gradients = value_and_gradients(fused, inputs)
+    value, gradients = value_and_gradients(in_one_pass, inputs)
     value_c, gradients_c = value_and_gradients(lambda *xs: composed(*xs, relu=relu), inputs)
     assert relative(value, value_c) <= 1e-12
     for gradient, gradient_c in zip(gradients, gradients_c):
         assert np.abs(gradient - gradient_c).max() <= 1e-11 * max(1, np.abs(gradient_c).max())
 
 
-def test_moments_are_numpys_mean_and_variance_also_far_from_zero(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["plain", "fused"])
+def test_moments_are_numpys_mean_and_variance_also_far_from_zero(
+    method: str, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drift = np.arange(50)[:, None, None]  # chunks differ in their means
     for offset, chunk in ((0.0, 1 << 20), (1e4, 1 << 20), (0.0, 700), (1e4, 700)):  # 700 bytes: 58 rows, 26 in the last
-        monkeypatch.setattr(norm_module, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(fused, "CHUNK_BYTES", chunk)
         x = (offset + drift + normal(50, 4, 3)).astype(np.float32)
-        mean, variance = host(ops.moments(xp, on_device(x)))
+        mean, variance = host(ops.moments(xp, on_device(x), method=method))
         assert mean.dtype == variance.dtype == np.float32
         np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
 
 
 def test_the_order_of_rows_does_not_matter_to_their_moments(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_module, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 200)
     x = np.sort(normal(100, 3), axis=0)
     shuffled = np.random.default_rng(0).permutation(x)
     for ordered, mixed in zip(host(ops.moments(xp, on_device(x))), host(ops.moments(xp, on_device(shuffled)))):
@@ -423,11 +470,11 @@ def test_the_order_of_rows_does_not_matter_to_their_moments(xp: Any, monkeypatch
 @given(rows=st.integers(1, 8), channels=st.integers(1, 5), seed=st.integers(0, 99), relu=st.booleans())
 def test_batch_norm_is_its_loops(rows: int, channels: int, seed: int, relu: bool) -> None:
     x = normal(rows, 2, channels, seed=seed)
-    scale, shift, around = normal(channels, seed=1), normal(channels, seed=2), normal(rows, 2, channels, seed=3)
-    inputs = on_device((x, scale, shift, around))
+    scale, shift, shortcut = normal(channels, seed=1), normal(channels, seed=2), normal(rows, 2, channels, seed=3)
+    inputs = on_device((x, scale, shift, shortcut))
     value = ops.batch_norm(*inputs, **statistics(inputs[0]), batch=True, relu=relu)
     np.testing.assert_allclose(
-        host(value.data), batch_norm_by_loops(x, scale, shift, around, batch=True, relu=relu), rtol=1e-11, atol=1e-11
+        host(value.data), batch_norm_by_loops(x, scale, shift, shortcut, batch=True, relu=relu), rtol=1e-11, atol=1e-11
     )
 
 
@@ -497,6 +544,8 @@ def test_the_table_of_the_command_says_what_was_checked(monkeypatch: pytest.Monk
     text, passed = main_table(color=True)
     assert passed
     assert "\x1b[32mall 3 operations pass\x1b[0m" in text
+    assert re.search(r"^relu +at a kink: relu′\(0\) = 0$", text, re.MULTILINE)
+    assert re.search(r"^l2_normalize +for x ≠ 0 ", text, re.MULTILINE)
 
     monkeypatch.setattr(gradchecks, "TABLE", [Entry(ops.exp, np.expm1, few[0].samples, [])])
     text, passed = main_table(color=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import devices
 import numpy as np
 import pytest
-from devices import host, on_device
+from devices import host, on_device, tensor
 
 from minisimclr import backend
 from minisimclr.data.doodles import draw_doodles
@@ -20,7 +21,7 @@ from minisimclr.ops import conv2d, moments
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.simclr import SimCLR
 from minisimclr.training import precision
-from minisimclr.training.config import Config, build_model, build_optimizer
+from minisimclr.training.config import PRECISIONS, Config, build_model
 from minisimclr.training.optim import LARS, SGD, Optimizer
 from minisimclr.training.precision import LossScale, half_dtype, use_tf32
 from minisimclr.training.run import Interrupted, load_run
@@ -43,19 +44,17 @@ def images() -> Any:
     return draw_doodles(160, seed=0, size=16)[0]
 
 
-def model_and_scale(config: Config) -> tuple[SimCLR, LossScale]:
-    model = build_model(config).to(config.device)
-    return model, LossScale(build_optimizer(config, model), dynamic=config.precision == "float16")
+def model_and_optimizer(config: Config) -> tuple[SimCLR, Optimizer]:
+    return precision.build(config)
 
 
 def loss_and_gradient(config: Config, images: Any, dtype: Any = np.float32) -> tuple[float, Any]:
     """Of the whole network on one batch; the gradient as one row."""
-    model, scale = model_and_scale(config)
+    model, optimizer = model_and_optimizer(config)
     model.astype(dtype)
     a, b = (view.astype(dtype) for view in two_views(on_device(images), np.random.default_rng(0), 16))
     loss, _, _ = model.loss(a, b, 0.5)
-    loss.backward(scale.value)
-    scale.unscale()
+    optimizer.backward(loss)
     return loss.item(), np.concatenate([host(p.grad).ravel() for p in model.parameters()]).astype(float)
 
 
@@ -63,7 +62,7 @@ def loss_and_gradient(config: Config, images: Any, dtype: Any = np.float32) -> t
 
 
 def test_weights_gradients_statistics_h_z_and_loss_are_float32_and_feature_maps_are_not(images):
-    model, _ = model_and_scale(HALF)
+    model, _ = model_and_optimizer(HALF)
     kinds = set()
     original = BatchNorm2d.__call__
 
@@ -86,12 +85,11 @@ def test_weights_gradients_statistics_h_z_and_loss_are_float32_and_feature_maps_
 
 def test_a_small_update_of_a_weight_is_not_lost():
     """1 + 1e-4 is 1 in float16."""
-    model, scale = model_and_scale(HALF)
+    model, optimizer = model_and_optimizer(HALF)
     before = host(model.encoder.bn1.weight.data).copy()
     for p in model.parameters():
-        p.grad = backend.array_module(p.data).full(p.shape, 1e-4 * precision.FIRST, np.float32)
-    scale.unscale()
-    scale.step(lr=1.0)
+        p.grad = backend.array_module(p.data).full(p.shape, 1e-4, np.float32)
+    optimizer.step(lr=1.0)
     assert (host(model.encoder.bn1.weight.data) != before).all()
 
 
@@ -106,7 +104,7 @@ def test_batch_norm_of_half_precision_is_that_of_float32_rounded_once():
         layer = BatchNorm2d(3).to(devices.DEVICE)
         layer.weight.data, layer.bias.data = on_device(scale), on_device(shift)
         inputs = [Tensor(on_device(v.astype(dtype)), requires_grad=True) for v in (x, *arrays)]
-        y = layer(inputs[0], train=True, around=inputs[1], relu=True)
+        y = layer(inputs[0], train=True, shortcut=inputs[1], relu=True)
         y.backward(on_device(np.ones(x.shape, dtype)))
         results.append(host([y.data, inputs[0].grad, inputs[1].grad, layer.weight.grad, layer.bias.grad]))
     for ours, expected in zip(*results):
@@ -156,10 +154,9 @@ def test_small_gradients_survive_because_the_loss_is_scaled(images, monkeypatch)
 
     def gradient_of_a_small_loss(first: float) -> Any:
         monkeypatch.setattr(precision, "FIRST", first)
-        model, scale = model_and_scale(HALF)
+        model, optimizer = model_and_optimizer(HALF)
         a, b = two_views(on_device(images[:16]), np.random.default_rng(0), 16)
-        (model.loss(a, b, 0.5)[0] * 1e-6).backward(scale.value)
-        scale.unscale()
+        optimizer.backward(model.loss(a, b, 0.5)[0] * 1e-6)
         return host(model.encoder.conv1.weight.grad)
 
     scaled, plain = gradient_of_a_small_loss(2.0**15), gradient_of_a_small_loss(1.0)
@@ -184,84 +181,120 @@ def test_a_run_in_half_precision_learns_what_one_in_float32_learns(images):
 
 @pytest.fixture(params=[SGD, LARS])
 def optimizer(request: pytest.FixtureRequest) -> Optimizer:
-    """Of one matrix, which has been moved once."""
-    optimizer = request.param([Tensor(on_device(np.ones((2, 2), np.float32)), requires_grad=True)], lr=0.1)
+    """Of one matrix, which has been moved once, with a loss scale."""
+    optimizer = request.param([tensor(np.ones((2, 2), np.float32), requires_grad=True)], lr=0.1, loss_scale=LossScale())
     optimizer.params[0].grad = on_device(np.ones((2, 2), np.float32))
     optimizer.step()
     return optimizer
 
 
-def step(scale: LossScale, value: float) -> float:
-    """One step with this gradient of the scaled loss everywhere; returns the size reported."""
-    p = scale.optimizer.params[0]
-    p.grad = on_device(np.full((2, 2), value, np.float32))
-    size = float(scale.unscale())
-    scale.step(0.1)
+def step(optimizer: Optimizer, slope: float) -> float:
+    """One step down a loss of this slope in each entry of the matrix; returns the size reported.
+
+    With a scale, a slope of 3e38 overflows.
+    """
+    optimizer.zero_grad()
+    size = float(optimizer.backward((optimizer.params[0] * slope).sum()))
+    optimizer.step(0.1)
     return size
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """NumPy warns of an overflow unless a session tells it not to."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        yield
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("bad", [3e38, -3e38, np.nan])
 def test_a_step_that_overflowed_is_left_out_and_the_scale_halved(optimizer, bad):
-    scale = LossScale(optimizer, dynamic=True)
     before = [array.copy() for array in (optimizer.params[0].data, optimizer.velocity[0])]
-    assert step(scale, bad) == 0
+    assert step(optimizer, bad) == 0
     devices.assert_same([optimizer.params[0].data, optimizer.velocity[0]], before)
-    assert float(scale.value) == 2.0**14
+    assert float(optimizer.loss_scale.value) == 2.0**14
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_overflow_changes_nothing_in_the_whole_network_but_the_scale(images, monkeypatch):
+    monkeypatch.setattr(precision, "FIRST", 2.0**127)
+    model, optimizer = precision.build(HALF)
+    before = [p.data.copy() for p in model.parameters()]
+    a, b = two_views(on_device(images[:8]), np.random.default_rng(0), 16)
+    assert float(optimizer.backward(model.loss(a, b, 0.5)[0])) == 0
+    optimizer.step(1.0)
+    for p, old in zip(model.parameters(), before):
+        devices.assert_same(p.data, old)
+    assert not any(host(v).any() for v in optimizer.velocity)
+    assert float(optimizer.loss_scale.value) == 2.0**126
 
 
 def test_a_step_that_did_not_is_that_of_the_unscaled_gradient(optimizer):
-    scale, other = (
-        LossScale(optimizer, dynamic=True),
-        type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1),
-    )
+    other = type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1)
     other.velocity[0][...] = optimizer.velocity[0]
-    other.params[0].grad = on_device(np.full((2, 2), 3, np.float32))
-    other.step(0.1)
-    assert step(scale, 3 * 2.0**15) == 3
+    assert step(other, 3) == step(optimizer, 3) == 3
     devices.assert_same(optimizer.params[0].data, other.params[0].data)
-    assert float(scale.value) == 2.0**15
+    assert float(optimizer.loss_scale.value) == 2.0**15
 
 
+@pytest.mark.usefixtures("quiet")
 def test_the_scale_doubles_after_some_steps_without_overflow_and_starts_counting_anew(optimizer, monkeypatch):
     monkeypatch.setattr(precision, "PATIENCE", 3)
-    scale = LossScale(optimizer, dynamic=True)
+    optimizer.loss_scale = LossScale()
     values = []
-    for gradient in (1, 1, 1, 1, 1, np.inf, 1, 1, 1):
-        step(scale, gradient)
-        values.append(float(scale.value) / 2.0**15)
+    for slope in (1, 1, 1, 1, 1, 3e38, 1, 1, 1):
+        step(optimizer, slope)
+        values.append(float(optimizer.loss_scale.value) / 2.0**15)
     assert values == [1, 1, 2, 2, 2, 1, 1, 1, 2]
 
 
+@pytest.mark.usefixtures("quiet")
 def test_what_no_scale_can_cure_is_reported(optimizer):
-    scale = LossScale(optimizer, dynamic=True)
-    sizes = [step(scale, np.nan) for _ in range(17)]
+    sizes = [step(optimizer, np.nan) for _ in range(17)]
     assert sizes[:15] == [0] * 15
     assert np.isnan(sizes[15:]).all()
-    assert float(scale.value) == 1
+    assert float(optimizer.loss_scale.value) == 1
 
 
-def test_other_precisions_have_no_scale(optimizer):
-    scale = LossScale(optimizer, dynamic=False)
-    assert float(scale.value) == 1
-    assert np.isnan(step(scale, np.nan))
-    assert scale.state() == {}
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_only_float16_has_a_scale(kind):
+    _, optimizer = precision.build(dataclasses.replace(HALF, precision=kind))
+    assert (optimizer.loss_scale is not None) == (kind == "float16")
+    assert any(name.startswith("scale/") for name in optimizer.state_dict()) == (kind == "float16")
 
 
-def test_a_large_gradient_is_no_false_alarm(optimizer):
+def test_without_a_scale_what_is_not_finite_is_reported_at_once(optimizer):
+    optimizer.loss_scale = None
+    assert np.isnan(step(optimizer, np.nan))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_large_gradient_is_no_false_alarm():
     """The square of 1e30 would overflow in float32, and so would the sum of several 3e38."""
-    optimizer.params *= 3
-    scale = LossScale(optimizer, dynamic=False)
-    optimizer.params[0].grad = on_device(np.full((2, 2), -3e38, np.float32))
-    assert float(scale.unscale()) == pytest.approx(9e38)
+    params = [tensor(np.ones((2, 2), np.float32), requires_grad=True) for _ in range(3)]
+    loss = (params[0] * -3e38).sum() + (params[1] * -3e38).sum() + (params[2] * -3e38).sum()
+    assert float(SGD(params, lr=0.1).backward(loss)) == pytest.approx(9e38)
 
 
+@pytest.mark.usefixtures("quiet")
 def test_scaling_and_leaving_out_read_nothing_from_the_device(optimizer):
-    scale = LossScale(optimizer, dynamic=True)
-    optimizer.params[0].grad = on_device(np.full((2, 2), np.inf, np.float32))
+    loss = (optimizer.params[0] * 3e38).sum()
+    optimizer.zero_grad()
     with devices.transfers() as crossed:
-        scale.unscale()
-        scale.step(0.1)
+        optimizer.backward(loss)
+        optimizer.step(0.1)
     assert set(crossed) <= {"to the device"}
+
+
+def test_momentum_and_scale_of_an_optimizer_come_back(optimizer):
+    state = optimizer.state_dict()
+    assert sorted(state) == ["momentum/0", "scale/good", "scale/value"]
+    fresh = type(optimizer)([tensor(np.zeros((2, 2), np.float32), requires_grad=True)], lr=0.1, loss_scale=LossScale())
+    fresh.load_state_dict(state | {"scale/value": np.float32(8), "scale/good": np.int32(5)})
+    devices.assert_same(fresh.velocity[0], optimizer.velocity[0])
+    assert (float(fresh.loss_scale.value), int(fresh.loss_scale.good)) == (8, 5)
+    fresh.load_state_dict({"momentum/0": state["momentum/0"]})  # of a run in another precision
+    assert float(fresh.loss_scale.value) == 8
 
 
 def test_the_scale_is_kept_with_the_run(images, tmp_path, monkeypatch):
@@ -272,8 +305,8 @@ def test_the_scale_is_kept_with_the_run(images, tmp_path, monkeypatch):
     whole = pretrain(HALF, images)
     original = precision.LossScale.step
 
-    def stop(scale: LossScale, lr: float) -> None:
-        original(scale, lr)
+    def stop(scale: LossScale, *arguments: Any) -> None:
+        original(scale, *arguments)
         if float(scale.good) == 1 and float(scale.value) == 2.0**5:
             os.kill(os.getpid(), 2)
 
@@ -292,6 +325,10 @@ def test_the_scale_is_kept_with_the_run(images, tmp_path, monkeypatch):
 # ── What the device has ───────────────────────────────────────────────────────────────────────────
 
 
+def test_a_half_precision_has_a_dtype_of_its_own_for_products_and_no_other_has():
+    assert [half_dtype(kind, "cpu") for kind in PRECISIONS if kind != "bfloat16"] == [None, None, np.float16]
+
+
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
 def test_what_a_processor_does_not_have_is_refused_in_one_line(images, tmp_path, kind):
     with pytest.raises(RuntimeError, match=f'precision "{kind}" needs device "cuda".*; use float32') as error:
@@ -304,7 +341,6 @@ def test_what_a_processor_does_not_have_is_refused_in_one_line(images, tmp_path,
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A GPU, as far as these questions go; its compute capability can be set."""
     properties = {"capability": (9, 0)}
-    monkeypatch.setattr(precision, "require", lambda device: None)
     monkeypatch.setattr(precision, "compute_capability", lambda: properties["capability"])
     monkeypatch.setattr(precision, "_tf32", None)
     monkeypatch.setenv("CUPY_TF32", "0")

@@ -58,5 +58,5 @@ def test_steps_are_equal_few_and_within_what_blas_takes_unpacked(most):
 
 def test_what_has_no_equal_parts_or_a_large_matrix_or_no_rows_is_left_whole():
     assert products.steps(np, 10_007, 40) == 1
-    assert products.steps(np, 4096, products.SMALL + 1) == 1
+    assert products.steps(np, 4096, products.SMALL_MATRIX + 1) == 1
     assert products.steps(np, 0, 40) == 1

@@ -178,7 +178,7 @@ def test_a_basic_block_is_the_papers_formula():
 
 
 def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
-    """relu(x + 0): the way around carries the gradient wherever x > 0."""
+    """relu(x + 0): the shortcut carries the gradient wherever x > 0."""
     block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
     block.bn2.weight.data = on_device(np.zeros(2))
     x = tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
@@ -211,6 +211,22 @@ def test_the_same_generator_draws_the_same_network():
     a, b, c = (resnet_small(base=4, rng=np.random.default_rng(seed)).state_dict() for seed in (5, 5, 6))
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert not np.array_equal(a["conv1.weight"], c["conv1.weight"])
+
+
+@pytest.mark.usefixtures("hollow")
+@pytest.mark.parametrize("make", [resnet18, resnet50])
+def test_every_layer_of_an_encoder_has_the_form_and_the_dtype_that_it_was_told(make):
+    net = make(method="conv=winograd,norm=plain,pool=plain", product_dtype=np.dtype(np.float16))
+    layers = [layer for _, layer in net.modules()]
+    convolutions = [layer for layer in layers if isinstance(layer, module.Conv2d)]
+    assert {(layer.method, layer.product_dtype) for layer in convolutions} == {("winograd", np.dtype(np.float16))}
+    assert {layer.method for layer in layers if isinstance(layer, module.BatchNorm2d)} == {"plain"}
+    assert net.pool == "plain"
+
+
+def test_an_unknown_room_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="rooms conv, norm, pool, ntxent, views; not 'loss=plain'"):
+        resnet_small(method="loss=plain")
 
 
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────

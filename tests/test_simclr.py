@@ -176,6 +176,20 @@ def test_loss_of_random_images_starts_near_chance():
     assert contrastive_accuracy(za, zb) < 0.2
 
 
+def test_the_form_of_the_loss_is_the_one_that_the_model_was_told(monkeypatch):
+    asked = []
+
+    def spy(*args, method="auto"):
+        asked.append(method)
+        return nt_xent(*args, method=method)
+
+    monkeypatch.setattr("minisimclr.simclr.nt_xent", spy)
+    encoder = resnet_small(base=4)
+    for method in ("plain", "ntxent=exact", "conv=slabs"):
+        placed(SimCLR(encoder, ProjectionHead(16, 16, 8), method=method)).loss(*host(two()))
+    assert asked == ["plain", "exact", "auto"]
+
+
 def test_swapping_the_views_or_permuting_the_images_changes_nothing():
     a, b = two()
     order = [2, 0, 3, 1]

@@ -24,13 +24,12 @@ from minisimclr.engine.autograd import Tensor
 from minisimclr.ntxent import nt_xent
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.simclr import SimCLR
-from minisimclr.training import batches, checkpoint, run, train
+from minisimclr.training import batches, checkpoint, precision, run, session, train
 from minisimclr.training.checkpoint import CheckpointError
 from minisimclr.training.config import ORDER, VIEWS, Config, build_model, build_optimizer
-from minisimclr.training.optim import Optimizer
-from minisimclr.training.precision import LossScale
+from minisimclr.training.optim import SGD
 from minisimclr.training.run import Interrupted, Run, environment_changes, fingerprint, load_run
-from minisimclr.training.session import READ_EVERY
+from minisimclr.training.session import READ_EVERY, Session
 from minisimclr.training.train import NonFiniteError, pretrain
 from minisimclr.views.augment import two_views
 
@@ -57,10 +56,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def kept_with(model: SimCLR, folder: Path) -> tuple[Run, Optimizer, LossScale]:
-    """What `keeper` looks at."""
-    optimizer = build_optimizer(CONFIG, model)
-    return Run(CONFIG, model, folder=folder), optimizer, LossScale(optimizer, dynamic=False)
+def state_of(model: SimCLR) -> dict[str, Any]:
+    """The part of a fresh optimizer in a checkpoint."""
+    return build_optimizer(CONFIG, model).state_dict()
 
 
 def stop_at(step: int, signum: int = signal.SIGINT) -> Callable[[run.Metrics], None]:
@@ -150,10 +148,10 @@ def test_a_run_is_its_loop_written_out():
 def test_no_step_sees_the_views_of_another_and_none_the_same_images_in_a_row(monkeypatch):
     seen: list[tuple[bytes, list[int]]] = []
 
-    def spy(batch: Any, rng: np.random.Generator, *options: Any) -> Any:
+    def spy(batch: Any, rng: np.random.Generator, *options: Any, **named: Any) -> Any:
         which = [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in devices.host(batch)]
         seen.append((repr(rng.bit_generator.state).encode(), which))
-        return two_views(batch, rng, *options)
+        return two_views(batch, rng, *options, **named)
 
     monkeypatch.setattr(batches, "two_views", spy)
     pretrain(CONFIG, IMAGES)
@@ -216,7 +214,7 @@ def test_restoring_puts_back_weights_momentum_and_position(whole):
     arrays, _ = checkpoint.load(whole / "checkpoint.npz")
     restored = Run(CONFIG, build_model(CONFIG), folder=whole, images=fingerprint(IMAGES))
     optimizer = build_optimizer(CONFIG, restored.model)
-    run.restore(restored, optimizer, LossScale(optimizer, dynamic=False))
+    run.restore(restored, optimizer.load_state_dict)
     assert (restored.steps, len(restored.history)) == (STEPS, STEPS)
     for name, array in restored.model.state_dict().items():
         assert np.array_equal(array, arrays[f"model/{name}"])
@@ -274,7 +272,7 @@ def test_handlers_are_restored_after_a_run_and_after_a_failure(monkeypatch):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    monkeypatch.setattr(batches, "two_views", lambda *args: 1 / 0)
+    monkeypatch.setattr(batches, "two_views", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pretrain(CONFIG, IMAGES)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
@@ -332,7 +330,7 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_done_again(whole, tmp_p
     """Metrics are written each step, checkpoints now and then: lines beyond the checkpoint are dropped."""
     clock = iter([0.0, 61.0, 61.0, 62.0, 62.5, 63.0])  # one checkpoint, after the first step
     with monkeypatch.context() as patch:
-        patch.setattr(run.time, "monotonic", lambda: next(clock))
+        patch.setattr(session.time, "monotonic", lambda: next(clock))
         patch.setattr(train, "warmup_cosine", lambda step, *args: WARMUP(step, *args) if step < 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pretrain(CONFIG, IMAGES, folder=tmp_path)
@@ -399,10 +397,10 @@ def test_resuming_needs_a_folder_and_a_checkpoint_in_it(tmp_path):
 
 def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
     """Elsewhere, resuming is close but not bit for bit: the checkpoint knows where it was written."""
-    assert environment_changes(whole, devices.DEVICE) == []
+    assert environment_changes(whole, CONFIG) == []
     before = processor.threads()
     monkeypatch.setattr(checkpoint, "threads", lambda: before + 1)
-    assert environment_changes(whole, devices.DEVICE) == [f"threads was {before}, is {before + 1}"]
+    assert environment_changes(whole, CONFIG) == [f"threads was {before}, is {before + 1}"]
 
 
 # ── On a device ───────────────────────────────────────────────────────────────────────────────────
@@ -418,9 +416,9 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], No
     """Call action(step) when the step's views are to be made."""
     steps = itertools.count()
 
-    def spy(*args: Any) -> Any:
+    def spy(*args: Any, **options: Any) -> Any:
         action(next(steps))
-        return two_views(*args)
+        return two_views(*args, **options)
 
     monkeypatch.setattr(batches, "two_views", spy)
 
@@ -459,7 +457,7 @@ def test_what_is_not_finite_between_readings_is_noticed_at_the_next_and_not_save
 
     original = SimCLR.loss
     monkeypatch.setattr(SimCLR, "loss", loss)
-    monkeypatch.setattr(run, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(session, "SAVE_EVERY", -1.0)
     late = {0: "the weights were left as they were", 1: "noticed 1 step later", 3: "noticed 3 steps later"}
     with pytest.raises(NonFiniteError, match=f"the loss became nan at step {step}; {late[noticed - step]}"):
         pretrain(CONFIG, IMAGES, folder=tmp_path)
@@ -503,7 +501,7 @@ def test_a_run_goes_on_on_another_device(whole, tmp_path, first, then):
     on_first, on_then = (dataclasses.replace(CONFIG, device=device) for device in (first, then))
     with pytest.raises(Interrupted):
         pretrain(on_first, IMAGES, folder=tmp_path, progress=stop_at(2))
-    changed = environment_changes(tmp_path, then)
+    changed = environment_changes(tmp_path, on_then)
     assert [line.partition(" ")[0] for line in changed] == ["device"] * (first != then)
     resumed = pretrain(on_then, IMAGES, folder=tmp_path, resume=True)
     assert resumed.steps == STEPS
@@ -527,12 +525,76 @@ def test_images_that_fit_are_sent_once_and_others_batch_by_batch(whole, tmp_path
 
 def test_a_checkpoint_of_before_there_were_devices_was_made_on_a_processor_in_float32(whole, tmp_path):
     arrays, meta = checkpoint.load(whole / "checkpoint.npz")
-    for name in ("device", "precision"):
+    for name in ("device", "precision", "numerics"):
         del meta["environment"][name]
     checkpoint.save(tmp_path / "checkpoint.npz", arrays, meta)
-    assert environment_changes(tmp_path, "cpu") == []
-    changed = environment_changes(tmp_path, "cpu", "float16")
+    on_a_processor = dataclasses.replace(CONFIG, device="cpu")
+    assert environment_changes(tmp_path, on_a_processor) == []
+    changed = environment_changes(tmp_path, dataclasses.replace(on_a_processor, precision="float16"))
     assert changed == ["precision was float32, is float16"]
+
+
+def test_a_checkpoint_of_another_arithmetic_is_resumed_and_the_change_is_told(whole, monkeypatch):
+    """`numerics` is raised by each change that alters bits; a checkpoint without it has the first one."""
+    monkeypatch.setattr(checkpoint, "NUMERICS", 2)
+    assert environment_changes(whole, CONFIG) == ["numerics was 1, is 2"]
+
+
+def test_a_run_goes_on_with_another_method_and_the_change_is_told(whole, tmp_path):
+    interrupted(tmp_path)
+    other = dataclasses.replace(CONFIG, method="conv=slabs,ntxent=exact")
+    assert environment_changes(tmp_path, other) == ["method was conv=slabs, is conv=slabs,ntxent=exact"]
+    same = dataclasses.replace(CONFIG, method="norm=auto")  # the default, spelled otherwise
+    assert environment_changes(tmp_path, same) == []
+    resumed = pretrain(other, IMAGES, folder=tmp_path, resume=True)
+    assert resumed.steps == STEPS
+    assert_learnt_the_same(load_run(whole).model, resumed.model)
+
+
+# The settings of a run as version 0.1 stored them, in config.json and in the checkpoint.
+OLD_SETTINGS = {
+    "data": "doodles",
+    "size": 8,
+    "encoder": "small",
+    "width": 1,
+    "stem": "auto",
+    "head_layers": 2,
+    "head_dim": 8,
+    "batch": 4,
+    "epochs": 3,
+    "temperature": 0.1,
+    "optimizer": "sgd",
+    "lr": 2.0,
+    "momentum": 0.9,
+    "weight_decay": 0.0001,
+    "warmup": 0.2,
+    "conv": "direct",
+    "strength": 0.5,
+    "min_area": 0.08,
+    "blur": False,
+    "seed": 0,
+    "device": "cpu",
+    "precision": "float32",
+}
+
+
+@pytest.mark.parametrize(
+    ("conv", "method"), [("direct", "conv=slabs"), ("winograd", "conv=winograd"), ("auto", "conv=auto")]
+)
+def test_a_checkpoint_of_version_0_1_loads_and_resumes_bit_for_bit(tmp_path, conv, method):
+    """It knew no `method` but `conv`, and its environment no `numerics`."""
+    config = dataclasses.replace(CONFIG, method=method)
+    with pytest.raises(Interrupted):
+        pretrain(config, IMAGES, folder=tmp_path / "old", progress=stop_at(2))
+    arrays, meta = checkpoint.load(tmp_path / "old" / "checkpoint.npz")
+    meta["config"] = OLD_SETTINGS | {"conv": conv, "device": devices.DEVICE}
+    del meta["environment"]["numerics"]
+    checkpoint.save(tmp_path / "old" / "checkpoint.npz", arrays, meta)
+    assert load_run(tmp_path / "old").config == config
+    assert environment_changes(tmp_path / "old", config) == []
+    pretrain(config, IMAGES, folder=tmp_path / "old", resume=True)
+    pretrain(config, IMAGES, folder=tmp_path / "new")
+    assert kept(tmp_path / "old") == kept(tmp_path / "new")
 
 
 # ── Not a number ──────────────────────────────────────────────────────────────────────────────────
@@ -540,7 +602,7 @@ def test_a_checkpoint_of_before_there_were_devices_was_made_on_a_processor_in_fl
 
 @pytest.fixture
 def saves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(session, "SAVE_EVERY", -1.0)
 
 
 @pytest.fixture
@@ -548,11 +610,11 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[SimCLR]:
     """Every model that pretrain builds, so that a failed run's can be looked at."""
     built: list[SimCLR] = []
 
-    def build(config: Config) -> SimCLR:
-        built.append(build_model(config))
+    def build(config: Config, product_dtype: Any = None) -> SimCLR:
+        built.append(build_model(config, product_dtype))
         return built[-1]
 
-    monkeypatch.setattr(train, "build_model", build)
+    monkeypatch.setattr(precision, "build_model", build)
     return built
 
 
@@ -598,11 +660,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(tmp_path, 
 
 def test_a_large_gradient_is_no_false_alarm():
     """The square of 1e30 would overflow in float32."""
-    model = build_model(CONFIG)
-    optimizer = build_optimizer(CONFIG, model)
-    for p in optimizer.params:
-        p.grad = np.full(p.shape, -1e30, np.float32)
-    assert math.isfinite(LossScale(optimizer, dynamic=False).unscale())
+    p = Tensor(np.ones(3, np.float32), requires_grad=True)
+    optimizer = SGD([p], lr=0.1)
+    assert math.isfinite(optimizer.backward((p * -1e30).sum()))
 
 
 @pytest.mark.usefixtures("saves_every_step")
@@ -623,21 +683,63 @@ def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
     model = build_model(CONFIG)
     array = getattr(model.encoder.bn1, name)
     (array.data if isinstance(array, Tensor) else array)[0] = np.inf
-    with (
-        run.keeper(*kept_with(model, tmp_path)) as save,
-        pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"),
-    ):
-        save(now=True)
+    with pytest.raises(NonFiniteError, match=f"model/encoder.bn1.{name} became NaN or infinite .* not saved"):
+        run.save(Run(CONFIG, model, folder=tmp_path), state_of(model))
     assert not (tmp_path / "checkpoint.npz").exists()
 
 
 def test_an_overflow_after_a_save_is_survived_by_the_saved_file(tmp_path):
     model = build_model(CONFIG)
-    with run.keeper(*kept_with(model, tmp_path)) as save:
-        save(now=True)
-        before = (tmp_path / "checkpoint.npz").read_bytes()
-        model.encoder.bn1.weight.data[0] = np.nan
-        with pytest.raises(NonFiniteError):
-            save(now=True)
+    run.save(Run(CONFIG, model, folder=tmp_path), state_of(model))
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    model.encoder.bn1.weight.data[0] = np.nan
+    with pytest.raises(NonFiniteError):
+        run.save(Run(CONFIG, model, folder=tmp_path), state_of(model))
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint.npz", "config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.npz"]
+
+
+# ── A session by itself ───────────────────────────────────────────────────────────────────────────
+
+
+def session_of(folder: Path | None, **options: Any) -> Session:
+    """A session of three steps."""
+    model = build_model(CONFIG)
+    return Session(Run(CONFIG, model, folder=folder), build_optimizer(CONFIG, model), 3, **options)
+
+
+@pytest.mark.host
+def test_a_session_refuses_a_number_that_is_not_finite_before_anything_is_saved_or_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(READ_EVERY, devices.DEVICE, 1)
+    monkeypatch.setattr(session, "SAVE_EVERY", -1.0)
+    with session_of(tmp_path) as steps:
+        for step in steps:
+            loss = np.float32([1.0, math.nan, 1.0][step])
+            if step != 1:
+                steps.record(loss=loss)
+                continue
+            with pytest.raises(NonFiniteError, match="the loss became nan at step 1; the weights were left"):
+                steps.record(loss=loss)
+            break
+    assert load_run(tmp_path).steps == 1
+    assert [line["step"] for line in metrics(tmp_path)] == [0]
+
+
+@pytest.mark.host
+def test_a_session_that_is_left_early_keeps_what_was_finished(tmp_path):
+    def train() -> None:
+        with session_of(tmp_path) as steps:
+            for step in steps:
+                steps.record(loss=np.float32(1 / (1 - step)))
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert [line["loss"] for line in metrics(tmp_path)] == [1.0]
+    assert not (tmp_path / "checkpoint.npz").exists()  # none was due: it is younger than a minute
+
+
+@pytest.mark.host
+def test_a_session_without_steps_left_yields_none(tmp_path):
+    with session_of(tmp_path) as steps:
+        steps.steps = range(3, 3)
+        assert list(steps) == []

@@ -1,4 +1,4 @@
-"""The two views: against a slow reference that goes pixel by pixel, and in distribution."""
+"""The two views: both forms against a slow reference that goes pixel by pixel, and in distribution."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ import devices
 import numpy as np
 import pytest
 from devices import host, on_device
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minisimclr.views import augment, transforms
-from minisimclr.views.augment import ViewParameters, draw_parameters
+import minisimclr
+from minisimclr.views import augment, parameters, transforms
+from minisimclr.views.parameters import ViewParameters, draw_parameters
+
+FORMS = pytest.mark.parametrize("method", ["plain", "batched"])
 
 
 def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,16 +33,24 @@ def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-apply_view, centre_view, one_view, to_float, two_views = map(
-    there_and_back, (augment.apply_view, augment.centre_view, augment.one_view, augment.to_float, augment.two_views)
-)
+to_float, two_views = map(there_and_back, (minisimclr.to_float, minisimclr.two_views))
+
+
+def views_of(images: np.ndarray, p: ViewParameters, size: int, method: str = "auto") -> np.ndarray:
+    """The view of each image that the parameters describe, computed on the device."""
+    return host(augment.make_views(devices.xp(), on_device(images), np.arange(len(images)), p, size, method))
+
+
+def one_view(images: np.ndarray, rng: np.random.Generator, size: int, **options: Any) -> np.ndarray:
+    """A random view of each image."""
+    return views_of(images, draw_parameters(rng, *images.shape[:3], **options), size)
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def plain(count: int, height: int, width: int, /, **changes: object) -> ViewParameters:
+def unchanged(count: int, height: int, width: int, /, **changes: object) -> ViewParameters:
     """Parameters that change nothing, except for what is named."""
     no, whole = np.zeros(count, bool), np.ones(count, int)
     p = ViewParameters(
@@ -113,24 +126,76 @@ def slow_view(image: np.ndarray, p: ViewParameters, i: int, size: int) -> np.nda
     return x
 
 
+@FORMS
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(32, 32, 32), (17, 40, 20), (40, 17, 24), (12, 12, 41), (50, 64, 23), (9, 9, 1), (1, 1, 5), (1, 9, 4), (30, 2, 8)],
 )
-def test_views_equal_the_slow_reference(height, width, size):
+def test_views_equal_the_slow_reference(height, width, size, method):
     images = noise(12, height, width)
     p = draw_parameters(np.random.default_rng(1), 12, height, width, strength=1.0, blur=True)
-    fast = apply_view(images, p, size)
     slow = np.array([slow_view(image, p, i, size) for i, image in enumerate(images)])
-    np.testing.assert_allclose(fast, slow, atol=1e-5)
+    np.testing.assert_allclose(views_of(images, p, size, method), slow, atol=1e-5)
 
 
-def test_a_fast_view_of_a_smooth_image_equals_pillow():
+@given(
+    side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.integers(1, 40),
+    strength=st.floats(0, 1),
+    blur=st.booleans(),
+    min_area=st.floats(0.02, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_batched_form_agrees_with_the_plain_form(side, size, strength, blur, min_area, seed):
+    images = noise(6, *side, seed)
+    plainly, batched = (
+        two_views(images, np.random.default_rng(seed), size, strength, blur, min_area, method)
+        for method in ("plain", "batched")
+    )
+    for one, other in zip(plainly, batched):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "size", "strength"), [(96, 96, 1.0), (256, 224, 1.0), (32, 32, 2.5)])
+def test_the_two_forms_agree_less_closely_on_large_images_and_strong_colours(side, size, strength):
+    """The batched form computes positions in float32, and strong colour changes enlarge the difference."""
+    images = noise(3, side, side)
+    plainly, batched = (
+        two_views(images, np.random.default_rng(2), size, strength, True, method=method)
+        for method in ("plain", "batched")
+    )
+    for one, other in zip(plainly, batched):
+        np.testing.assert_allclose(other, one, atol=1e-4)  # a fortieth of the step from one byte to the next
+
+
+def test_auto_is_the_batched_form():
+    auto, batched = (two_views(noise(9, 20, 20), np.random.default_rng(1), 16, method=m) for m in ("auto", "batched"))
+    np.testing.assert_array_equal(auto, batched)
+
+
+def test_the_plain_form_enters_no_fast_form(monkeypatch):
+    for name in (
+        "_fill",
+        "_groups",
+        "_crops",
+        "resample",
+        "resize_matrices",
+        "gaussian_blur",
+        "interleaved",
+        "parallel",
+    ):
+        monkeypatch.setattr(augment, name, None)
+    monkeypatch.setattr(augment, "JITTER", None)
+    two_views(noise(9, 20, 20), np.random.default_rng(1), 24, 1.0, True, method="plain")
+
+
+@FORMS
+def test_a_view_of_a_smooth_image_equals_pillow(method):
     """The same filter as Pillow's own, to its rounding to bytes."""
     from PIL import Image
 
     image = (127 + 120 * np.sin(np.arange(60 * 47 * 3).reshape(60, 47, 3) / 500)).astype(np.uint8)
-    whole = apply_view(image[None], plain(1, 60, 47), 32)[0] * 255
+    whole = views_of(image[None], unchanged(1, 60, 47), 32, method)[0] * 255
     pillow = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
     assert abs(whole - pillow).max() <= 1.0
 
@@ -138,67 +203,77 @@ def test_a_fast_view_of_a_smooth_image_equals_pillow():
 # ── Each step by itself ───────────────────────────────────────────────────────────────────────────
 
 
-def test_an_uncropped_view_of_the_same_size_is_the_image():
+@FORMS
+def test_an_uncropped_view_of_the_same_size_is_the_image(method):
     images = noise(3, 16, 16)
-    np.testing.assert_allclose(apply_view(images, plain(3, 16, 16), 16), images / 255, atol=1e-6)
+    np.testing.assert_allclose(views_of(images, unchanged(3, 16, 16), 16, method), images / 255, atol=1e-6)
 
 
-def test_a_crop_reads_no_pixel_outside_itself():
+@FORMS
+def test_a_crop_reads_no_pixel_outside_itself(method):
     images = np.full((1, 20, 20, 3), 255, np.uint8)
     images[0, 5:12, 3:9] = 51
-    view = apply_view(images, plain(1, 20, 20, top=[5], left=[3], height=[7], width=[6]), 32)
+    view = views_of(images, unchanged(1, 20, 20, top=[5], left=[3], height=[7], width=[6]), 32, method)
     np.testing.assert_allclose(view, 0.2, atol=1e-6)
 
 
-def test_a_uniform_image_stays_uniform():
+@FORMS
+def test_a_uniform_image_stays_uniform(method):
     images = np.full((64, 19, 33, 3), [200, 100, 50], np.uint8)
-    views = one_view(images, np.random.default_rng(0), 24, strength=1.0, blur=True)
+    p = draw_parameters(np.random.default_rng(0), 64, 19, 33, strength=1.0, blur=True)
+    views = views_of(images, p, 24, method)
     assert np.ptp(views, axis=(1, 2)).max() < 1e-5
 
 
-def test_flip_mirrors_left_to_right():
+@FORMS
+def test_flip_mirrors_left_to_right(method):
     images = noise(1, 13, 13)
-    mirrored = apply_view(images, plain(1, 13, 13, flip=[True]), 13)
+    mirrored = views_of(images, unchanged(1, 13, 13, flip=[True]), 13, method)
     np.testing.assert_allclose(mirrored, images[:, :, ::-1] / 255, atol=1e-6)
 
 
-def test_order_matters_and_is_each_images_own():
+@FORMS
+def test_order_matters_and_is_each_images_own(method):
     images = np.repeat(noise(1, 12, 12), 2, axis=0)
     factor = np.float32([[1.6, 0.4, 1.5, 0.1]] * 2)
-    p = plain(2, 12, 12, jitter=[True, True], factor=factor, order=[[0, 1, 2, 3], [3, 2, 1, 0]])
-    views = apply_view(images, p, 12)
+    p = unchanged(2, 12, 12, jitter=[True, True], factor=factor, order=[[0, 1, 2, 3], [3, 2, 1, 0]])
+    views = views_of(images, p, 12, method)
     assert abs(views[0] - views[1]).max() > 0.1
-    np.testing.assert_allclose(apply_view(images[1:], p[1:], 12)[0], views[1], atol=1e-6)
+    np.testing.assert_allclose(views_of(images[1:], p[1:], 12, method)[0], views[1], atol=1e-6)
 
 
+@FORMS
 @pytest.mark.parametrize("colour", [(255, 0, 0), (10, 200, 30), (255, 255, 0), (80, 80, 80), (0, 0, 0)])
-def test_hue_once_around_or_of_a_grey_changes_nothing_and_a_third_moves_red_to_green(colour):
+def test_hue_once_around_or_of_a_grey_changes_nothing_and_a_third_moves_red_to_green(colour, method):
     images = np.full((1, 4, 4, 3), colour, np.uint8)
-    turn = lambda by: apply_view(images, plain(1, 4, 4, jitter=[True], factor=np.float32([[1, 1, 1, by]])), 4)  # noqa: E731
+    turn = lambda by: views_of(images, unchanged(1, 4, 4, jitter=[True], factor=np.float32([[1, 1, 1, by]])), 4, method)  # noqa: E731
     np.testing.assert_allclose(turn(1.0), images / 255, atol=1e-5)
     np.testing.assert_allclose(turn(1 / 3), np.roll(images, 1, axis=3) / 255, atol=1e-5)
 
 
-def test_without_contrast_all_is_the_mean_grey_and_without_brightness_black():
+@FORMS
+def test_without_contrast_all_is_the_mean_grey_and_without_brightness_black(method):
     images = noise(1, 9, 9)
     grey = (images / 255 @ np.array(transforms.GREY_WEIGHTS)).mean()
     for factor, expected in (([1, 0, 1, 0], grey), ([0, 1, 1, 0], 0)):
-        view = apply_view(images, plain(1, 9, 9, jitter=[True], factor=np.float32([factor])), 9)
+        view = views_of(images, unchanged(1, 9, 9, jitter=[True], factor=np.float32([factor])), 9, method)
         np.testing.assert_allclose(view, expected, atol=1e-5)
 
 
-def test_a_checkerboard_shrunk_to_a_third_is_grey():
+@FORMS
+def test_a_checkerboard_shrunk_to_a_third_is_grey(method):
     """Every third pixel alone would be black and white again."""
     squares = (np.indices((30, 30)).sum(axis=0) % 2 * 255).astype(np.uint8)
     images = np.repeat(squares[None, ..., None], 3, axis=3)
-    assert abs(apply_view(images, plain(1, 30, 30), 10) - 0.5).max() < 0.2
+    assert abs(views_of(images, unchanged(1, 30, 30), 10, method) - 0.5).max() < 0.2
 
 
-def test_greyscale_views_have_equal_channels():
+@FORMS
+def test_greyscale_views_have_equal_channels(method):
     images = noise(400, 8, 8)
     rng = np.random.default_rng(0)
     p = draw_parameters(rng, 400, 8, 8)
-    views = apply_view(images, p, 8)
+    views = views_of(images, p, 8, method)
     grey = np.ptp(views, axis=3).max(axis=(1, 2)) == 0
     np.testing.assert_array_equal(grey, p.grey)
 
@@ -207,7 +282,7 @@ def test_greyscale_views_have_equal_channels():
 def test_the_blur_kernel_is_odd_a_tenth_of_the_side_and_has_mass_one(size, taps):
     point = np.zeros((1, 3, size, size), np.float32)
     point[..., size // 2, size // 2] = 1
-    blur = there_and_back(transforms.gaussian_blur)
+    blur = there_and_back(functools.partial(transforms.gaussian_blur, devices.xp()))
     spread = blur(point.reshape(3, 1, -1), np.float32([5.0])).reshape(3, size, size)
     assert np.count_nonzero(spread[0]) == taps**2
     np.testing.assert_allclose(spread.sum(axis=(1, 2)), 1, rtol=1e-5)
@@ -223,7 +298,7 @@ def test_a_banded_product_leaves_out_only_zeros(size):
     X, out = rng.random((2, size, 5), np.float32), np.full((2, size, 5), np.nan, np.float32)
     for a, x, y in ((A, X, out), (A[1:], X[1:], out[1:].transpose(0, 2, 1).copy().transpose(0, 2, 1))):
         a, x, y = on_device([a, x, y])
-        transforms.banded_product(a, x, out=y)
+        transforms.banded_product(devices.xp(), a, x, out=y)
         devices.assert_close(y, a @ x, rtol=1e-5)
 
 
@@ -322,12 +397,12 @@ class Biased:
 
 def test_a_crop_drawn_at_the_middle_is_square_and_one_at_the_end_touches_the_border():
     """Middle: area 0.54, aspect √(3/4·4/3) = 1. End of the offsets: the last pixel is the image's last."""
-    _, _, h, w = augment._draw_crops(Biased(0.5), 3, 1000, 1000, 0.08)
+    _, _, h, w = parameters._draw_crops(Biased(0.5), 3, 1000, 1000, 0.08)
     assert h.tolist() == w.tolist() == [round(math.sqrt(0.54e6))] * 3
     for share in (0.1, 0.3):
         middle, ends = Biased(share), Biased(1.0)
         middle.integers = ends.integers
-        top, left, h, w = augment._draw_crops(middle, 2, 100, 100, 0.08)
+        top, left, h, w = parameters._draw_crops(middle, 2, 100, 100, 0.08)
         assert (top + h).tolist() == (left + w).tolist() == [100] * 2
 
 
@@ -364,10 +439,10 @@ def test_views_are_float32_in_the_unit_range_and_the_input_is_untouched(size, bl
 def test_a_device_shows_the_views_of_the_processor_and_reads_nothing_back():
     """What is random is drawn on the host, wherever it is carried out."""
     images, seen = noise(40, 24, 30), []
-    a, b = augment.two_views(images, np.random.default_rng(5), 20, strength=1.0, blur=True)
+    a, b = minisimclr.two_views(images, np.random.default_rng(5), 20, strength=1.0, blur=True)
     there = on_device(images)
     with devices.transfers() as crossed:
-        seen.extend(augment.two_views(there, np.random.default_rng(5), 20, strength=1.0, blur=True))
+        seen.extend(minisimclr.two_views(there, np.random.default_rng(5), 20, strength=1.0, blur=True))
     assert set(crossed) == {"to the device"}
     devices.assert_close(seen, [a, b], atol=1e-6)
 
@@ -408,23 +483,18 @@ def test_strength_zero_leaves_colours_alone():
 def test_views_do_not_depend_on_how_the_batch_is_cut(monkeypatch):
     images = noise(37, 16, 16)
     p = draw_parameters(np.random.default_rng(0), 37, 16, 16, blur=True)
-    whole = apply_view(images, p, 24)
+    whole = views_of(images, p, 24)
     monkeypatch.setattr(augment, "GROUP_PIXELS", 3 * 24**2)
-    np.testing.assert_allclose(apply_view(images, p, 24), whole, atol=1e-6)
+    np.testing.assert_allclose(views_of(images, p, 24), whole, atol=1e-6)
 
 
 def test_an_empty_batch_gives_empty_views():
     assert one_view(noise(0, 8, 8), np.random.default_rng(0), 16).shape == (0, 16, 16, 3)
 
 
-def test_evaluation_sees_the_plain_image():
+def test_evaluation_sees_the_image_itself():
     images = noise(5, 12, 12)
     np.testing.assert_array_equal(to_float(images), images.astype(np.float32) / np.float32(255))
-    np.testing.assert_array_equal(centre_view(images, 12), to_float(images))
-    wide = np.concatenate([noise(5, 12, 3), images, noise(5, 12, 4)], axis=2)
-    np.testing.assert_allclose(centre_view(wide, 12), to_float(images), atol=1e-6)
-    p = plain(5, 12, 19, left=np.full(5, 3), width=np.full(5, 12))
-    np.testing.assert_allclose(centre_view(wide, 7), apply_view(wide, p, 7), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -440,14 +510,10 @@ def test_evaluation_sees_the_plain_image():
         (noise(2, 8, 8), {"strength": -0.1}, ValueError, "strength must be from 0 to 2.5, not -0.1"),
         (noise(2, 8, 8), {"strength": 3}, ValueError, "strength"),
         (noise(2, 8, 8), {"strength": float("nan")}, ValueError, "strength"),
+        (noise(2, 8, 8), {"method": "fast"}, ValueError, "method must be one of plain, batched, auto; not 'fast'"),
     ],
 )
 def test_what_cannot_be_augmented_is_refused_in_one_line(images, options, error, says):
     with pytest.raises(error, match=says) as caught:
         two_views(images, np.random.default_rng(0), **options)
     assert "\n" not in str(caught.value)
-
-
-def test_as_many_parameters_as_images():
-    with pytest.raises(ValueError, match="3 images need 3 parameters, not 2"):
-        apply_view(noise(3, 8, 8), plain(2, 8, 8), 8)

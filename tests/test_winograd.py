@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from minisimclr import processor
-from minisimclr.engine.autograd import Tensor, no_grad
+from minisimclr.engine.autograd import Tensor
 from minisimclr.nn import Conv2d
-from minisimclr.ops.conv import conv2d, winograd
+from minisimclr.ops.conv import METHODS, conv2d, slabs, winograd
 from minisimclr.resnet import resnet_small
-from minisimclr.training.config import Config, build_model
 
 pytestmark = pytest.mark.host
-
-direct = conv2d.__wrapped__
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +37,7 @@ def fast(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, ...]:
 def exact(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, ...]:
     """The nine products in float64."""
     x, w, g = (a.astype(np.float64) for a in (x, w, g))
-    y, vjp = direct(np, x, w, padding=1)
+    y, vjp = slabs.convolution(np, x, w, stride=1, padding=1)
     dx, dw = vjp(g)
     return y, dx(), dw()
 
@@ -180,8 +176,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, w: np.ndarray, **setti
     [
         ({"padding": 1, "method": "winograd"}, 3, np.float32, True),
         ({"padding": 1, "method": "auto"}, 3, np.float32, True),
-        ({"padding": 1}, 3, np.float32, False),  # direct is the default
-        ({"padding": 1, "method": "direct"}, 3, np.float32, False),
+        ({"padding": 1}, 3, np.float32, False),  # slabs are the default
+        ({"padding": 1, "method": "slabs"}, 3, np.float32, False),
         ({"padding": 1, "method": "winograd"}, 3, np.float64, False),
         ({"padding": 1, "method": "winograd", "stride": 2}, 3, np.float32, False),
         ({"padding": 0, "method": "winograd"}, 3, np.float32, False),
@@ -206,7 +202,7 @@ def test_auto_leaves_32_channels_to_the_nine_products_if_these_run_unpacked(monk
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method must be one of auto, direct, winograd"):
+    with pytest.raises(ValueError, match=f"method must be one of {', '.join(METHODS)}; not 'fft'"):
         conv2d(np.zeros((4, 4, 1, 1)), np.zeros((3, 3, 1, 1)), padding=1, method="fft")
 
 
@@ -233,26 +229,12 @@ def gradient(method: str, dtype: type) -> np.ndarray:
 def test_the_gradient_of_a_network_turns_by_less_than_a_hundredth():
     """Rounding flips the sign of a few inputs of ReLUs; what that does grows with the depth."""
     exact, got = gradient("winograd", np.float64), gradient("winograd", np.float32).astype(np.float64)
-    assert np.array_equal(exact, gradient("direct", np.float64))
+    assert np.array_equal(exact, gradient("slabs", np.float64))
     assert deviation(got, exact) <= 1e-2
     assert got @ exact / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9999
 
 
 # ── The setting ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("method", ["auto", "direct", "winograd"])
-def test_config_tells_every_convolution(method):
-    model = build_model(Config(conv=method))
-    assert {m.method for _, m in model.modules() if isinstance(m, Conv2d)} == {method}
-    with no_grad():
-        assert np.isfinite(model(np.ones((2, 32, 32, 3), np.float32))[1].data).all()
-
-
-def test_settings_stored_before_there_was_a_choice_still_load_and_mean_direct():
-    stored = Config().as_dict()
-    del stored["conv"]
-    assert Config.from_dict(json.loads(json.dumps(stored))).conv == "direct"
 
 
 def test_auto_leaves_a_map_to_the_nine_products_if_its_last_tiles_are_mostly_empty() -> None:
@@ -261,10 +243,10 @@ def test_auto_leaves_a_map_to_the_nine_products_if_its_last_tiles_are_mostly_emp
     assert not winograd.worthwhile((2, 2, 8, 64), 64)
 
 
-def test_whoever_asks_for_winograd_gets_it_also_where_auto_would_not() -> None:
+def test_whoever_asks_for_winograd_gets_it_also_where_auto_would_not(monkeypatch) -> None:
     x, w = np.ones((2, 2, 8, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
-    assert winograd.applies(np, x, w, 1, 1, "winograd")
-    assert not winograd.applies(np, x, w, 1, 1, "auto")
+    assert asked(monkeypatch, x, w, padding=1, method="winograd")
+    assert not asked(monkeypatch, x, w, padding=1, method="auto")
 
 
 def test_a_buffer_is_the_same_memory_each_time_and_another_for_each_name() -> None:

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "benchmarks" / "results" / "conv.json"
 INK, FAINT, PAPER = "#333a45", "#c9ced6", "#eceff3"
-COLOURS = {"direct": "#0b6e4f", "winograd": "#e09f3e", "torch channels-last": "#3a6ea5", "torch contiguous": "#8c8c8c"}
+COLOURS = {"slabs": "#0b6e4f", "winograd": "#e09f3e", "torch channels-last": "#3a6ea5", "torch contiguous": "#8c8c8c"}
 LAYOUTS = {"(N, C, H, W)": (2, 3, 0, 1), "(N, H, W, C)": (2, 0, 1, 3), "(H, W, N, C)": (0, 1, 2, 3)}
 
 plt.rcParams.update({
@@ -42,7 +42,7 @@ def strips(axes: Any) -> None:
             memory[None],
             extent=(0, memory.size, 2.55 - row, 2.05 - row + 1),
             aspect="auto",
-            cmap=matplotlib.colors.ListedColormap([PAPER, COLOURS["direct"]]),
+            cmap=matplotlib.colors.ListedColormap([PAPER, COLOURS["slabs"]]),
             interpolation="nearest",
         )
         runs = int(np.count_nonzero(np.diff(memory.astype(int), prepend=0) == 1))
@@ -58,7 +58,7 @@ def strips(axes: Any) -> None:
 
 
 def bars(axes: Any) -> None:
-    result = json.loads(RESULTS.read_text())
+    result = json.loads(RESULTS.read_text().replace('"direct"', '"slabs"'))  # its former name
     cases = [case for case in result["cases"] if "ch, " in case][:4]
     for k, (name, colour) in enumerate(COLOURS.items()):
         rows = {row["case"]: row for row in result["rows"] if row["name"] == name}

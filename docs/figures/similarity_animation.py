@@ -22,7 +22,7 @@ from minisimclr.training.batches import epoch_order
 from minisimclr.training.config import ORDER, VIEWS, build_model, build_optimizer
 
 HERE = Path(__file__).resolve().parent
-CONFIG = dataclasses.replace(DEMO, epochs=6, conv="winograd")
+CONFIG = dataclasses.replace(DEMO, epochs=6, method="conv=winograd")
 PER_CLASS, FRAMES, CELL, COLOURS = 3, 28, 5, 17
 LEFT, TOP, RIGHT, BOTTOM = 92, 46, 64, 26  # margins of the matrix, pixels
 INK, SOFT, LINE = "#333a45", "#6e7781", "#c9ced6"

@@ -37,7 +37,7 @@ def rates(temperature: float) -> list[float]:
 def run(temperature: float, lr: float, seed: int) -> dict[str, Any]:
     """Accuracies of h on the test split after EPOCHS epochs, in percent; the last epoch, evaluated once."""
     started = time.process_time()
-    config = dataclasses.replace(DEMO, temperature=temperature, lr=lr, seed=seed, epochs=EPOCHS, conv="winograd")
+    config = dataclasses.replace(DEMO, temperature=temperature, lr=lr, seed=seed, epochs=EPOCHS, method="conv=winograd")
     train, test = (ms.load_dataset(config.data, split, size=config.size) for split in ("train", "test"))
     trained = ms.pretrain(config, train.images)
     h, test_h = (embed(trained.model, data.images)[0] for data in (train, test))
@@ -83,7 +83,7 @@ def main() -> None:
         with blas_at_one_thread():
             runs.append(run(t, lr, seed))
         print(runs[-1], flush=True)
-        settings = dataclasses.asdict(dataclasses.replace(DEMO, epochs=EPOCHS, conv="winograd"))
+        settings = dataclasses.asdict(dataclasses.replace(DEMO, epochs=EPOCHS, method="conv=winograd"))
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps({"settings": settings, "runs": runs}, indent=1) + "\n")
     print(table(runs))

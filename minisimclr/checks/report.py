@@ -25,7 +25,7 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """The worst of an operation's samples, as relative errors, and whether they are allowed."""
+    """The largest relative errors over an operation's samples, and whether they are allowed."""
 
     name: str
     samples: int
@@ -36,6 +36,8 @@ class Row:
     allowed: float  # for the value
     agree: bool  # value and gradient are right
     refused: bool  # a gradient that is 0.1 % off was refused by each check
+    domain: str = "all numbers"
+    kinks: str = "none"
 
     @property
     def passed(self) -> bool:
@@ -74,12 +76,15 @@ def check_entry(entry: Entry) -> Row:
             computed, expected = f(*inputs).data, np.asarray(entry.expected(inputs, settings))
         value = _larger(value, _distance(computed, expected))
         right, wrong = comparisons(entry, f, inputs), comparisons(entry, a_thousandth_off(f), inputs)
-        elements, direction, path = (_larger(a, b.distance) for a, b in zip((elements, direction, path), right))
+        elements, direction, path = (_larger(a, b.reported_error) for a, b in zip((elements, direction, path), right))
         agree &= all(c.error <= limit for c, limit in zip(right, ALLOWED))
         if any(c.analytic != 0 for c in right):  # a thousandth of nothing is nothing
             refused &= all(c.error > limit for c, limit in zip(wrong, ALLOWED))
     agree &= value <= entry.tolerance
-    return Row(entry.name, len(entry.samples), value, elements, direction, path, entry.tolerance, agree, refused)
+    errors = (value, elements, direction, path)
+    return Row(
+        entry.name, len(entry.samples), *errors, entry.tolerance, agree, refused, domain=entry.domain, kinks=entry.kinks
+    )
 
 
 def _distance(computed: Any, expected: Any) -> float:
@@ -105,11 +110,13 @@ def _together(a: Row, b: Row) -> Row:
         max(a.allowed, b.allowed),
         a.agree and b.agree,
         a.refused and b.refused,
+        domain=a.domain if a.domain != "all numbers" else b.domain,
+        kinks=a.kinks if a.kinks != "none" else b.kinks,
     )
 
 
 def run() -> Iterator[Row]:
-    """One row for each operation, worst of its entries."""
+    """Yield one row for each operation and form, the worst of its entries."""
     for _, entries in groupby(TABLE, key=lambda entry: entry.name):
         rows = [check_entry(entry) for entry in entries]
         yield functools.reduce(_together, rows)
@@ -125,20 +132,25 @@ def main_table(color: bool) -> tuple[str, bool]:
         return paint(f"{number:>11.0e}", 32 if number <= allowed else 31)
 
     rows = list(run())
-    lines = [f"{'op':<14}{'samples':>7}{'value':>11}{'elements':>11}{'direction':>11}{'path':>11}  0.1 % off is"]
+    width = 2 + max(len(row.name) for row in rows)
+    lines = [f"{'op':<{width}}{'samples':>7}{'value':>11}{'elements':>11}{'direction':>11}{'path':>11}  0.1 % off is"]
     for row in rows:
         seen = paint("refused", 32) if row.refused else paint("NOT SEEN", 31)
         found, allowed = (row.value, row.elements, row.direction, row.path), (row.allowed, *ALLOWED)
-        lines.append(f"{row.name:<14}{row.samples:>7}{''.join(map(error, found, allowed))}  {seen}")
+        lines.append(f"{row.name:<{width}}{row.samples:>7}{''.join(map(error, found, allowed))}  {seen}")
     limits = (max(row.allowed for row in rows), *ALLOWED)
-    lines.append(f"{'allowed':<14}{'':>7}{''.join(f'{limit:>11.0e}' for limit in limits)}")
+    lines.append(f"{'allowed':<{width}}{'':>7}{''.join(f'{limit:>11.0e}' for limit in limits)}")
     lines += [
         "",
         "Largest relative errors, in float64. value: against loops or SciPy. elements: each element of the",
         "gradient against a difference quotient. direction: the slope along a random direction likewise.",
         "path: the gradient's integral along a segment against the change of the function; it needs no",
         "difference quotient and is the sharpest. Each check must also refuse a gradient 0.1 % too large.",
+        "",
     ]
+    lines += [f"{row.name:<{width}}for {row.domain}" for row in rows if row.domain != "all numbers"]
+    lines += [f"{row.name:<{width}}at a kink: {row.kinks}" for row in rows if row.kinks != "none"]
+    lines.append("")
     failed = [row.name for row in rows if not row.passed]
     verdict = paint(f"failed: {', '.join(failed)}", 31) if failed else paint(f"all {len(rows)} operations pass", 32)
     return "\n".join([*lines, verdict]), not failed

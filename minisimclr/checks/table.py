@@ -22,28 +22,34 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional inputs, settings
 
 @dataclass(frozen=True)
 class Entry:
-    """An operation: what it is held against and where."""
+    """An operation, the reference that it is compared with, and the inputs at which it is compared."""
 
     op: Callable[..., Tensor]
     reference: Callable[..., Any]  # the inputs and settings of the op -> its value
     samples: list[Call]
     refused: Sequence[tuple[Call, type[Exception]]]  # a call, and the error it must raise
-    domain: str = "all numbers"
-    kinks: str = "none"
-    reach: float = 0.3  # how far from a sample the path check may go and meet no kink
-    tolerance: float = 1e-12  # of the value, relative to its largest element
+    domain: str = "all numbers"  # the inputs for which the operation is defined
+    kinks: str = "none"  # the choice of a slope where there is no derivative
+    reach: float = 0.3  # distance from a sample within which the path check meets no kink
+    tolerance: float = 1e-12  # largest error of the value, relative to its largest element
     derived: Callable[..., dict[str, Any]] = field(default=lambda *inputs: {})  # settings that follow from the inputs
+    only_on_host: str = ""  # why the op takes no CuPy arrays; "": it does
+    beyond_plain: Sequence[
+        tuple[str, Call]
+    ] = ()  # a reason, and float32 inputs where the op is right and "plain" fails
+    method: str = ""  # the form to run, as the op names it; "": its default
 
     @property
     def name(self) -> str:
-        return self.op.__name__.lstrip("_")
+        return f"{self.op.__name__.lstrip('_')} {self.method}".strip()
 
     def function(self, settings: dict[str, Any]) -> Callable[..., Tensor]:
         """The op as a function of its inputs alone."""
 
         def f(*inputs: Any) -> Tensor:
             arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
-            return self.op(*inputs, **settings, **self.derived(*arrays))
+            form = {"method": self.method} if self.method else {}
+            return self.op(*inputs, **settings, **self.derived(*arrays), **form)
 
         return f
 
@@ -78,7 +84,7 @@ def call(*inputs: Any, **settings: Any) -> Call:
 
 
 def conv2d_by_loops(x: Any, w: Any, *, stride: int = 1, padding: int = 0) -> Any:
-    """(3.1), on a map that really is surrounded by zeros."""
+    """Convolve by (3.1), pixel by pixel, on a map that really is surrounded by zeros."""
     k = len(w)
     x = np.pad(x, ((padding, padding), (padding, padding), (0, 0), (0, 0)))
     height, width = ((side - k) // stride + 1 for side in x.shape[:2])
@@ -101,7 +107,7 @@ def batch_norm_by_loops(
     x: Any,
     scale: Any,
     shift: Any,
-    *around: Any,
+    *shortcut: Any,
     batch: bool,
     relu: bool = False,
     mean: Any = None,
@@ -114,7 +120,7 @@ def batch_norm_by_loops(
         m = channel.mean() if batch else mean[c]
         v = ((channel - m) ** 2).mean() if batch else variance[c]
         y[..., c] = scale[c] * (channel - m) / np.sqrt(v + eps) + shift[c]
-    for a in around:
+    for a in shortcut:
         y = y + a
     return np.where(y > 0, y, 0) if relu else y
 
@@ -139,7 +145,7 @@ def nt_xent_by_loops(za: Any, zb: Any, *, temperature: float) -> float:
 
 
 def statistics(x: Any, *others: Any) -> dict[str, Any]:
-    """What batch norm in training takes from its own input."""
+    """The statistics that batch norm takes from its own input in training."""
     mean, variance = ops.moments(array_module(x), x)
     return {"mean": mean, "variance": variance}
 
@@ -166,6 +172,61 @@ _axes = [
 _no_axis = [(call(np.ones((2, 3)), axis=2), ValueError), (call(np.ones((2, 3)), axis=(0, 0)), ValueError)]
 _map, _kernel = np.ones((4, 4, 1, 2)), np.ones((3, 3, 2, 1))
 _flat = np.ones(2)
+_no_loss = [
+    (call(np.ones((2, 3)), np.ones((3, 3)), temperature=0.1), ValueError),
+    (call(np.ones((2, 3)), np.ones((2, 3)), temperature=0.0), ValueError),
+    (call(np.ones((2, 3)), np.ones((2, 3)), temperature=np.nan), ValueError),
+    (call(np.ones((2, 3), int), np.ones((2, 3), int), temperature=0.1), TypeError),
+]
+_small, _apart = normal(4, 5).astype(np.float32), np.eye(4, 5, dtype=np.float32)
+_beyond_plain = [
+    ("a row of zeros has no direction", call(_small * (_small[:, :1] > 0), _small[::-1], temperature=0.5)),
+    ("squares of 1e-30 vanish", call(np.float32(1e-30) * _small, _small[::-1], temperature=0.5)),
+    ("squares of 1e30 overflow", call(np.float32(1e30) * _small, _small[::-1], temperature=0.5)),
+    ("the loss of views that agree is a difference of large numbers", call(_apart, _apart, temperature=0.05)),
+]
+
+
+def _batch_norm(method: str) -> list[Entry]:
+    """Batch norm in training without and with a ReLU, which has a kink, and in evaluation."""
+    of_the_batch: dict[str, Any] = {"tolerance": 1e-11, "derived": statistics, "method": method}
+    kinked: dict[str, Any] = {"kinks": "relu′(0) = 0", "reach": 1e-4, "tolerance": 1e-11, "method": method}
+    training = [
+        call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True),
+        call(normal(12, 3), positive(3), normal(3), normal(12, 3, seed=1), batch=True),
+    ]
+    training_relu = [
+        call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True, relu=True),
+        call(normal(2, 3, 4), positive(4), normal(4), spaced(2, 3, 4), batch=True, relu=True),
+    ]
+    running = {"batch": False, "mean": normal(3, seed=1), "variance": positive(3)}
+    evaluation = [
+        call(normal(5, 3), positive(3), normal(3), **running),
+        call(normal(2, 5, 3), positive(3), normal(3), normal(2, 5, 3, seed=1), relu=True, eps=1e-3, **running),
+    ]
+    rows, channels = np.ones((4, 3)), np.ones(3)
+    return [
+        Entry(
+            ops.batch_norm,
+            batch_norm_by_loops,
+            training,
+            [
+                (call(rows, np.ones(2), channels, batch=True), ValueError),
+                (call(rows, channels, np.ones(1), batch=True), ValueError),
+                (call(rows, channels, channels, np.ones((3, 4)), batch=True), ValueError),
+            ],
+            **of_the_batch,
+        ),
+        Entry(ops.batch_norm, batch_norm_by_loops, training_relu, [], derived=statistics, **kinked),
+        Entry(
+            ops.batch_norm,
+            batch_norm_by_loops,
+            evaluation,
+            [(call(rows, channels, channels, batch=False, mean=np.ones(1), variance=channels), ValueError)],
+            **kinked,
+        ),
+    ]
+
 
 TABLE = [
     Entry(ops.add, np.add, _pair, _unequal),
@@ -237,7 +298,7 @@ TABLE = [
     ),
     Entry(
         ops.reshape,
-        np.reshape,
+        lambda x, shape: np.reshape(x, shape),
         [call(normal(3, 4), shape=(2, 6)), call(normal(6), shape=(2, -1, 1)), call(normal(1), shape=())],
         [(call(np.ones(6), shape=(4, 2)), ValueError), (call(np.ones(6), shape=(-1, -1)), ValueError)],
     ),
@@ -283,97 +344,51 @@ TABLE = [
         ],
         [(call(np.ones((2, 3)), np.ones((2, 2))), ValueError), (call(np.ones(3), np.ones((1, 3))), ValueError)],
     ),
-    Entry(
-        ops.conv2d,
-        conv2d_by_loops,
-        [
-            call(normal(5, 6, 2, 2), normal(3, 3, 2, 3), padding=1),
-            call(normal(6, 5, 2, 2), normal(3, 3, 2, 2), stride=2, padding=1),
-            call(normal(4, 4, 1, 3), normal(1, 1, 3, 2), stride=2),
-            call(normal(6, 5, 1, 1), normal(7, 7, 1, 1), stride=2, padding=3),
-            call(normal(3, 2, 1, 18), normal(3, 3, 18, 1), stride=2, padding=1),
-        ],
-        [
-            (call(_map, np.ones((3, 3, 1, 1))), ValueError),
-            (call(_map, np.ones((3, 2, 2, 1))), ValueError),
-            (call(_map, np.ones((5, 5, 2, 1))), ValueError),
-            (call(_map[0], _kernel), ValueError),
-            (call(_map, _kernel, stride=0), ValueError),
-            (call(_map, _kernel, padding=-1), ValueError),
-        ],
+    *(
+        Entry(
+            ops.conv2d,
+            conv2d_by_loops,
+            [
+                call(normal(5, 6, 2, 2), normal(3, 3, 2, 3), padding=1),
+                call(normal(6, 5, 2, 2), normal(3, 3, 2, 2), stride=2, padding=1),
+                call(normal(4, 4, 1, 3), normal(1, 1, 3, 2), stride=2),
+                call(normal(6, 5, 1, 1), normal(7, 7, 1, 1), stride=2, padding=3),
+                call(normal(3, 2, 1, 18), normal(3, 3, 18, 1), stride=2, padding=1),
+            ],
+            [
+                (call(_map, np.ones((3, 3, 1, 1))), ValueError),
+                (call(_map, np.ones((3, 2, 2, 1))), ValueError),
+                (call(_map, np.ones((5, 5, 2, 1))), ValueError),
+                (call(_map[0], _kernel), ValueError),
+                (call(_map, _kernel, stride=0), ValueError),
+                (call(_map, _kernel, padding=-1), ValueError),
+            ],
+            method=method,
+        )
+        for method in ("plain", "slabs", "padded")  # Winograd's form computes in float32 only: tests/test_winograd.py
     ),
-    Entry(
-        ops.max_pool2d,
-        max_pool2d_by_loops,
-        [
-            call(spaced(6, 5, 2, 1), kernel=3, stride=2, padding=1),
-            call(spaced(4, 4, 1, 2), kernel=2, stride=2),
-            call(spaced(4, 3, 1, 2), kernel=2, stride=1, padding=1),
-        ],
-        [
-            (call(_map, kernel=5, stride=1), ValueError),
-            (call(_map, kernel=2, stride=1, padding=2), ValueError),
-            (call(_map, kernel=2, stride=0), ValueError),
-            (call(_map[0], kernel=2, stride=2), ValueError),
-        ],
-        kinks="a tie goes to the first in reading order",
-        reach=0.02,
+    *(
+        Entry(
+            ops.max_pool2d,
+            max_pool2d_by_loops,
+            [
+                call(spaced(6, 5, 2, 1), kernel=3, stride=2, padding=1),
+                call(spaced(4, 4, 1, 2), kernel=2, stride=2),
+                call(spaced(4, 3, 1, 2), kernel=2, stride=1, padding=1),
+            ],
+            [
+                (call(_map, kernel=5, stride=1), ValueError),
+                (call(_map, kernel=2, stride=1, padding=2), ValueError),
+                (call(_map, kernel=2, stride=0), ValueError),
+                (call(_map[0], kernel=2, stride=2), ValueError),
+            ],
+            kinks="a tie goes to the first in reading order",
+            reach=0.02,
+            method=method,
+        )
+        for method in ("plain", "threaded")
     ),
-    Entry(
-        ops.batch_norm,
-        batch_norm_by_loops,
-        [
-            call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True),
-            call(normal(12, 3), positive(3), normal(3), normal(12, 3, seed=1), batch=True),
-        ],
-        [
-            (call(np.ones((4, 3)), np.ones(2), np.ones(3), batch=True), ValueError),
-            (call(np.ones((4, 3)), np.ones(3), np.ones(1), batch=True), ValueError),
-            (call(np.ones((4, 3)), np.ones(3), np.ones(3), np.ones((3, 4)), batch=True), ValueError),
-        ],
-        tolerance=1e-11,
-        derived=statistics,
-    ),
-    Entry(
-        ops.batch_norm,
-        batch_norm_by_loops,
-        [
-            call(normal(3, 2, 4, 3), positive(3), normal(3), batch=True, relu=True),
-            call(normal(2, 3, 4), positive(4), normal(4), spaced(2, 3, 4), batch=True, relu=True),
-        ],
-        [],
-        kinks="relu′(0) = 0",
-        reach=1e-4,
-        tolerance=1e-11,
-        derived=statistics,
-    ),
-    Entry(
-        ops.batch_norm,
-        batch_norm_by_loops,
-        [
-            call(normal(5, 3), positive(3), normal(3), batch=False, mean=normal(3, seed=1), variance=positive(3)),
-            call(
-                normal(2, 5, 3),
-                positive(3),
-                normal(3),
-                normal(2, 5, 3, seed=1),
-                batch=False,
-                relu=True,
-                eps=1e-3,
-                mean=normal(3, seed=1),
-                variance=positive(3),
-            ),
-        ],
-        [
-            (
-                call(np.ones((4, 3)), np.ones(3), np.ones(3), batch=False, mean=np.ones(1), variance=np.ones(3)),
-                ValueError,
-            )
-        ],
-        kinks="relu′(0) = 0",
-        reach=1e-4,
-        tolerance=1e-11,
-    ),
+    *(entry for method in ("plain", "fused") for entry in _batch_norm(method)),
     Entry(
         ops.l2_normalize,
         l2_normalize_by_loops,
@@ -398,22 +413,24 @@ TABLE = [
             (call(np.ones((0, 3)), labels=np.zeros(0, int)), ValueError),
         ],
     ),
-    Entry(
-        ntxent._nt_xent,
-        nt_xent_by_loops,
-        [
-            call(normal(4, 5), normal(4, 5, seed=1), temperature=0.5),
-            call(normal(2, 3), normal(2, 3, seed=1), temperature=0.1),
-            call(80 * normal(3, 4), normal(3, 4, seed=1), temperature=1.0),
-            call(normal(1, 3), normal(1, 3, seed=1), temperature=0.1),
-        ],
-        [
-            (call(np.ones((2, 3)), np.ones((3, 3)), temperature=0.1), ValueError),
-            (call(np.ones((2, 3)), np.ones((2, 3)), temperature=0.0), ValueError),
-            (call(np.ones((2, 3)), np.ones((2, 3)), temperature=np.nan), ValueError),
-            (call(np.ones((2, 3), int), np.ones((2, 3), int), temperature=0.1), TypeError),
-        ],
-        domain="rows ≠ 0 (gradient 0 at a row of zeros)",
-        reach=0.1,
+    *(
+        Entry(
+            ntxent.nt_xent,
+            nt_xent_by_loops,
+            [
+                call(normal(4, 5), normal(4, 5, seed=1), temperature=0.5),
+                call(normal(2, 3), normal(2, 3, seed=1), temperature=0.1),
+                call(80 * normal(3, 4), normal(3, 4, seed=1), temperature=1.0),
+                call(normal(1, 3), normal(1, 3, seed=1), temperature=0.1),
+                call(normal(3, 4), normal(3, 4, seed=1), temperature=5.0),
+            ],
+            _no_loss,
+            domain="rows ≠ 0 (gradient 0 at a row of zeros)",
+            reach=0.1,
+            only_on_host="its tiles are cut for a processor's cache" if method == "tiled" else "",
+            beyond_plain=_beyond_plain if method in ("exact", "tiled") else (),
+            method=method,
+        )
+        for method in ("composed", "plain", "exact", "tiled")
     ),
 ]

@@ -29,7 +29,10 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code.
+
+    Raises: SystemExit for --help and for options that cannot be read; with --debug, what the command raised.
+    """
     options = _parser().parse_args(arguments)
     try:
         set_threads(options.threads)
@@ -50,7 +53,7 @@ def _explained(error: Exception) -> int:
         print(f"minisimclr: {error}", file=sys.stderr)
         return 128 + error.signum
     code = 3 if isinstance(error, NonFiniteError) else 4 if isinstance(error, OSError) else 2
-    if isinstance(error, BrokenPipeError):  # whoever read our output is gone
+    if isinstance(error, BrokenPipeError):  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     if isinstance(error, (ValueError, NonFiniteError)):
@@ -69,6 +72,8 @@ def _explained(error: Exception) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
     def error(self, message: str) -> NoReturn:
         complain(f"{message}; see {self.prog} --help")
         raise SystemExit(2)

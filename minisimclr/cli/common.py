@@ -1,4 +1,4 @@
-"""What several commands share: options, the splits of a data set, and a free folder."""
+"""The parts that several commands share: options, the splits of a data set, and a free folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from ..training.run import Run
 from .console import saying
 
 
-def add_device(parser: argparse.ArgumentParser, help: str = "where to compute, wherever it was trained") -> None:
+def add_device(parser: argparse.ArgumentParser, help: str = "device that computes, whichever trained it") -> None:
+    """Add --device."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"{help} (default: cpu)")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that looks at a run: --device, --data, and the run itself."""
+    """Add the options of a command that looks at a run: --device, --data, and the run itself."""
     add_device(parser)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--data", default=None, help="folder or zip (default: what the run was trained on)")
+    parser.add_argument("--data", default=None, help="folder or zip of images (default: those of the run)")
 
 
 def splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
-    """The training split, and the splits to test on."""
+    """Load the training split, and the splits to test on.
+
+    Raises: DataError for data that cannot be used, or that has no classes.
+    """
     source, size = source or run.config.data, run.config.size
     with saying(f"loading {source}"):
         train = load_dataset(source, "train", size=size)
@@ -35,7 +39,7 @@ def splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
 
 
 def free_folder(wanted: Path) -> Path:
-    """runs/demo, or runs/demo-2, runs/demo-3 …: the first that holds no run."""
+    """Return runs/demo, or the first of runs/demo-2, runs/demo-3 … that holds no run."""
     folder, number = wanted, 1
     while (folder / "checkpoint.npz").exists():
         number += 1

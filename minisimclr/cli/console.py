@@ -1,4 +1,4 @@
-"""What the user sees while a command works: lines and bars on stderr, and one line for an error."""
+"""The lines that a command shows while it works: progress and notes on stderr, and one line for an error."""
 
 from __future__ import annotations
 
@@ -13,19 +13,31 @@ from tqdm import tqdm
 from ..training.config import Config
 from ..training.run import Metrics
 
+LOG_EVERY = 10.0  # seconds between two lines of a log: a terminal shows a bar instead
+BAR = "step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left"
+
 
 def complain(message: str) -> None:
+    """Print an error as one line."""
     print(f"minisimclr: error: {' '.join(message.split())}", file=sys.stderr)
 
 
+def note(message: str) -> None:
+    """Print a line about something that the user may not expect."""
+    print(f"minisimclr: note: {message}", file=sys.stderr)
+
+
 @contextmanager
-def saying(what: str) -> Iterator[Callable[[str], None]]:
-    """On a terminal, a line that says what is being done, and is wiped afterwards."""
+def saying(task: str) -> Iterator[Callable[[str], None]]:
+    """On a terminal, show a line that says what is being done, and wipe it afterwards.
+
+    What is yielded is a function that shows a detail behind the task.
+    """
     shown = sys.stderr.isatty()
 
     def say(detail: str) -> None:
         if shown:
-            print(f"\r\x1b[K{what}{': ' if detail else ' …'}{detail}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{task}{': ' if detail else ' …'}{detail}", end="", file=sys.stderr, flush=True)
 
     say("")
     try:
@@ -37,38 +49,54 @@ def saying(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
-    """The progress line: a bar on a terminal; in a log, a plain line now and then."""
-    bar: Any = None
-    spoken = began = time.monotonic()
-
-    def progress(metrics: Metrics) -> None:
-        nonlocal bar, spoken
-        text = f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f}), top-1 {100 * metrics['top1']:.0f} %"
-        if sys.stderr.isatty():
-            if bar is None:
-                bar = tqdm(
-                    total=metrics["steps"],
-                    initial=start,
-                    unit="step",
-                    dynamic_ncols=True,
-                    smoothing=0.1,
-                    bar_format="step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left",
-                )
-            bar.set_description_str(f"{text}, {metrics['images_per_second']:.0f} images/s", refresh=False)
-            bar.update()
-        elif time.monotonic() - spoken > 10 or metrics["step"] + 1 == metrics["steps"]:
-            spoken = time.monotonic()
-            done, steps = metrics["step"] + 1, metrics["steps"]
-            rate = (done - start) / (spoken - began)
-            left = tqdm.format_interval((steps - done) / rate)
-            print(
-                f"step {done}/{steps}  {text}, {rate * config.batch:.0f} images/s, {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
+    """Yield a function that shows the progress of training: a bar on a terminal, else a line now and then."""
+    progress = _Bar(start) if sys.stderr.isatty() else _Log(start, config.batch)
     try:
-        yield progress
+        yield progress.show
     finally:
-        if bar is not None:
-            bar.close()
+        progress.close()
+
+
+def _summary(metrics: Metrics) -> str:
+    return f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f}), top-1 {100 * metrics['top1']:.0f} %"
+
+
+class _Bar:
+    """The progress on a terminal."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.bar: Any = None  # made at the first step, which knows how many there are
+
+    def show(self, metrics: Metrics) -> None:
+        if self.bar is None:
+            options = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "bar_format": BAR}
+            self.bar = tqdm(total=metrics["steps"], initial=self.start, **options)
+        text = f"{_summary(metrics)}, {metrics['images_per_second']:.0f} images/s"
+        self.bar.set_description_str(text, refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class _Log:
+    """The progress in a file: a line every LOG_EVERY seconds, and one at the end."""
+
+    def __init__(self, start: int, batch: int) -> None:
+        self.start, self.batch = start, batch
+        self.began = self.spoke = time.monotonic()
+
+    def show(self, metrics: Metrics) -> None:
+        done, steps, now = metrics["step"] + 1, metrics["steps"], time.monotonic()
+        if done < steps and now - self.spoke <= LOG_EVERY:
+            return
+        rate = (done - self.start) / (now - self.began)  # steps per second
+        left = tqdm.format_interval((steps - done) / rate)
+        text = f"step {done}/{steps}  {_summary(metrics)}, {rate * self.batch:.0f} images/s, {left} left"
+        print(text, file=sys.stderr, flush=True)
+        self.spoke = now
+
+    def close(self) -> None:
+        pass

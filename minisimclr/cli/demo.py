@@ -17,23 +17,36 @@ from .evaluate import evaluated
 
 HELP = "draw a data set, pre-train on it, evaluate, and show what was learned"
 
-# What the demo trains: 12 epochs of 5,000 doodles, about a minute and a half on two cores.
+# The run of the demo: 12 epochs of 5,000 doodles take about a minute and a half on two cores.
 DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min_area=0.3)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the few settings that may differ from the demo's."""
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
     parser.add_argument(
-        "--seed", type=int, default=DEMO.seed, metavar="N", help=f"of all random numbers (default: {DEMO.seed})"
+        "--seed", type=int, default=DEMO.seed, metavar="N", help=f"seed of all random numbers (default: {DEMO.seed})"
     )
     parser.add_argument(
-        "--epochs", type=int, default=None, metavar="N", help=f"passes over the images (default: {DEMO.epochs})"
+        "--epochs", type=int, default=DEMO.epochs, metavar="N", help=f"passes over the images (default: {DEMO.epochs})"
     )
-    add_device(parser, "where to compute")
+    parser.add_argument(
+        "--method",
+        default=DEMO.method,
+        metavar="NAMES",
+        help=f"form of each operation, as for pretrain; plain runs the code that is read first, in a few times "
+        f"the time (default: {DEMO.method})",
+    )
+    add_device(parser, "device that computes")
 
 
 def run_command(options: argparse.Namespace) -> None:
-    config = dataclasses.replace(DEMO, seed=options.seed, epochs=options.epochs or DEMO.epochs, device=options.device)
+    """Run the demo: its table is printed, and kept with the pictures in the folder of the run.
+
+    Raises: what `pretrain` raises.
+    """
+    given = {name: getattr(options, name) for name in ("seed", "epochs", "method", "device")}
+    config = dataclasses.replace(DEMO, **given)
     backend.require(config.device)
     folder = options.out or free_folder(Path("runs/demo"))
     started = time.monotonic()

@@ -16,12 +16,17 @@ HELP = "write h and z of every image to an .npz file"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", default="test", help="which images (default: test)")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE.npz", help="where to write")
+    """Add --split, --to, and the run."""
+    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE.npz", help="file to write")
     add_run(parser)
 
 
 def run_command(options: argparse.Namespace) -> None:
+    """Embed a split of a data set.
+
+    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
+    """
     run = load_run(options.run, options.device)
     data = load_dataset(options.data or run.config.data, options.split, size=run.config.size)
     h, z = embed(run.model, data.images)

@@ -17,7 +17,8 @@ HELP = "measure how well the classes can be told apart by h, and by z"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--k", type=int, default=20, metavar="N", help="neighbours that vote (default: 20)")
+    """Add --k, --knn-temperature, and the run."""
+    parser.add_argument("--k", type=int, default=20, metavar="N", help="number of neighbours that vote (default: 20)")
     parser.add_argument(
         "--knn-temperature",
         type=float,
@@ -29,6 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> None:
+    """Evaluate a run.
+
+    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
+    """
     run = load_run(options.run, options.device)
     evaluated(run, *splits(run, options.data), k=options.k, temperature=options.knn_temperature)
 

@@ -13,10 +13,11 @@ HELP = "hold every operation's value and gradient against independent ones"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """It has none of its own."""
+    """Add nothing: the command has no options of its own."""
 
 
 def run_command(options: argparse.Namespace) -> int:
+    """Print the table of all operations, and return 1 if one of them fails."""
     with saying("checking every operation"):
         text, passed = report.main_table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     print(text)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 from .. import backend
 from ..data import load_dataset
 from ..training.batches import resident
-from ..training.config import Config
+from ..training.config import OLD_CONV, Config, method_of_conv
 from ..training.run import environment_changes, load_run
 from ..training.train import pretrain
 from .common import free_folder
-from .console import saying, training
+from .console import note, saying, training
 
 HELP = "pre-train an encoder on images without labels"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add --out, --resume, --workers, and one option for each setting of Config."""
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/NAME-OF-THE-DATA)")
     parser.add_argument(
         "--resume",
@@ -37,41 +37,58 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for item in dataclasses.fields(Config):
         _add_setting(parser, item)
+    parser.add_argument(
+        "--conv",
+        choices=tuple(OLD_CONV),
+        default=argparse.SUPPRESS,
+        help="deprecated spelling of --method conv=NAME, until version 0.4",
+    )
 
 
 def run_command(options: argparse.Namespace) -> None:
-    given = {
-        item.name: getattr(options, item.name) for item in dataclasses.fields(Config) if hasattr(options, item.name)
-    }
-    start = 0
-    if options.resume:
-        if options.out is None:
-            raise ValueError("--resume needs the folder of the run: --out FOLDER")
-        stored = load_run(options.out)
-        config, start = dataclasses.replace(stored.config, **given), stored.steps
-        backend.require(config.device)
-        for change in environment_changes(options.out, config.device, config.precision):
-            print(f"minisimclr: note: {change}; the run goes on, but not bit for bit", file=sys.stderr)
-    else:
-        config = Config(**given)
-        backend.require(config.device)
+    """Train, or go on training.
+
+    Raises: what `pretrain` raises, and ValueError for options that do not fit together.
+    """
+    config, start = _configuration(options)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     with saying(f"loading {config.data}"):
         images = load_dataset(config.data, "train", size=config.size).images
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
-        print(
-            f"minisimclr: note: {backend.device_name(config.device)}; {images.nbytes / 2**20:,.0f} MiB of images "
-            f"are sent there {sent}",
-            file=sys.stderr,
-        )
+        size = f"{images.nbytes / 2**20:,.0f} MiB"
+        note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
     with training(config, start) as progress:
         run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
     print(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
+def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
+    """Return the configuration that the options ask for, and the number of steps that are done already."""
+    given = {
+        item.name: getattr(options, item.name) for item in dataclasses.fields(Config) if hasattr(options, item.name)
+    }
+    if hasattr(options, "conv"):
+        if "method" in given:
+            raise ValueError("--conv is an old spelling of --method: give --method alone")
+        given["method"] = method_of_conv(options.conv)
+        note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
+    if not options.resume:
+        config = Config(**given)
+        backend.require(config.device)
+        return config, 0
+    if options.out is None:
+        raise ValueError("--resume needs the folder of the run: --out FOLDER")
+    stored = load_run(options.out)
+    config = dataclasses.replace(stored.config, **given)
+    backend.require(config.device)
+    for change in environment_changes(options.out, config):
+        note(f"{change}; the run goes on, but not bit for bit")
+    return config, stored.steps
+
+
 def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) -> None:
-    """An option for one field of Config. Left out, it is absent from the namespace: Config knows the default."""
+    """Add the option of one setting. If it is left out, the namespace lacks it: Config knows the default."""
     flag, help = "--" + item.name.replace("_", "-"), item.metadata["help"].replace("%", "%%")
     if isinstance(item.default, bool):
         parser.add_argument(
@@ -82,7 +99,7 @@ def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) 
         )
         return
     choices = item.metadata["choices"] or None
-    metavar = None if choices else {int: "N", float: "X", str: "PATH"}[type(item.default)]
+    metavar = None if choices else item.metadata["metavar"] or {int: "N", float: "X", str: "PATH"}[type(item.default)]
     parser.add_argument(
         flag,
         type=type(item.default),

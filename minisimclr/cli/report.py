@@ -13,6 +13,10 @@ add_options = add_run
 
 
 def run_command(options: argparse.Namespace) -> None:
+    """Draw the pictures into the folder of the run, and print their paths.
+
+    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
+    """
     run = load_run(options.run, options.device)
     train, tests = splits(run, options.data)
     for path in report.draw_all(run, train, next(iter(tests.values())), options.run):

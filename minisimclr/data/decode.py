@@ -1,6 +1,6 @@
-"""From the bytes of an image file to a small square of pixels; the file is a stranger's.
+"""From the bytes of an image file to a small square of pixels; the file is untrusted.
 
-What a file declares is checked before anything is decoded, and only four formats are tried: the more
+The size that a file declares is checked before anything is decoded, and only four formats are tried: the more
 exotic ones of Pillow are a risk (some start other programs) and nobody trains on them.
 """
 
@@ -14,16 +14,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MAX_PIXELS = 64_000_000  # declared in the header; 192 MB once decoded
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+MAX_PIXELS = 64_000_000  # largest image, pixels as declared in the header; 192 MB once decoded
+ORIENTATION = 0x0112  # number of the EXIF tag that says how the camera was held
 
 
 def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
-    """The central square of the image, resized (antialiased, bilinear): uint8 (size,size,3).
+    """Decode the central square of the image, resized (antialiased, bilinear): uint8 (size,size,3).
 
-    It is turned upright as EXIF says; grey, palette, CMYK and 16-bit images become RGB, transparent
+    The image is turned upright as EXIF says; grey, palette, CMYK and 16-bit images become RGB, transparent
     ones are laid on white, and of an animation the first frame counts. An image of size×size
-    pixels is returned as it is. Raises ValueError, or whatever Pillow raises for damaged files.
+    pixels is returned as it is.
+
+    Raises: ValueError, or whatever Pillow raises for damaged files.
     """
     try:
         image: Image.Image = Image.open(file, formats=FORMATS)  # reads the header only
@@ -43,6 +45,7 @@ def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF orientation says."""
     try:
         turned = image.getexif().get(ORIENTATION, 1) != 1
     except Exception:  # nonsense where the orientation should be is no reason to lose the image
@@ -51,6 +54,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB, transparent pixels to white."""
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
         values: NDArray[Any] = np.asarray(image)
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))

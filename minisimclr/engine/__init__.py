@@ -1,1 +1,1 @@
-"""Reverse-mode automatic differentiation: the engine (`autograd`), its guard, and its ledger."""
+"""Reverse-mode automatic differentiation: the engine (`autograd`), its guard, its surface, and its ledger."""

@@ -1,6 +1,6 @@
-"""Reverse-mode automatic differentiation, whole.
+"""Reverse-mode automatic differentiation: the whole engine.
 
-A *primitive* computes a value and says how a gradient comes back through it. For y = f(x) and a
+A *primitive* computes a value, and says how a gradient comes back through it. For y = f(x) and a
 loss L(y), the vector–Jacobian product (vjp) turns g = ∂L/∂y into ∂L/∂x = gᵀ·∂f/∂x:
 
     @primitive
@@ -9,122 +9,108 @@ loss L(y), the vector–Jacobian product (vjp) turns g = ∂L/∂y into ∂L/∂
             return 2 * g * x          # one gradient per array that came in
         return x * x, vjp
 
-`primitive` is the only place where tensors are unwrapped, the array module is chosen and the graph
-is recorded, and `backward` the only place where it is walked. The graph links node to node, never
-tensor to tensor: an intermediate array lives only if some vjp kept it, and there are no reference
-cycles, so memory is free as soon as the last name for it goes.
+Calling `square` with a tensor computes the value and records a `Node`, which keeps the vjp. The nodes form
+a graph; `backward` takes them from the loss down to the leaves, and applies the chain rule at each.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from ..backend import Array, array_module, is_array
-from .guard import changed, lend, lock, unlock
+from .guard import Guard, Hold, guard_of, owned, owned_input, owned_setting
+from .surface import Surface, as_array, in_our_words, shown_as
 
-__all__ = ["Node", "Tensor", "backward", "no_grad", "primitive"]
-
-# A vjp answers with one gradient per array argument (or just the gradient, if there is one argument).
-# None: no gradient. A function without arguments: the gradient, computed only if somebody wants it.
+# A vjp returns one entry per array argument; a single argument needs no tuple. An entry is an array, None (no
+# gradient for this argument), or a function without parameters, which is called only if that gradient is needed.
 Gradient: TypeAlias = "Array | Callable[[], Array] | None"
 Vjp: TypeAlias = "Callable[[Array], Gradient | tuple[Gradient, ...]]"
 
-_recording = ContextVar("recording", default=True)
-_ages = itertools.count()
+_recording = ContextVar("recording", default=True)  # a context variable, so that no_grad holds in its own thread only
+_ages = itertools.count()  # one for the whole process: only the order matters
 
 
+# The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp keeps
+# it, and there are no reference cycles: memory is free as soon as the last name for it goes.
 class Node:
-    """One step of the recorded computation: where it came from, and the way back.
+    """One step of the recorded computation: the nodes that it came from, and its vjp.
 
     A leaf (a tensor made with requires_grad=True) has neither parents nor vjp; its gradient collects in `grad`.
     """
 
-    __slots__ = ("__weakref__", "age", "dtype", "grad", "leaf", "locked", "name", "parents", "shape", "vjp")
+    __slots__ = ("__weakref__", "age", "dtype", "grad", "hold", "leaf", "name", "parents", "shape", "vjp")
 
-    def __init__(self, name: str, value: Array, parents: tuple[Node | None, ...] = (), vjp: Vjp | None = None) -> None:
-        self.name, self.parents, self.vjp = name, parents, vjp
-        self.locked: tuple[Array, ...] = lock(vjp) if vjp is not None else ()
-        self.shape, self.dtype = value.shape, value.dtype
-        self.age = next(_ages)  # a node is older than everything computed from it
-        self.grad: Array | None = None
-        self.leaf: Array | None = value if vjp is None else None
-
-    def release(self) -> None:
-        """Forget the way back: what the vjp kept is free, and its inputs may be written to again."""
-        self.vjp, self.parents = _used, ()
-        unlock(self.locked)
-        self.locked = ()
-
-    def __del__(self) -> None:
-        unlock(self.locked)
+    def __init__(self, name: str, value: Array, parents: Any = (), vjp: Vjp | None = None, hold: Hold | None = None):
+        self.name, self.vjp = name, vjp  # the operation's name, for errors and the ledger
+        self.parents: tuple[Node | None, ...] = parents  # one per input; None for one without history
+        self.hold = hold  # keeps the arrays of this step read-only
+        self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
+        self.age = next(_ages)  # smaller than the age of everything computed from it
+        self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
+        self.leaf: Array | None = value if vjp is None else None  # None also says: computed
 
 
-def _used(g: Array) -> Gradient:
-    raise RuntimeError("backward has already gone through this graph and freed it; compute the value again")
-
-
-class Tensor:
+class Tensor(Surface):
     """An array that remembers how it was computed.
 
-    data           the array: float16/32/64, or integer/bool if no gradient is asked for. A copy is
-                   taken of what is passed in, so that changing it later cannot falsify a gradient.
-    requires_grad  whether `backward` should leave a gradient here; TypeError unless floating point.
-    grad           the gradient so far (same shape and dtype), or None. Gradients add up until reset.
+    The array is a copy of what is passed in, so that changing that later cannot falsify a gradient. Its dtype is
+    float16/32/64, or integer or bool if no gradient is asked for.
 
-    While a graph that has not been walked back still needs a tensor's array, the array is read-only; one
-    that is a view of another tensor's (after reshape, transpose, indexing) always is. A view taken earlier can
-    still be written through: `backward` then raises.
+    Raises: TypeError for data that are not numbers, and for integers that ask for a gradient; RuntimeError if a
+    computed tensor is copied or pickled, or gets new data.
+
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4.])
     """
 
-    __slots__ = ("__weakref__", "_data", "_node")
-    __array_ufunc__ = None  # numpy_array + tensor asks the tensor, not NumPy
+    __slots__ = ("__weakref__", "_data", "_guard", "_node")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        if isinstance(data, Tensor):
-            raise TypeError("Tensor takes an array, not a Tensor; use tensor.detach() for one without history")
-        data = data.copy() if is_array(data) else np.array(data)  # row by row in memory, whatever it was before
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor takes numbers (float, integer or bool), not dtype {data.dtype}")
-        if requires_grad and data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors can have gradients, not dtype {data.dtype}")
-        self._data: Array = data
-        self._node: Node | None = Node("leaf", data) if requires_grad else None
+        array = owned(data)  # a copy
+        if requires_grad and array.dtype.kind != "f":  # an integer cannot be changed by a little
+            raise TypeError(f"only floating-point tensors can have gradients, not dtype {array.dtype}")
+        self._data: Array = array
+        self._guard = Guard(array)  # knows which nodes need the array unchanged
+        self._node: Node | None = Node("leaf", array) if requires_grad else None
 
     @classmethod
-    def _wrap(cls, value: Array, node: Node | None) -> Tensor:
-        tensor = cls.__new__(cls)
-        tensor._data, tensor._node = value, node
+    def _wrap(cls, value: Array, guard: Guard, node: Node | None) -> Tensor:
+        tensor = cls.__new__(cls)  # not Tensor(value), which would copy
+        tensor._data, tensor._guard, tensor._node = value, guard, node
         return tensor
 
     @property
     def data(self) -> Array:
-        return lend(self._data)
+        """The array itself, not a copy. A leaf may be given another one; its gradient is then dropped.
+
+        From the moment a graph needs the array until `backward` has used it (or the graph is gone), it is read-only:
+        writing to it raises NumPy's "assignment destination is read-only". Results of reshape, transpose and indexing
+        share memory with their input, and stay read-only. NumPy cannot lock a view that exists already; so never
+        write through a view of `data` that was taken before an operation.
+        """
+        return self._data
 
     @data.setter
     def data(self, array: Array) -> None:
-        """Put another array in a leaf's place; its gradient is dropped."""
         if array is self._data:  # `tensor.data -= step` assigns the same array back
-            return
-        if self._node is not None and self._node.leaf is None:
+            self._guard.note_write()
+        elif self._node is not None and self._node.leaf is None:
             raise RuntimeError("only a leaf's data can be replaced; this tensor was computed")
-        fresh = Tensor(array, requires_grad=self.requires_grad)
-        self._data, self._node = fresh._data, fresh._node
-
-    @property
-    def requires_grad(self) -> bool:
-        return self._node is not None
+        else:
+            fresh = Tensor(array, requires_grad=self.requires_grad)  # older graphs keep the old array, and stay right
+            self._data, self._guard, self._node = fresh._data, fresh._guard, fresh._node
 
     @property
     def grad(self) -> Array | None:
-        return self._node.grad if self._node is not None else None
+        """∂L/∂self, added up over all backward passes since it was last set to None."""
+        return self._node.grad if self._node is not None else None  # in the node: the graph knows no tensors
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
@@ -132,172 +118,118 @@ class Tensor:
             raise RuntimeError("this tensor has no gradient: it was made with requires_grad=False")
         self._node.grad = value
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._data.shape  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._data.dtype  # type: ignore[no-any-return]
-
-    @property
-    def ndim(self) -> int:
-        return self._data.ndim  # type: ignore[no-any-return]
-
-    def item(self) -> float:
-        """The only element, as a Python number."""
-        return self._data.item()  # type: ignore[no-any-return]
-
     def detach(self) -> Tensor:
-        """The same values without history."""
-        return Tensor._wrap(self._data, None)
+        """Return the same values without history; the array is shared."""
+        return Tensor._wrap(self._data, self._guard, None)
 
     def backward(self, grad: Array | None = None) -> None:
-        """Add ∂L/∂leaf to the `grad` of every leaf below, where `grad` (default 1, for a scalar) is ∂L/∂self."""
+        """Add ∂L/∂leaf to the `grad` of every leaf below; see the function `backward`."""
         backward(self, grad)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __repr__(self) -> str:
-        made_by = "" if self._node is None else f", {self._node.name}"
-        return f"Tensor({self._data!r}{made_by})"
-
-    if TYPE_CHECKING:  # the arithmetic stands in ops/basic.py, which attaches it here
-
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __pow__(self, exponent: float) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __getitem__(self, index: Any) -> Tensor: ...
-        def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor: ...
-        def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor: ...
-        def reshape(self, *shape: Any) -> Tensor: ...
-        def transpose(self, *axes: Any) -> Tensor: ...
-        @property
-        def T(self) -> Tensor: ...
-
-
-# ── Recording ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tensor]:
-    """Make a function on tensors of `function(xp, *arrays, **hyperparameters) -> (value, vjp)`.
+    """Turn `function(xp, *arrays, **hyperparameters) -> (value, vjp)` into a function on tensors.
 
-    The positional arguments may be tensors, arrays or numbers; the result is a Tensor.
+    The positional arguments may be tensors, arrays or numbers.
+    Raises: TypeError for an argument that is none of these; ValueError if the shapes do not fit together.
+
+    >>> square = primitive(lambda xp, x: (x * x, lambda g: 2 * g * x))
+    >>> x = Tensor(3.0, requires_grad=True)
+    >>> square(x).backward()
+    >>> x.grad
+    array(6.)
     """
 
-    @functools.wraps(function)
+    @shown_as(function, returns=Tensor)
     def op(*inputs: Any, **hyperparameters: Any) -> Tensor:
-        arrays = [_array(x) for x in inputs]
-        settings = {name: _own(setting) for name, setting in hyperparameters.items()}
-        value, vjp = function(array_module(*arrays), *arrays, **settings)
-        value = _solid(value)
-        if isinstance(value, np.ndarray) and value.base is not None:
-            value.flags.writeable = False  # a view: writing to it would change another tensor
+        # Tensors are unwrapped; anything else is copied, so that the caller may change his own afterwards.
+        arrays = [x._data if isinstance(x, Tensor) else owned_input(x) for x in inputs]
+        settings = {name: owned_setting(setting) for name, setting in hyperparameters.items()}
+        try:
+            value, vjp = function(array_module(*arrays), *arrays, **settings)
+        except ValueError as error:
+            raise in_our_words(error, function.__name__, arrays) from None
+        value = as_array(value)
+        guard = guard_of(value, inputs)  # an input's own guard, if the value is a view of that input
         parents = tuple(x._node if isinstance(x, Tensor) else None for x in inputs)
-        if not _recording.get() or not any(parents):
-            return Tensor._wrap(value, None)
-        return Tensor._wrap(value, Node(function.__name__, value, parents, vjp))
+        # If no input has a history, neither has the value: the vjp, and all that it keeps, is dropped here.
+        recorded = _recording.get() and any(parents)
+        node = Node(function.__name__, value, parents, vjp, Hold(inputs, guard)) if recorded else None
+        return Tensor._wrap(value, guard, node)
 
-    op.__annotations__ = {"return": Tensor}
-    op.is_primitive = True  # type: ignore[attr-defined]
     return op
-
-
-def _array(x: Any) -> Any:
-    """What a primitive computes with: a tensor's array, a copy of an array, or a plain Python number."""
-    if isinstance(x, Tensor):
-        return x._data
-    if isinstance(x, (int, float, np.generic)) or is_array(x):
-        return _own(x)
-    raise TypeError(f"expected a Tensor, an array or a number, not {type(x).__name__}")
-
-
-def _own(value: Any) -> Any:
-    """A copy of an array, so that changing it later cannot falsify a gradient; also inside a tuple or list.
-
-    NumPy's scalars become Python's because numpy.float64 would promote float32 arrays.
-    """
-    if is_array(value):
-        return Tensor(value)._data
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) in (tuple, list):
-        return type(value)(_own(item) for item in value)
-    return value
-
-
-def _solid(value: Any) -> Array:
-    """NumPy answers with a scalar where a 0-d array went in; we keep arrays."""
-    return value if is_array(value) else np.asarray(value)
 
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Inside, nothing is recorded: for evaluation, where activations need not be kept."""
-    token = _recording.set(False)
+    """Record nothing inside: for evaluation, where activations need not be kept.
+
+    >>> x = Tensor(3.0, requires_grad=True)
+    >>> with no_grad():
+    ...     print((x * x).requires_grad)
+    False
+    """
+    token = _recording.set(False)  # remembers the state before, so that contexts nest
     try:
         yield
     finally:
         _recording.reset(token)
 
 
-# ── Going back ────────────────────────────────────────────────────────────────────────────────────
-
-
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
-    """Walk the graph from `tensor` to its leaves, youngest node first.
+    """Add ∂L/∂leaf to the `grad` of every leaf below `tensor`, where `grad` (default 1, for a scalar) is ∂L/∂tensor.
 
-    A node is older than all that was computed from it, so when it is its turn, every contribution
-    to its gradient has arrived. No recursion: the graph may be as deep as memory allows.
+    Raises: RuntimeError if nothing here needs a gradient, if the graph was used before, if a parameter was changed
+    since, or if `grad` is missing and the tensor has more than one element; ValueError if `grad` has another shape.
+
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> backward(x * x, [10.0, 1.0])
+    >>> x.grad
+    array([20.,  4.])
     """
     root = tensor._node
     if root is None:
         raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")
     gradients: dict[Node, Array] = {root: _seed(tensor, grad)}  # the sum of what has arrived so far
-    waiting = [(-root.age, root)] if root.vjp is not None else []
+    waiting = [(-root.age, root)]  # a heap with the youngest node on top
+    # A node is older than all that was computed from it. So when it is the youngest that waits, every contribution
+    # to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
     while waiting:
         _, node = heapq.heappop(waiting)
-        gradient = gradients.pop(node)
-        assert node.vjp is not None
-        if changed(node.locked):
-            raise RuntimeError(f"{node.name}: an array that its gradient needs was changed in place since it was used")
-        answers = node.vjp(gradient)
-        answers = answers if isinstance(answers, tuple) else (answers,)
-        if len(answers) != len(node.parents):
-            raise RuntimeError(f"{node.name}: the vjp gave {len(answers)} gradients for {len(node.parents)} arguments")
-        parents = node.parents
-        node.release()
-        for parent, answer in zip(parents, answers):
-            if parent is None or answer is None:
-                continue
-            answer = _fit(answer() if callable(answer) else answer, parent, node)
+        if node.leaf is not None:  # its gradient stays in `gradients`
+            continue
+        for parent, part in pull(node, gradients.pop(node)):
             if parent in gradients:
-                gradients[parent] = _solid(gradients[parent] + answer)  # a new array: the old one may be shared
+                gradients[parent] = as_array(gradients[parent] + part)  # a new array: the old one may be shared
             else:
-                gradients[parent] = answer
-                if parent.vjp is not None:
-                    heapq.heappush(waiting, (-parent.age, parent))
+                gradients[parent] = part
+                heapq.heappush(waiting, (-parent.age, parent))  # at its first part; it waits for the others
     for leaf, gradient in gradients.items():  # only now, so that a failure above leaves no half-done sums
-        leaf.grad = gradient.copy() if leaf.grad is None else _solid(leaf.grad + gradient)
+        leaf.grad = gradient.copy() if leaf.grad is None else as_array(leaf.grad + gradient)
+
+
+def pull(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
+    """Run the vjp of a node on its gradient, free the node, and yield each parent with its part of the gradient."""
+    if node.vjp is None or node.hold is None:  # as this function leaves it
+        raise RuntimeError("backward has already gone through this graph and freed it; compute the value again")
+    node.hold.check(node.name)  # raises if an optimizer has written to one of its arrays since
+    parts = node.vjp(gradient)  # the chain rule: ∂L/∂value in, ∂L/∂input out, one for each input
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    if len(parts) != len(node.parents):
+        raise RuntimeError(f"{node.name}: the vjp gave {len(parts)} gradients for {len(node.parents)} arguments")
+    parents, node.parents, node.vjp, node.hold = node.parents, (), None, None  # frees what the vjp kept, and unlocks it
+    for parent, part in zip(parents, parts):
+        if parent is not None and part is not None:  # a constant wants no gradient
+            yield parent, _unbroadcast(part() if callable(part) else part, parent, node.name)
 
 
 def _seed(tensor: Tensor, grad: Any) -> Array:
-    """∂L/∂tensor where the way back begins."""
+    """Return ∂L/∂tensor, with which the backward pass begins."""
     xp = array_module(tensor._data)
     if grad is None:
         if tensor._data.size != 1:
             raise RuntimeError(f"backward from shape {tensor.shape} needs the gradient to start with: backward(grad)")
-        return xp.ones_like(tensor._data)
+        return xp.ones_like(tensor._data)  # ∂L/∂L
     grad = grad._data if isinstance(grad, Tensor) else grad if is_array(grad) else xp.asarray(grad)
     array_module(tensor._data, grad)  # raises if they are on different devices
     if grad.shape != tensor.shape:
@@ -305,13 +237,14 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
     return grad.astype(tensor.dtype, copy=False)
 
 
-def _fit(gradient: Array, parent: Node, node: Node) -> Array:
+def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
     """Undo broadcasting and promotion: sum over the axes that were stretched, return to the parent's dtype."""
-    gradient, shape = _solid(gradient), parent.shape
+    gradient, shape = as_array(gradient), parent.shape  # the shape of the value, and that of the input
     if gradient.shape != shape:
-        lead = gradient.ndim - len(shape)
+        lead = gradient.ndim - len(shape)  # axes that broadcasting put in front
+        # An element that was used many times receives the sum of all their gradients.
         stretched = [lead + axis for axis, size in enumerate(shape) if size == 1 != gradient.shape[lead + axis]]
         if lead < 0 or any(size not in (1, now) for size, now in zip(shape, gradient.shape[lead:])):
-            raise RuntimeError(f"{node.name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
-        gradient = _solid(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
-    return gradient.astype(parent.dtype, copy=False)
+            raise RuntimeError(f"{name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
+        gradient = as_array(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
+    return gradient.astype(parent.dtype, copy=False)  # float32 · float64 is float64; the gradient of each is its own

@@ -1,87 +1,187 @@
-"""What a recorded graph keeps for its way back: found, guarded and counted.
+"""The guard: arrays that a recorded graph still needs are read-only.
 
-A vjp is a closure over the arrays that it needs, so what a graph keeps need not be declared anywhere: we
-find it by looking into the closures. Two things follow.
+The plain engine would believe any array that it kept. If one is changed between an operation and the backward
+pass, the gradient is silently wrong. This file adds three promises:
 
-* Were one of these arrays written to before `backward`, the gradient would be silently wrong. So each is
-  read-only until the way back has used it. A view that was taken before stays writable: of an array that was
-  lent out, a checksum is compared. (CuPy arrays cannot be locked: there it is a rule.)
-* `saved_bytes` counts them: the memory that training costs, op by op.
+* An operation copies the arrays that it is given, so that the caller may change his own afterwards.
+* The arrays of an operation's inputs and of its value are read-only until the backward pass has used them, or until
+  the graph is gone. Writing to one raises NumPy's `ValueError: assignment destination is read-only`, at the write.
+* An optimizer may write all the same, through `writing`: an older graph may still be alive, as that of a validation
+  loss that was kept, or that of an interrupted notebook cell. The backward pass of that older graph then raises.
+
+Two things remain rules, because no array library lets us check them. NumPy cannot lock a view that already exists,
+so do not write through a view taken before an operation. CuPy arrays cannot be locked at all; of those we notice
+only what is written through `writing`, or by `tensor.data -= …`.
 """
 
 from __future__ import annotations
 
 import weakref
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..backend import Array, is_array
+from .surface import Surface
 
 
-def _owner(array: Array) -> Array:
-    return array.base if is_array(array.base) else array
+class Guard:
+    """The guard of one array: who needs it unchanged, and how often it was changed on purpose.
+
+    Every tensor holds the guard of the array that owns its memory, so a tensor and its views share one.
+    """
+
+    __slots__ = ("array", "lockable", "needed_by", "open", "shape", "version")
+
+    def __init__(self, owner: Array) -> None:
+        self.array = weakref.ref(owner)  # weak: a graph that holds a guard does not keep the array alive
+        self.shape: tuple[int, ...] = owner.shape
+        self.lockable = isinstance(owner, np.ndarray) and owner.base is None  # not if it lies in a buffer of others
+        self.needed_by: dict[int, int] = {}  # the id of each living hold -> the version that it has seen
+        self.version = 0  # the number of writes through `writing`
+        self.open = False  # True while somebody writes through `writing`
+
+    def settle(self) -> None:
+        """Make the array writable if nobody needs it, read-only otherwise.
+
+        Threads may race here. Each looks again after it has written, so the last one leaves the flag right. A lock
+        would not do: the garbage collector may end a graph at any moment, also while this thread holds the lock.
+        """
+        array = self.array()
+        if self.lockable and array is not None:
+            free = None
+            while free != (free := self.open or not self.needed_by):
+                array.setflags(write=free)
+
+    def note_write(self) -> None:
+        """Count a write by the user, `tensor.data -= …`, unless the array was locked and so cannot have changed."""
+        self.version += not (self.lockable and self.needed_by)
 
 
-def arrays_in(value: Any) -> Iterator[Array]:
-    """All arrays that a closure can reach, each as the one that owns the memory."""
-    if is_array(value):
-        yield _owner(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from arrays_in(item)
-    elif callable(value):
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from arrays_in(cell.cell_contents)
+def guard_of(value: Array, inputs: tuple[Any, ...]) -> Guard:
+    """Return the guard for the value of an operation: that of an input tensor, if the value is a view of it.
+
+    A view is read-only for ever, because writing to it would change another tensor.
+    """
+    if isinstance(value, np.ndarray) and value.base is not None:
+        value.flags.writeable = False
+    owner = owner_of(value)
+    for x in inputs:
+        if isinstance(x, Surface) and x._guard.array() is owner:
+            return x._guard  # type: ignore[no-any-return]
+    return Guard(owner)
 
 
-# ── Guarded ───────────────────────────────────────────────────────────────────────────────────────
-
-_needed_by: dict[int, int] = {}  # id of an array -> how many vjps need it; their nodes keep it alive
-_lent: dict[int, weakref.ref[Array]] = {}  # ids of those that someone outside may hold a writable view of
-_sealed: dict[int, int] = {}  # id of a lent array that is needed -> its checksum when it was locked
-
-
-def lend(array: Array) -> Array:
-    """The array, noted as one of which views may exist when it is locked."""
-    owner = _owner(array)
-    key, forget = id(owner), _lent.pop
-    if isinstance(owner, np.ndarray) and owner.flags.writeable and key not in _lent:
-        _lent[key] = weakref.ref(owner, lambda _: forget(key, None))
+def owner_of(array: Array) -> Array:
+    """Return the array that owns the memory of this one: itself, or the array of which it is a view."""
+    while array.base is not None and is_array(array.base):
+        array = array.base
     return array
 
 
-def lock(vjp: Callable[..., Any]) -> tuple[Array, ...]:
-    """Make what the vjp keeps read-only, and say what that was, for `unlock`."""
-    locked = {
-        id(array): array
-        for array in arrays_in(vjp)
-        if isinstance(array, np.ndarray) and (array.flags.writeable or id(array) in _needed_by)
-    }
-    for key, array in locked.items():
-        array.flags.writeable = False
-        if key in _lent and key not in _needed_by:
-            _sealed[key] = _checksum(array)
-        _needed_by[key] = _needed_by.get(key, 0) + 1
-    return tuple(locked.values())
+class Hold:
+    """A claim of one node on the arrays of its inputs and its value: they are read-only as long as the hold lives.
+
+    CPython ends it with its node, whatever ended that: the backward pass, `del`, or an exception.
+    """
+
+    __slots__ = ("guards",)
+
+    def __init__(self, inputs: tuple[Any, ...], guard: Guard) -> None:
+        # Inputs that are no tensors need no guard: they are copies, which nobody else has.
+        self.guards = [guard, *[x._guard for x in inputs if isinstance(x, Surface)]]
+        key = id(self)
+        for guard in self.guards:
+            guard.needed_by[key] = guard.version
+            guard.settle()
+
+    def __del__(self) -> None:
+        key = id(self)
+        for guard in getattr(self, "guards", ()):  # a hold that was never initialized has none
+            guard.needed_by.pop(key, None)
+            guard.settle()
+
+    def check(self, name: str) -> None:
+        """Raise RuntimeError if one of the arrays was changed since the operation `name` used it."""
+        key = id(self)
+        for guard in self.guards:
+            if guard.needed_by[key] != guard.version:
+                raise RuntimeError(
+                    f"{name}: a parameter of shape {guard.shape} was changed after this graph used it, by an optimizer "
+                    "or in place, so the gradient would be wrong; call backward() before step(), or compute the loss "
+                    "again"
+                )
 
 
-def unlock(arrays: tuple[Array, ...]) -> None:
-    """One vjp fewer needs these arrays; those that none needs may be written to again."""
-    for array in arrays:
-        _needed_by[id(array)] -= 1
-        if not _needed_by[id(array)]:
-            del _needed_by[id(array)]
-            _sealed.pop(id(array), None)
-            array.flags.writeable = True
+class Guarded(Protocol):
+    """A Tensor, as far as this file needs to know it: an array and its guard."""
+
+    _data: Array
+    _guard: Guard
 
 
-def changed(arrays: tuple[Array, ...]) -> bool:
-    """Whether one of these locked arrays was written to all the same, through a view taken before."""
-    return any(_sealed[id(array)] != _checksum(array) for array in arrays if id(array) in _sealed)
+@contextmanager
+def writing(tensor: Guarded) -> Iterator[Array]:
+    """Give the array of a parameter to write to, although an older graph may still need it.
+
+    The backward pass of such a graph will raise RuntimeError. Optimizers write through this function only.
+
+    >>> from minisimclr import Tensor
+    >>> weight = Tensor([1.0, 2.0], requires_grad=True)
+    >>> old = (weight * weight).sum()
+    >>> with writing(weight) as array:
+    ...     array -= 0.5
+    >>> weight.data
+    array([0.5, 1.5])
+    >>> old.backward()
+    Traceback (most recent call last):
+    RuntimeError: multiply: a parameter of shape (2,) was changed after this graph used it, by an optimizer or in \
+place, so the gradient would be wrong; call backward() before step(), or compute the loss again
+    """
+    guard = tensor._guard
+    guard.version += 1  # before the write, so that one that is interrupted counts too
+    guard.open = True
+    guard.settle()
+    try:
+        yield tensor._data
+    finally:
+        guard.open = False
+        guard.settle()
 
 
-def _checksum(array: Array) -> int:
-    return zlib.crc32(array.ravel(order="K"))  # a view: what owns its memory has no gaps
+# ── Copies of what comes in ───────────────────────────────────────────────────────────────────────
+
+
+def owned(data: Any) -> Array:
+    """Return a C-contiguous copy of an array, a list or a number. Raises TypeError for anything but numbers."""
+    if isinstance(data, Surface):
+        raise TypeError("Tensor takes an array, not a Tensor; use tensor.detach() for one without history")
+    array = data.copy() if is_array(data) else np.array(data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"Tensor takes numbers (float, integer or bool), not dtype {array.dtype}")
+    return array
+
+
+def owned_input(x: Any) -> Any:
+    """Return a copy of an array that an operation was given, or a plain Python number."""
+    if isinstance(x, (int, float, np.generic)) or is_array(x):
+        return owned_setting(x)
+    raise TypeError(f"expected a Tensor, an array or a number, not {type(x).__name__}")
+
+
+def owned_setting(value: Any) -> Any:
+    """Return a hyperparameter with every array in it copied, also inside tuples, lists and dictionaries.
+
+    NumPy's scalars become Python's, because numpy.float64 would promote float32 arrays.
+    """
+    if is_array(value):
+        return owned(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list):
+        return type(value)(owned_setting(item) for item in value)
+    if type(value) is dict:
+        return {key: owned_setting(item) for key, item in value.items()}
+    return value

@@ -1,4 +1,4 @@
-"""How good is a representation? Nearest neighbours and a linear classifier, on a frozen encoder.
+"""Measures of a representation, on a frozen encoder: nearest neighbours, and a linear classifier.
 
 Both look at h, computed with running statistics; the encoder does not change.
 """

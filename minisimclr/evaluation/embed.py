@@ -1,31 +1,45 @@
-"""Representations of images: what the frozen encoder makes of them."""
+"""Representations of images: the output of the frozen encoder, and of the projection head."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backend import device_of, to_device, to_numpy
 from ..engine.autograd import no_grad
 from ..processor import blocks, keep_freed_memory
 from ..simclr import SimCLR
-from ..views.augment import to_float
+from ..views import to_float
 
-Matrix = np.ndarray[Any, Any]
+Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it is used
 
 
-def embed(model: SimCLR, images: Matrix, *, batch: int = 500) -> tuple[Matrix, Matrix]:
-    """Representations h (N,features) and embeddings z (N,out_dim), float32, of uint8 images (N,H,W,3).
+def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tuple[Matrix, Matrix]:
+    """Compute representations h and embeddings z of images, `batch` at a time.
 
-    Images come from the host and the answers return to it; in between they are where the model is.
+    Evaluation uses h: the head is trained to forget what tells two views of an image apart, and h still knows it.
+
+    >>> import minisimclr as ms
+    >>> rng = np.random.default_rng(0)
+    >>> encoder = ms.resnet_small(stem="small", rng=rng)
+    >>> model = ms.SimCLR(encoder, ms.ProjectionHead(encoder.features, 64, 16, rng=rng))
+    >>> h, z = embed(model, np.zeros((3, 32, 32, 3), np.uint8))
+    >>> h.shape, z.shape
+    ((3, 128), (3, 16))
+
+    Shapes: images uint8 (N,H,W,3) -> h (N,features), z (N,out_dim), float32; images and results are on the host
+    Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
+    Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
     keep_freed_memory()  # each part of the images takes the arrays of the part before
     device = device_of(model.parameters()[0].data)
-    hs, zs = [], []
-    with no_grad():
+    hs, zs = [], []  # parts of h and z, on the host: a GPU need not hold all of them
+    with no_grad():  # no graph: nothing here is differentiated, and a graph would keep every activation
         for part in blocks(len(images), batch):
-            h, z = model(to_float(to_device(images[part], device)), train=False)
+            # train=False: the running statistics normalize, so an image's h does not depend on its batch.
+            h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))
-    return np.concatenate(hs), np.concatenate(zs)
+    return np.concatenate(hs), np.concatenate(zs)  # (N,features), (N,out_dim)

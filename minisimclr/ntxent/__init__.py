@@ -1,6 +1,7 @@
-"""NT-Xent in three versions of one function, and the choice between them.
+"""NT-Xent in several forms of one function, and the choice between them.
 
-`loss.py` is the one to read, and runs on both devices; `tiled.py` is the fast one on a CPU, `cuda.py` on a GPU.
+`plain.py` is the one to read: the loss composed from operations, then with its gradient by hand. The other forms must
+equal it: `exact.py` loses no digits, `tiled.py` is fast on a CPU, `cuda.py` on a GPU.
 """
 
 from __future__ import annotations
@@ -12,36 +13,68 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .. import ops
 from ..backend import Array, array_module, is_array
 from ..engine.autograd import Tensor, Vjp, primitive
-from . import cuda, tiled
-from . import exact as reference
+from . import cuda, exact, plain, tiled
+from .exact import contrastive_accuracy as contrastive_accuracy_on_device
 from .tiled import release
 
-__all__ = ["contrastive_accuracy", "nt_xent", "nt_xent_value_and_grad", "release"]
+__all__ = ["contrastive_accuracy", "contrastive_accuracy_on_device", "nt_xent", "nt_xent_value_and_grad", "release"]
 
-Method: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
+ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
+
+
+# ── The doors ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") -> Tensor:
     """NT-Xent of two views' embeddings, the mean over all 2N anchors: a scalar to call `backward` on.
 
-    za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalised here.
-    Tensors or arrays, (N, D) each; the rest is as `nt_xent_value_and_grad` says.
+    za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalized here.
+    They may be tensors or arrays; `nt_xent_value_and_grad` says the rest.
+
+    Shapes: za (N,D), zb (N,D) -> scalar
+    VJP:    dza = g·∂L/∂za, dzb = g·∂L/∂zb, by (5.9), (5.10), (5.11)
+    Raises: ValueError, TypeError and RuntimeError as `nt_xent_value_and_grad` does.
+    Source: Chen et al. 2020, Eq. 1 and Algorithm 1: (5.1).
+
+    >>> import numpy as np
+    >>> views = Tensor(np.eye(2), requires_grad=True)
+    >>> loss = nt_xent(views, views, temperature=0.5)
+    >>> round(loss.item(), 5)
+    0.23954
+    >>> loss.backward()
+    >>> views.grad.round(3) + 0.0
+    array([[0.   , 0.426],
+           [0.426, 0.   ]])
     """
-    return _nt_xent(za, zb, temperature=temperature, method=method)
+    a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each: arrays, to be looked at only
+    check(a, b, temperature)
+    method = choose(a, b, method)
+    if method not in OF_TENSORS:
+        return nt_xent_at_once(za, zb, temperature=temperature, method=method)
+    # These compute in the dtype that they are given. Sums over 2N exponentials are no work for float16, so we widen it
+    # before and round the loss after; the backward pass of `cast` rounds the gradients.
+    wide, asked = _computing_dtype(a, b), np.result_type(a.dtype, b.dtype)
+    loss = OF_TENSORS[method](ops.cast(za, dtype=wide), ops.cast(zb, dtype=wide), temperature=float(temperature))
+    return loss if asked == wide else ops.cast(loss, dtype=asked)
 
 
 @primitive
-def _nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str = "auto") -> tuple[Array, Vjp]:
-    check(za, zb, temperature)
+def nt_xent_at_once(xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str) -> tuple[Array, Vjp]:
+    """The loss by a method that computes value and gradient together, of arguments that `nt_xent` has checked.
+
+    Shapes: za (N,D), zb (N,D) -> scalar
+    VJP:    dza = g·∂L/∂za, dzb = g·∂L/∂zb
+    """
     # The gradient is computed along with the value, so that nothing of size (2N, 2N) waits for `backward`.
     value, dza, dzb = compute(za, zb, temperature, method)
 
     def vjp(g: Array) -> tuple[Array, Array]:
         return g * dza, g * dzb
 
-    return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp
+    return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp  # scalar
 
 
 def nt_xent_value_and_grad(
@@ -49,36 +82,61 @@ def nt_xent_value_and_grad(
 ) -> tuple[float, Array, Array]:
     """NT-Xent (Chen et al. 2020, Eq. 1), the mean over all 2N anchors, and its gradient.
 
-    za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalised here.
-
-    Shapes: za, zb (N, D), NumPy or CuPy, float16, float32 or float64 -> loss, dza (N, D), dzb (N, D).
+    za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalized here.
     Each gradient has the dtype of its input; float16 computes in float32.
-    NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0.
+    NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0 ("plain" divides by zero).
 
-    method: "reference" (loss.py), "tiled" (tiled.py, NumPy only), "cuda" (cuda.py, CuPy only, computes in
-    float32), or "auto": tiled for NumPy arrays; for CuPy arrays cuda, or reference if one of them is float64
-    or CuPy cannot compile kernels here. Tiled keeps exp(u·uᵀ/τ) between its two passes if that fits into
-    160 MiB (float32: N up to 4,500), and the memory for the next call; `release()` frees it.
-    "cuda-bf16x3" and "cuda-bf16" are cuda on tensor cores: cuda.py says what accuracy that leaves.
-    Raises ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive
-    and finite, and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda…";
-    RuntimeError for NumPy arrays with "cuda…".
+    method  the form that computes it:
+            "composed", "plain"  plain.py: from operations, by autograd; by hand. The forms to read.
+            "exact"              exact.py: loses no digits. "reference" is another name of it.
+            "tiled"              tiled.py: fast, for NumPy arrays only. It keeps exp(u·uᵀ/τ) between its two passes if
+                                 that fits into 160 MiB (float32: N up to 4,500), and the memory for the next call;
+                                 `release()` frees it.
+            "cuda"               cuda.py: fast, for CuPy arrays only, in float32.
+            "cuda-bf16x3", "cuda-bf16"  the same on tensor cores: cuda.py says what accuracy that leaves.
+            "auto"               tiled for NumPy arrays. For CuPy arrays cuda, or exact if one of them is float64 or
+                                 CuPy cannot compile kernels here.
+
+    Shapes: za (N,D), zb (N,D), NumPy or CuPy, float16, float32 or float64 -> loss, dza (N,D), dzb (N,D)
+    Raises: ValueError for shapes that differ, are not 2-D or empty, for a temperature that is not positive and finite,
+            and for an unknown method; TypeError for a dtype that is not floating, and for float64 with "cuda…";
+            RuntimeError for NumPy arrays with "cuda…".
+    Source: Chen et al. 2020, Eq. 1 and Algorithm 1: (5.1).
+
+    >>> import numpy as np
+    >>> loss, dza, dzb = nt_xent_value_and_grad(np.eye(2), np.eye(2), temperature=0.5)
+    >>> round(loss, 5)
+    0.23954
+    >>> dza.round(5) + 0.0
+    array([[0.     , 0.21301],
+           [0.21301, 0.     ]])
     """
     check(za, zb, temperature)
-    value, dza, dzb = compute(za, zb, temperature, method)
-    return float(value), dza, dzb
+    value, dza, dzb = compute(za, zb, temperature, choose(za, zb, method))
+    return float(value), dza, dzb  # `float` waits for a GPU to finish; in a training loop use `nt_xent`
 
 
 def contrastive_accuracy(za: Array, zb: Array) -> float:
     """The share of the 2N anchors whose nearest neighbour by cosine is their positive; chance is 1/(2N−1).
 
-    Shapes: za, zb (N, D) -> a Python float. A tie counts as a miss: collapsed embeddings score 0.
+    A tie counts as a miss: collapsed embeddings score 0. `contrastive_accuracy_on_device` leaves the number on its
+    device and checks nothing, for a training loop.
+
+    Shapes: za (N,D), zb (N,D) -> a Python float
+    Raises: ValueError and TypeError for arguments of which `nt_xent_value_and_grad` says so.
+
+    >>> import numpy as np
+    >>> contrastive_accuracy(np.eye(4), 5 * np.eye(4))
+    1.0
     """
     check(za, zb)
-    return float(reference.contrastive_accuracy(za, zb))
+    return float(contrastive_accuracy_on_device(za, zb))
 
 
-def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
+# ── One check, one choice ─────────────────────────────────────────────────────────────────────────
+
+
+def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
     """Refuse, in one line that says what is wrong, arguments for which NT-Xent is not defined."""
     array_module(za, zb)  # raises if they are on different devices
     if not (is_array(za) and is_array(zb)):
@@ -87,25 +145,34 @@ def check(za: Array, zb: Array, temperature: float = 1.0) -> None:
         raise ValueError(f"za and zb must be (N, D), the two views of N images, not {za.shape} and {zb.shape}")
     if za.size == 0:
         raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")
-    for z in (za, zb):
+    for z in (za, zb):  # integers are refused rather than converted: they are more likely labels than embeddings
         if z.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
     if not 0 < temperature < np.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
+    # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ.
     if 2 / temperature > float(np.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
 
-def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
-    """The checked embeddings through one method: (loss, dza, dzb), the loss still on its device."""
-    dtype = _computing_dtype(za, zb)
+def choose(za: Array, zb: Array, method: str) -> str:
+    """Return the name in METHODS of the form that computes the loss of these arrays."""
+    xp = array_module(za)
     if method == "auto":
-        xp = array_module(za)
-        method = "tiled" if xp is np else "cuda" if dtype == np.float32 and cuda.usable(xp) else "reference"
-    if method == "tiled" and array_module(za) is not np:
+        # The fastest that loses no digits: the kernels compute in float32, so float64 has the exact form instead.
+        on_gpu = "cuda" if _computing_dtype(za, zb) == np.float32 and cuda.usable(xp) else "exact"
+        return "tiled" if xp is np else on_gpu
+    if method == "tiled" and xp is not np:
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
+    method = "exact" if method == "reference" else method  # its older name, which users have in their scripts
     if method not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
+    return method
+
+
+def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
+    """Compute (loss, dza, dzb) of checked embeddings by a chosen method, the loss still on its device."""
+    dtype = _computing_dtype(za, zb)  # the forms themselves know one dtype for all
     value, dza, dzb = METHODS[method](za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature))
     return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)
 
@@ -115,8 +182,23 @@ def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
     return np.result_type(za.dtype, zb.dtype, np.float32)
 
 
-METHODS: dict[str, Method] = {
-    "reference": reference.value_and_grad,
+# ── The forms ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_backward(loss_of: Callable[..., Tensor], za: Array, zb: Array, temperature: float) -> tuple[Array, Array, Array]:
+    """Compute value and gradient by a form that is a function of tensors: it records a graph, which we go through."""
+    a, b = Tensor(za, requires_grad=True), Tensor(zb, requires_grad=True)
+    loss = loss_of(a, b, temperature=temperature)
+    loss.backward()
+    return loss.data, a.grad, b.grad
+
+
+# Forms that are functions of tensors, with a graph of their own. All others compute the gradient with the value.
+OF_TENSORS: dict[str, Callable[..., Tensor]] = {"composed": plain.nt_xent_composed, "plain": plain.nt_xent_plain}
+
+METHODS: dict[str, ValueAndGrad] = {
+    **{name: partial(by_backward, loss_of) for name, loss_of in OF_TENSORS.items()},
+    "exact": exact.value_and_grad,
     "tiled": tiled.value_and_grad,
     "cuda": cuda.value_and_grad,
     "cuda-bf16x3": partial(cuda.value_and_grad, precision=cuda.BFLOAT16X3),

@@ -2,11 +2,11 @@
 // cores. cuda.py puts this text in front of either, and launches
 //
 //     normalise   one warp an image:          u, |z| and the cosine of the positive
-//     row_sums    one block ROWS anchors      walks over its share of the columns; the loss ℓ of each anchor
+//     row_sums    one block ROWS anchors      goes through its share of columns; the loss ℓ of each anchor
 //                 and a share of the columns:
 //     gradient    the same, once more:        du, and through the norm dz
 //
-// The tags (5.2) ... are the equations of docs/05_nt_xent.md; loss.py says them in a page of Python.
+// The tags (5.2) ... are the equations of docs/05_nt_xent.md; plain.py and exact.py say them in Python.
 //
 // With few anchors, several blocks share the columns of the same anchors, so that all multiprocessors have work. Each
 // writes down its part; the last to finish adds the parts up, in the order of the columns, whoever it is.
@@ -146,7 +146,7 @@ __device__ void gather_gradient(const float* parts, const float* u, const float*
         for (int d = lane; d < D; d += 32) {
             float du = 0;
             for (int part = 0; part < gridDim.y; part++) du += __ldcg(&parts[((size_t)part * n + i) * D + d]);
-            // The positive, without what is parallel to u: loss.py says why.                           (5.9), (5.10)
+            // The positive, without what is parallel to u: tiled.py says why.                          (5.9), (5.10)
             du -= pull * (other[d] - side * own[d]);
             out[d] = du;
             along += (double)own[d] * du;

@@ -7,7 +7,7 @@
 // The unit rows are rounded once, by launch 1; from there on they are the u of all equations, in cosines, positives
 // and gradient alike. So equal rows stay equal, and what remains is the loss of rows moved by a rounding.
 //
-// A block owns ROWS anchors, each of its warps 16 of them, whose entries stay in registers. It walks over tiles of
+// A block owns ROWS anchors, each of its warps 16 of them, whose entries stay in registers. It goes through tiles of
 // COLUMNS columns in shared memory: while one is worked on, the next is on its way. As in fused attention, a tile of
 // cosines never leaves the registers: it becomes P + Pᵀ where it is, which is the left operand of the next product.
 // Entries of D: at most DEPTH.

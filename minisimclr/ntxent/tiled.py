@@ -1,7 +1,12 @@
-"""NT-Xent in O(N·D) memory: the fast version on a CPU, equal to `loss.py` up to rounding.
+"""NT-Xent in O(N·D) memory: the plain form builds matrices of shape (2N,2N), several of them, and computes each twice.
 
-The (2N, 2N) matrix of cosines is never whole. It is visited in tiles that fit a core's cache, and as it
-is symmetric, each pair of blocks (I, J) is computed once and serves the rows of I and those of J:
+At N = 4096 in float32 each of those takes 256 MiB, and as the matrix of cosines is symmetric, half of all products and
+exponentials are done twice. Here it is never whole. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E is computed
+anew), the plain form as NumPy users write it 1.2 s and 1,037 MiB; at N = 256 it is 1.67 ms beside 3.97 (two threads,
+benchmarks/README.md). Its digits are those of `exact.py`, up to rounding.
+
+The matrix is computed in tiles that fit a core's cache. Each pair of blocks (I, J) is computed once and serves the rows
+of I and those of J:
 
     1. sums:      E = exp(u_I·u_Jᵀ/τ);  its row sums go to the anchors in I, its column sums to those in J
     2. gradient:  M = P + Pᵀ = E ∘ (w_I ⊕ w_J), one product;  du_I += M u_J  and  du_J += Mᵀ u_I
@@ -13,9 +18,9 @@ Below some τ (0.012 in float32) E would overflow. Then a step 0 finds each anch
 the exponent is taken relative to it; E is no longer symmetric, and a tile takes two exponentials.
 At a high τ all of E is nearly 1: then a tile holds E − 1, and what is common to all is added at the end.
 
-The tiles are worked on in rounds, like a tournament: within a round no block plays twice, so no two
-threads write to the same rows. A few rounds are played at once, each adding to sums of its own. The sums
-therefore come in the same order on any number of threads, and the result is the same bit for bit.
+The pairs of blocks are scheduled in rounds, like a tournament: within a round no block appears twice, so no two threads
+write to the same rows. A few rounds run at the same time, each adding to partial sums of its own. The sums therefore
+come in the same order on any number of threads, and the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -30,13 +35,13 @@ import numpy as np
 
 from ..backend import Array
 from ..processor import blas_at_one_thread, blocks, parallel
-from .exact import FLAT, unit_rows
+from .exact import HIGH_TEMPERATURE, unit_rows
 
-TILE = 256  # rows of a block: the tile and its weights, 2 · 256 KiB in float32, stay in a core's L2 cache
-ALONE = 128  # up to this N one thread is faster: to wake another takes as long as a small tile
-STRIP = 1024  # rows of a strip, where each row is on its own
-SUM_BYTES = 4 * 2**20  # room for the sums of du of further rounds that are played at once
-KEEP_BYTES = 160 * 2**20  # room for E up to N = 4096 in float32 (130 MiB)
+TILE = 256  # rows of a block: a tile and its weights, 2 · 256 KiB in float32, then stay in a core's L2 cache
+SINGLE_THREAD_N = 128  # images up to which one thread is faster: waking another takes as long as a small tile
+STRIP = 1024  # rows of a strip, the unit of work where each row is independent; a strip of u stays in the L2 cache
+SUM_BYTES = 4 * 2**20  # bytes for the partial du of further rounds; more rounds at a time leave fewer threads waiting
+KEEP_BYTES = 160 * 2**20  # bytes that E may take between the two steps; enough for N = 4096 in float32 (130 MiB)
 
 Pair = tuple[int, int]
 
@@ -44,10 +49,10 @@ Pair = tuple[int, int]
 def value_and_grad(
     za: Array, zb: Array, temperature: float, keep_bytes: int = KEEP_BYTES
 ) -> tuple[Array, Array, Array]:
-    """The loss and its gradient, as `loss.value_and_grad` computes them.
+    """Compute the loss and its gradient, as `exact.value_and_grad` does.
 
-    Shapes: za, zb (N, D) of one dtype, float32 or float64 -> loss (), dza (N, D), dzb (N, D).
-    Memory: u (2N, D), and per thread two tiles; E of up to `keep_bytes`.
+    Shapes: za, zb (N,D) of one dtype, float32 or float64 -> loss (), dza (N,D), dzb (N,D).
+    Memory: u, (2N,D); two tiles per thread; E of up to `keep_bytes`.
     """
     with blas_at_one_thread():
         problem = _Problem(za, zb, temperature, keep_bytes)
@@ -58,16 +63,16 @@ def value_and_grad(
                 _spare[:] = [problem.room]
 
 
-_spare: list[Array] = []  # at most one array: in a training loop, E goes where the last step's E was
+_spare: list[Array] = []  # at most one array, for the next call's E: in a training loop touching new memory is slow
 
 
 def release() -> None:
-    """Give back the memory, at most KEEP_BYTES, that waits for the next call's E."""
+    """Free the memory, at most KEEP_BYTES, that is held ready for the next call's E."""
     _spare.clear()
 
 
 def _room(size: int) -> Array:
-    """So many bytes: the spare ones, if they are enough and no other thread has them, else new ones."""
+    """Return `size` bytes or more: the spare array if it is large enough and no other thread has it, else new ones."""
     try:
         room = _spare.pop()
     except IndexError:
@@ -76,28 +81,28 @@ def _room(size: int) -> Array:
 
 
 class _Problem:
-    """One call: the arrays that the tiles share."""
+    """The state of one call: the arrays that all tiles read and write."""
 
     def __init__(self, za: Array, zb: Array, temperature: float, keep_bytes: int) -> None:
         images, width = za.shape
         n = 2 * images
         self.images, self.temperature, self.dtype = images, temperature, za.dtype
-        self.base = int(temperature >= FLAT and images > 1)  # a tile holds E − base
+        self.base = int(temperature >= HIGH_TEMPERATURE and images > 1)  # a tile holds E − base: see exact.py, 4.
         self.blocks = _blocks(images)
         self.half = len(self.blocks) // 2  # the partners of block I are the rows of block I ± half
         self.rounds = rounds(len(self.blocks))
         self.views = (za, zb)
         self.strips = [(view, rows) for view in (0, 1) for rows in blocks(images, STRIP)]
-        self.u = np.empty((n, width), za.dtype)
-        self.exact = np.empty((n, width)) if self.base else self.u  # as in loss.py, float64 where it decides
+        self.u = np.empty((n, width), za.dtype)  # (2N,D)
+        self.exact = np.empty((n, width)) if self.base else self.u  # (2N,D), float64 where exact.py needs it
         self.norm = np.empty((n, 1), self.exact.dtype)
         self.scale = np.empty((n, 1), za.dtype)
-        self.du = np.empty((n, width), za.dtype)  # becomes dz in place
+        self.du = np.empty((n, width), za.dtype)  # (2N,D), becomes dz in place
         # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
         self.shifted = 1 / temperature + math.log(n) > math.log(np.finfo(za.dtype).max) - 2
         at_once = 1 if self.shifted else min(len(self.rounds), 1 + SUM_BYTES // self.du.nbytes)
-        self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]  # one for each round played at once
-        self.negatives = np.zeros((at_once, n))
+        self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]  # one for each round of a turn
+        self.negatives = np.zeros((at_once, n))  # Σ E over the negatives, in one part for each round of a turn
         side = max(rows.stop - rows.start for rows in self.blocks)
         pairs = [pair for pairs in self.rounds for pair in pairs]
         size = len(pairs) * side * side * za.itemsize
@@ -108,6 +113,7 @@ class _Problem:
             self.kept = dict(zip(pairs, self.room[:size].view(za.dtype).reshape(len(pairs), -1)))
 
     def solve(self) -> tuple[Array, Array, Array]:
+        """Run the steps of this file's docstring one after the other, each over all tiles."""
         images, temperature = self.images, self.temperature
         n = 2 * images
         parallel(self.normalize, self.strips)
@@ -127,7 +133,7 @@ class _Problem:
             odds = np.log(negatives) + (self.top - positive) / temperature  # log Σ exp(margin)
             loss = np.logaddexp(0, odds)  #                                           (5.5)
         q = np.exp(odds - loss)  # 1 − the probability of the positive                (5.8)
-        # P = exp((cosine − level)/τ): the factor that turns E into probabilities, as an offset of the cosine
+        # level = positive + τ·loss, so that exp((cosine − level)/τ) is the softmax probability.
         level = positive + temperature * loss
         self.level = level.astype(self.dtype)
         weight = np.exp((self.top - level) / temperature)
@@ -135,20 +141,24 @@ class _Problem:
         self.each_pair(self.gradient)
 
         if self.base:
-            self.even, self.common = weight[:, None], (self.exact.sum(axis=0), weight @ self.exact)
-        pull = q + self.base * weight
+            self.common, self.common_sums = weight[:, None], (self.exact.sum(axis=0), weight @ self.exact)
+        attraction = q + self.base * weight
         dtype = self.exact.dtype
-        self.pull = np.concatenate([pull[:images] + pull[images:]] * 2)[:, None].astype(dtype)
+        self.attraction = np.concatenate([attraction[:images] + attraction[images:]] * 2)[:, None].astype(dtype)
         self.side = np.where(positive < 0, -1, 1)[:, None].astype(dtype)
         parallel(self.finish, self.strips)
         return loss.mean().astype(self.dtype), self.du[:images], self.du[images:]
 
     def each_pair(self, task: Callable[[Pair, int, bool], None]) -> None:
-        """task(pair, place, fresh) for every pair: it adds to the sums number `place`, or starts them if fresh."""
+        """Call task(pair, place, fresh) for every pair of blocks.
+
+        place: which of the partial sums this pair adds to.
+        fresh: True in the first rounds, when the partial sums are overwritten instead of added to.
+        """
         for first in range(0, len(self.rounds), len(self.dus)):
             now = enumerate(self.rounds[first : first + len(self.dus)])
             turns = [(pair, place, first == 0) for place, pairs in now for pair in pairs]
-            if self.images > ALONE:
+            if self.images > SINGLE_THREAD_N:
                 parallel(lambda turn: task(*turn), turns)
             else:
                 for turn in turns:
@@ -165,18 +175,22 @@ class _Problem:
             self.u[here] = exact
 
     def finish(self, strip: tuple[int, slice]) -> None:
-        """du, so far without the positives, becomes dz, in place."""
+        """Add the positives to du, and turn it into dz, in place.
+
+        We may subtract ±u from a positive: (5.11) removes every multiple of u. If the views nearly agree (or oppose
+        each other), the difference is small and exact, and so is the rounding of what is added.
+        """
         rows, partners = self.places(strip)
         u, du = self.exact[rows], self.du[rows]
         for part in self.dus[1:]:
             du += part[rows]
         if self.base:
-            du = du + self.even[rows] * self.common[0] + self.common[1]  #            (5.13)
+            du = du + self.common[rows] * self.common_sums[0] + self.common_sums[1]  #    (5.13)
         part = u * self.side[rows]
         np.subtract(self.exact[partners], part, out=part)
-        part *= self.pull[rows]
+        part *= self.attraction[rows]
         du -= part  #                                                                 (5.10)
-        # As loss.through_norm, step by step.
+        # These are the steps of exact.through_norm, each in place.
         np.multiply(u, np.vecdot(u, du)[:, None], out=part)
         du -= part
         du /= self.norm[rows] * du.dtype.type(2 * self.images * self.temperature)
@@ -184,7 +198,7 @@ class _Problem:
         np.divide(du, np.where(scale == 0, np.inf, scale), out=self.du[rows], casting="same_kind")  # (5.11)
 
     def places(self, strip: tuple[int, slice]) -> tuple[slice, slice]:
-        """Where a strip's rows, and their partners, stand among the 2N."""
+        """Return the places of a strip's rows, and of their partners, among the 2N."""
         view, rows = strip
         other = slice(rows.start + self.images, rows.stop + self.images)
         return (other, rows) if view else (rows, other)
@@ -192,35 +206,36 @@ class _Problem:
     # ── One pair of blocks ────────────────────────────────────────────────────────────────────────
 
     def cosines(self, pair: Pair, out: Array, factor: float = 1) -> Array:
-        """One tile of cosines, times a factor; an anchor with itself or its positive: −∞, so that E is 0."""
+        """Compute one tile of cosines, times a factor; an anchor with itself or its positive: −∞, which makes E 0."""
         i, j = pair
         rows = self.u[self.blocks[i]]
         if factor != 1:
             rows = rows * self.dtype.type(factor)
         np.matmul(rows, self.u[self.blocks[j]].T, out=out)
         if j in (i, i + self.half):  # on the diagonal of this tile each row meets itself, or its partner
-            np.fill_diagonal(out, 0 if self.base else -np.inf)  # e⁰ − 1 is 0 as well
+            np.fill_diagonal(out, 0 if self.base else -np.inf)  # where a tile holds E − 1, e⁰ − 1 = 0 does it
         return out
 
     def exponentials(self, pair: Pair, out: Array) -> Array:
+        """Compute one tile of E, or of E − 1 at a high temperature."""
         cosine = self.cosines(pair, out, 1 / self.temperature)
         return (np.expm1 if self.base else np.exp)(cosine, out=cosine)
 
     def relative(self, cosine: Array, level: Array, out: Array) -> Array:
-        """exp((cosine − level)/τ)."""
+        """Compute exp((cosine − level)/τ)."""
         np.subtract(cosine, level, out=out)
         out *= self.dtype.type(1 / self.temperature)
         return np.exp(out, out=out)
 
     def largest(self, pair: Pair, place: int, fresh: bool) -> None:
-        """Step 0, for a small τ: the largest cosine of each anchor."""
+        """Find the largest cosine of each anchor: step 0, for a small τ."""
         I, J = self.rows(pair)
         cosine = self.cosines(pair, self.tile(pair)[0])
         np.maximum(self.top[I], cosine.max(axis=1), out=self.top[I])
         np.maximum(self.top[J], cosine.max(axis=0), out=self.top[J])
 
     def sums(self, pair: Pair, place: int, fresh: bool) -> None:
-        """Step 1: Σ exp((cosine − top)/τ) over the negatives of each anchor."""
+        """Add up exp((cosine − top)/τ) over the negatives of each anchor: step 1."""
         I, J = self.rows(pair)
         negatives = self.negatives[place]
         one, two, _ = self.tile(pair)
@@ -238,7 +253,7 @@ class _Problem:
                 negatives[J] += _column_sums(e)
 
     def gradient(self, pair: Pair, place: int, fresh: bool) -> None:
-        """Step 2: P + Pᵀ of the tile, times the unit rows, both ways."""
+        """Multiply P + Pᵀ of the tile by the unit rows of J for the anchors in I, and the reverse: step 2."""
         I, J = self.rows(pair)
         m, other, product = self.tile(pair)
         if self.shifted:
@@ -269,7 +284,7 @@ class _Problem:
         return self.kept[pair][: rows * columns].reshape(rows, columns)
 
     def tile(self, pair: Pair) -> tuple[Array, Array, Array]:
-        """This thread's scratch: two arrays of the tile's shape, and one for TILE rows of a product."""
+        """Return this thread's scratch arrays: two of the tile's shape, and one for TILE rows of a product."""
         width = self.u.shape[1]
         if getattr(_scratch, "key", None) != (TILE, width, self.dtype):
             _scratch.key = (TILE, width, self.dtype)
@@ -296,8 +311,8 @@ def _column_sums(e: Array) -> Array:
 
 
 def _blocks(images: int) -> list[slice]:
-    """Blocks of at most TILE rows, of like size, of one view; then the same of the other view."""
-    count = max(-(-images // TILE), 2 if images > ALONE else 1)  # three pairs are too few for two threads
+    """Cut each view into blocks of at most TILE rows, all of nearly one size: first one view's, then the other's."""
+    count = max(-(-images // TILE), 2 if images > SINGLE_THREAD_N else 1)  # three pairs are too few for two threads
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     return one + [slice(images + rows.start, images + rows.stop) for rows in one]
@@ -305,10 +320,10 @@ def _blocks(images: int) -> list[slice]:
 
 @functools.cache
 def rounds(players: int) -> list[list[Pair]]:
-    """All pairs (i ≤ j) of an even number of players, in rounds in which everybody plays exactly once.
+    """List all pairs (i ≤ j) of an even number of players, in rounds in which everybody plays exactly once.
 
-    The schedule of a chess tournament: the last one stays, the others rotate. Each with itself comes at
-    the end: those tiles are the quickest, and fill the gaps when several rounds are played at once.
+    The schedule is that of a chess tournament: the last player stays, the others rotate. The pairs of a player with
+    itself come at the end: those tiles are the quickest, and fill the gaps when several rounds run at the same time.
     """
     others = players - 1
     schedule = []

@@ -1,6 +1,11 @@
-"""The functions a ResNet is made of, each with its derivative right below its value."""
+"""The functions that a ResNet is made of, each with its derivative right below its value.
 
-from . import operators as _operators  # noqa: F401, attaches them to Tensor
+To add an operation, import it here: `__all__` is collected from the imports.
+"""
+
+# ruff: noqa: F401 (a name that is imported here is thereby public)
+
+from . import operators as _operators  # attaches x + y, x @ y, x[index] … to Tensor
 from .basic import add, divide, exp, log, matmul, max, maximum, mean, multiply, negative, power, relu, subtract, sum
 from .conv import conv2d
 from .loss import cross_entropy
@@ -8,30 +13,5 @@ from .norm import batch_norm, l2_normalize, moments
 from .pool import max_pool2d
 from .shapes import cast, concatenate, getitem, reshape, transpose
 
-__all__ = [
-    "add",
-    "batch_norm",
-    "cast",
-    "concatenate",
-    "conv2d",
-    "cross_entropy",
-    "divide",
-    "exp",
-    "getitem",
-    "l2_normalize",
-    "log",
-    "matmul",
-    "max",
-    "max_pool2d",
-    "maximum",
-    "mean",
-    "moments",
-    "multiply",
-    "negative",
-    "power",
-    "relu",
-    "reshape",
-    "subtract",
-    "sum",
-    "transpose",
-]
+# the files of the package are names of it, too, but nobody can call a module
+__all__ = sorted(name for name, thing in vars().items() if callable(thing) and not name.startswith("_"))

@@ -1,7 +1,8 @@
 """Arithmetic, kinks and reductions: one primitive each.
 
-Broadcasting needs no care here: the engine sums a gradient over the axes that were stretched.
-A gradient written as `lambda: …` is computed only if somebody wants it (x in `2 * x`, not the 2).
+A primitive computes a value, and returns with it a vjp: the function that turns the gradient g of the value into
+the gradients of the inputs. Broadcasting needs no care here: the engine sums a gradient over the axes that were
+stretched. A gradient written as `lambda: …` is computed only if it is needed (in `2 * x` that of x, not that of 2).
 """
 
 from __future__ import annotations
@@ -12,73 +13,85 @@ from typing import Any
 from ..backend import Array, is_array
 from ..engine.autograd import Vjp, primitive
 
-Axis = int | tuple[int, ...] | None
-
-
-# ── Arithmetic ────────────────────────────────────────────────────────────────────────────────────
+Axis = int | tuple[int, ...] | None  # None: all axes
 
 
 @primitive
 def add(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
-    """x + y.
+    """Add element by element: x + y.
 
     Shapes: x (…), y (…) -> (…), broadcast
     VJP:    dx = g,  dy = g
+    >>> add(2.0, 3.0).item()
+    5.0
     """
-    return x + y, lambda g: (g, g)
+    return x + y, lambda g: (g, g)  # the same array twice: nobody writes into a gradient
 
 
 @primitive
 def subtract(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
-    """x − y.
+    """Subtract element by element: x − y.
 
     Shapes: x (…), y (…) -> (…), broadcast
     VJP:    dx = g,  dy = −g
+    >>> subtract(2.0, 3.0).item()
+    -1.0
     """
-    return x - y, lambda g: (g, lambda: -g)
+    return x - y, lambda g: (g, lambda: -g)  # −g is a new array, made only if somebody asks for it
 
 
 @primitive
 def multiply(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
-    """x · y, element by element.
+    """Multiply element by element: x · y.
 
     Shapes: x (…), y (…) -> (…), broadcast
     VJP:    dx = g·y,  dy = g·x
+    >>> multiply(2.0, 3.0).item()
+    6.0
     """
-    return x * y, lambda g: (lambda: g * y, lambda: g * x)
+    return x * y, lambda g: (lambda: g * y, lambda: g * x)  # what multiplied x now multiplies its gradient
 
 
 @primitive
 def divide(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
-    """x / y, element by element.
+    """Divide element by element: x / y.
 
     Shapes: x (…), y (…) -> (…), broadcast
     VJP:    dx = g/y,  dy = −g·x/y²
+    >>> divide(3.0, 2.0).item()
+    1.5
     """
+    # not x/y²: y² may overflow or vanish where (x/y)/y does not
     return x / y, lambda g: (lambda: g / y, lambda: -g * (x / y) / y)
 
 
 @primitive
 def negative(xp: Any, x: Array) -> tuple[Array, Vjp]:
-    """−x.
+    """Change the sign: −x.
 
     Shapes: x (…) -> (…)
     VJP:    dx = −g
+    >>> negative(2.0).item()
+    -2.0
     """
     return -x, lambda g: -g
 
 
 @primitive
 def power(xp: Any, x: Array, *, exponent: float) -> tuple[Array, Vjp]:
-    """xᵖ for a constant number p.
+    """Raise to the power of a constant number p: xᵖ.
 
     Shapes: x (…) -> (…)
     VJP:    dx = g·p·xᵖ⁻¹   (0 for p = 0, also at x = 0)
+    >>> power(3.0, exponent=2).item()
+    9.0
     """
+    # a tensor as exponent would need a gradient of its own, xᵖ·log x
     if not isinstance(exponent, (int, float)):
         raise TypeError(f"power takes a constant number as exponent, not {type(exponent).__name__}")
 
     def vjp(g: Array) -> Array:
+        # x⁰ is 1 everywhere, but 0·x⁻¹ would be NaN at x = 0
         return g * (exponent * x ** (exponent - 1)) if exponent else xp.zeros_like(g)
 
     return x**exponent, vjp
@@ -86,13 +99,15 @@ def power(xp: Any, x: Array, *, exponent: float) -> tuple[Array, Vjp]:
 
 @primitive
 def exp(xp: Any, x: Array) -> tuple[Array, Vjp]:
-    """eˣ.
+    """Exponential function: eˣ.
 
     Shapes: x (…) -> y (…)
     VJP:    dx = g·y
+    >>> exp(0.0).item()
+    1.0
     """
     y = xp.exp(x)
-    return y, lambda g: g * y
+    return y, lambda g: g * y  # eˣ is its own derivative
 
 
 @primitive
@@ -101,6 +116,8 @@ def log(xp: Any, x: Array) -> tuple[Array, Vjp]:
 
     Shapes: x (…) -> (…)
     VJP:    dx = g/x
+    >>> log(1.0).item()
+    0.0
     """
     return xp.log(x), lambda g: g / x
 
@@ -111,41 +128,49 @@ def matmul(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
 
     Shapes: x (…,N,K), y (…,K,M) -> (…,N,M)
     VJP:    dx = g yᵀ,  dy = xᵀ g
+    >>> from minisimclr import Tensor
+    >>> matmul(Tensor([1.0, 2.0]), Tensor([3.0, 4.0])).item()
+    11.0
     """
+    # NumPy refuses numbers as well, but its message does not say what to write instead
     if not (is_array(x) and is_array(y) and x.ndim and y.ndim):
         raise ValueError("matmul takes vectors and matrices, not numbers; use * for those")
 
     def vjp(g: Array) -> tuple[Any, Any]:
-        rows = x[None, :] if x.ndim == 1 else x
-        columns = y[:, None] if y.ndim == 1 else y
+        # give a vector the axis that NumPy's @ imagines for it; what is left is the rule for matrices
+        rows = x[None, :] if x.ndim == 1 else x  # (…,N,K)
+        columns = y[:, None] if y.ndim == 1 else y  # (…,K,M)
         g = xp.expand_dims(g, -1) if y.ndim == 1 else g
-        g = xp.expand_dims(g, -2) if x.ndim == 1 else g
-
-        def dy() -> Array:
-            product = xp.swapaxes(rows, -1, -2) @ g
-            return product[..., 0] if y.ndim == 1 else product
+        g = xp.expand_dims(g, -2) if x.ndim == 1 else g  # (…,N,M)
 
         def dx() -> Array:
-            product = g @ xp.swapaxes(columns, -1, -2)
+            product = g @ xp.swapaxes(columns, -1, -2)  # (…,N,M) (…,M,K) -> (…,N,K)
             return product[..., 0, :] if x.ndim == 1 else product
+
+        def dy() -> Array:
+            product = xp.swapaxes(rows, -1, -2) @ g  # (…,K,N) (…,N,M) -> (…,K,M)
+            return product[..., 0] if y.ndim == 1 else product
 
         return dx, dy
 
     return x @ y, vjp
 
 
-# ── Kinks: at a corner we take the one-sided derivative named here ────────────────────────────────
+# ── Kinks: a corner has no derivative but a slope on each side; each docstring says which is taken ─
 
 
 @primitive
 def relu(xp: Any, x: Array) -> tuple[Array, Vjp]:
-    """max(x, 0).
+    """Rectified linear unit: max(x, 0).
 
     Shapes: x (…) -> y (…)
     VJP:    dx = g where y > 0, else 0   (so relu′(0) = 0)
+    >>> from minisimclr import Tensor
+    >>> relu(Tensor([-1.0, 2.0])).data.tolist()
+    [0.0, 2.0]
     """
-    y = xp.maximum(x, xp.zeros((), x.dtype))  # NaN stays NaN
-    return y, lambda g: g * (y > 0)
+    y = xp.maximum(x, xp.zeros((), x.dtype))  # a zero of x's dtype promotes nothing; NaN stays NaN
+    return y, lambda g: g * (y > 0)  # y is kept, not x: the next layer keeps it anyway
 
 
 @primitive
@@ -154,14 +179,15 @@ def maximum(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
 
     Shapes: x (…), y (…) -> (…), broadcast
     VJP:    g goes to the larger; at a tie half to each
+    >>> maximum(2.0, 3.0).item()
+    3.0
     """
-    value = xp.maximum(x, y)
 
     def vjp(g: Array) -> tuple[Any, Any]:
-        tie = g * (x == y) * 0.5
+        tie = g * (x == y) * 0.5  # halves, so that the order of x and y does not matter
         return (lambda: g * (x > y) + tie), (lambda: g * (y > x) + tie)
 
-    return value, vjp
+    return xp.maximum(x, y), vjp
 
 
 # ── Reductions ────────────────────────────────────────────────────────────────────────────────────
@@ -173,6 +199,9 @@ def sum(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
 
     Shapes: x (…) -> (…) without the axes, or with 1 in their place
     VJP:    dx = g, repeated along the axes
+    >>> from minisimclr import Tensor
+    >>> sum(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).data.tolist()
+    [4.0, 6.0]
     """
     kept, shape = _kept_shape(x, axis), x.shape  # the vjp keeps the shapes, not x
     return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)
@@ -184,9 +213,12 @@ def mean(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tup
 
     Shapes: x (…) -> (…) without the axes, or with 1 in their place
     VJP:    dx = g/n, repeated along the axes, n the number of elements in each mean
+    >>> from minisimclr import Tensor
+    >>> mean(Tensor([[1.0, 2.0], [3.0, 4.0]])).item()
+    2.5
     """
     kept, shape = _kept_shape(x, axis), x.shape
-    count = x.size // (math.prod(kept) or 1)
+    count = x.size // (math.prod(kept) or 1)  # elements in each mean; an empty array has none
     return x.mean(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to((g / count).reshape(kept), shape)
 
 
@@ -196,19 +228,23 @@ def max(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
 
     Shapes: x (…) -> (…) without the axes, or with 1 in their place
     VJP:    g goes to the largest; where several tie, they share equally
+    >>> from minisimclr import Tensor
+    >>> max(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=1).data.tolist()
+    [2.0, 4.0]
     """
     kept = _kept_shape(x, axis)
     value = x.max(axis=axis, keepdims=keepdims)
 
     def vjp(g: Array) -> Array:
-        largest = (x == value.reshape(kept)) | xp.isnan(x)  # a NaN is the maximum wherever there is one
+        # a NaN is the maximum wherever there is one, but it differs from itself
+        largest = (x == value.reshape(kept)) | xp.isnan(x)  # (…), one True or more for each maximum
         return largest * (g.reshape(kept) / largest.sum(axis=axis, keepdims=True).astype(x.dtype))
 
     return value, vjp
 
 
 def _kept_shape(x: Array, axis: Axis) -> tuple[int, ...]:
-    """The shape of a reduction over `axis` with the reduced axes kept as 1."""
+    """The shape of a reduction over `axis` with 1 in place of the axes, so that it broadcasts against x."""
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    reduced = {a % (x.ndim or 1) for a in axes}
+    reduced = {a % (x.ndim or 1) for a in axes}  # −1 is the last axis
     return tuple(1 if a in reduced else size for a, size in enumerate(x.shape))

@@ -1,4 +1,7 @@
-"""Softmax cross-entropy: for the labelled stage (fine-tuning); NT-Xent has a room of its own, ntxent/."""
+"""Softmax cross-entropy: how surprised a classifier is by the right answers.
+
+NT-Xent, the loss of SimCLR, is this loss with 2N images as the classes; its forms live in ntxent/.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,34 @@ from ..engine.autograd import Vjp, primitive
 
 @primitive
 def cross_entropy(xp: Any, logits: Array, *, labels: Array) -> tuple[Array, Vjp]:
-    """Mean of −log softmax(logits)[label] over the rows, with the row maximum taken out first.
+    """Average −log softmax(logits)[label] over the rows.
 
     Shapes: logits (N,K), labels integer (N,) in 0…K−1 -> scalar
     VJP:    dlogits = g·(P − Y)/N,  P the softmax, Y the one-hot labels
+    Raises: ValueError for shapes that do not fit and labels out of range, TypeError for labels that are no integers
+
+    >>> import numpy as np
+    >>> from minisimclr import Tensor, ops
+    >>> round(ops.cross_entropy(Tensor([[0.0, 0.0]]), labels=np.array([1])).item(), 4)  # log 2: two equal guesses
+    0.6931
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"cross_entropy: logits (N,K) and labels (N,) expected, not {logits.shape} and {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
+    # a negative label would count from the end, as NumPy's indices do, and train the wrong class
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"cross_entropy: labels in 0…{logits.shape[1] - 1} expected, at least one")
     rows = xp.arange(len(logits))
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = xp.exp(shifted)
-    sums = exponentials.sum(axis=1)
+    # softmax stays the same if a row is shifted; with its largest entry at 0 no exponential overflows
+    shifted = logits - logits.max(axis=1, keepdims=True)  # (N,K)
+    exponentials = xp.exp(shifted)  # (N,K)
+    sums = exponentials.sum(axis=1)  # (N,)
     value = (xp.log(sums) - shifted[rows, labels]).mean()
 
     def vjp(g: Array) -> Array:
-        dlogits = exponentials / sums[:, None]
-        dlogits[rows, labels] -= 1
+        dlogits = exponentials / sums[:, None]  # (N,K), the softmax P
+        dlogits[rows, labels] -= 1  # P − Y
         return dlogits * (g / len(rows))
 
     return value, vjp

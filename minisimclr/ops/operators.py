@@ -11,7 +11,7 @@ from .shapes import getitem, reshape, transpose
 
 
 def _operator(op: Any, swapped: bool = False) -> Any:
-    """A two-sided operator; with an operand that is no number or array Python raises its own TypeError."""
+    """Return the method of a two-sided operator. Python raises TypeError if the other side is no number or array."""
 
     def method(self: Tensor, other: Any) -> Any:
         if not (isinstance(other, (Tensor, int, float)) or is_array(other) or hasattr(other, "dtype")):
@@ -25,30 +25,56 @@ def _power(self: Tensor, exponent: float) -> Any:
     return power(self, exponent=exponent) if isinstance(exponent, (int, float)) else NotImplemented
 
 
+def _negative(self: Tensor) -> Tensor:
+    return negative(self)
+
+
+def _getitem(self: Tensor, index: Any) -> Tensor:
+    return getitem(self, index=index)
+
+
+def _sum(self: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    return sum(self, axis=axis, keepdims=keepdims)
+
+
+def _mean(self: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    return mean(self, axis=axis, keepdims=keepdims)
+
+
+def _reshape(self: Tensor, *shape: Any) -> Tensor:
+    return reshape(self, shape=_flat(shape))
+
+
+def _transpose(self: Tensor, *axes: Any) -> Tensor:
+    return transpose(self, axes=_flat(axes) or None)
+
+
 def _flat(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """Both x.reshape(2, 3) and x.reshape((2, 3))."""
+    """Accept both x.reshape(2, 3) and x.reshape((2, 3))."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
 
 
-_METHODS = {
-    "__add__": _operator(add),
-    "__radd__": _operator(add, swapped=True),
-    "__sub__": _operator(subtract),
-    "__rsub__": _operator(subtract, swapped=True),
-    "__mul__": _operator(multiply),
-    "__rmul__": _operator(multiply, swapped=True),
-    "__truediv__": _operator(divide),
-    "__rtruediv__": _operator(divide, swapped=True),
-    "__matmul__": _operator(matmul),
-    "__rmatmul__": _operator(matmul, swapped=True),
-    "__pow__": _power,
-    "__neg__": lambda self: negative(self),
-    "__getitem__": lambda self, index: getitem(self, index=index),
-    "sum": lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims),
-    "mean": lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims),
-    "reshape": lambda self, *shape: reshape(self, shape=_flat(shape)),
-    "transpose": lambda self, *axes: transpose(self, axes=_flat(axes) or None),
-    "T": property(lambda self: transpose(self)),
-}
-for _name, _method in _METHODS.items():
+# Under which name, computed by which operation, called how; the method has the operation's docstring.
+_METHODS = (
+    ("__add__", add, _operator(add)),
+    ("__radd__", add, _operator(add, swapped=True)),
+    ("__sub__", subtract, _operator(subtract)),
+    ("__rsub__", subtract, _operator(subtract, swapped=True)),
+    ("__mul__", multiply, _operator(multiply)),
+    ("__rmul__", multiply, _operator(multiply, swapped=True)),
+    ("__truediv__", divide, _operator(divide)),
+    ("__rtruediv__", divide, _operator(divide, swapped=True)),
+    ("__matmul__", matmul, _operator(matmul)),
+    ("__rmatmul__", matmul, _operator(matmul, swapped=True)),
+    ("__pow__", power, _power),
+    ("__neg__", negative, _negative),
+    ("__getitem__", getitem, _getitem),
+    ("sum", sum, _sum),
+    ("mean", mean, _mean),
+    ("reshape", reshape, _reshape),
+    ("transpose", transpose, _transpose),
+)
+for _name, _op, _method in _METHODS:
+    _method.__name__, _method.__qualname__, _method.__doc__ = _name, f"Tensor.{_name}", _op.__doc__
     setattr(Tensor, _name, _method)
+Tensor.T = property(_transpose, doc=transpose.__doc__)  # type: ignore[assignment,method-assign]

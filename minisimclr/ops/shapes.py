@@ -11,11 +11,15 @@ from ..engine.autograd import Vjp, primitive
 
 @primitive
 def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
-    """x, rounded to another floating-point dtype.
+    """Round to another floating-point dtype.
 
     Shapes: x (…) -> (…)
     VJP:    dx = g, in the dtype of x
+    >>> from minisimclr import Tensor
+    >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
+    [2.0]
     """
+    # the derivative of rounding is 0 almost everywhere; between floats we take that of x itself, 1
     if xp.dtype(dtype).kind in "iub":
         raise TypeError(f"cast takes a floating-point dtype, not {xp.dtype(dtype)}: rounding has no gradient")
     before = x.dtype  # the vjp keeps the dtype, not x
@@ -24,12 +28,15 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
 
 @primitive
 def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
-    """The same elements in the same order under another shape; one entry may be −1.
+    """Put the same elements, in the same order, under another shape; one entry may be −1.
 
     Shapes: x (…) -> shape
     VJP:    dx = g under the old shape
+    >>> from minisimclr import Tensor
+    >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), shape=(2, -1)).data.tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
     """
-    before = x.shape
+    before = x.shape  # the vjp keeps the shape, not x
     return x.reshape(shape), lambda g: g.reshape(before)
 
 
@@ -39,30 +46,37 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
 
     Shapes: x (…) -> the sizes in the order of `axes`
     VJP:    dx = g, permuted back
+    >>> from minisimclr import Tensor
+    >>> transpose(Tensor([[1.0, 2.0]])).data.tolist()
+    [[1.0], [2.0]]
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes
     value = x.transpose(axes)
+    # axis k of the value is axis axes[k] of x; sorting the k by that gives the permutation back
     back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
     return value, lambda g: g.transpose(back)
 
 
 @primitive
 def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
-    """x[index]: slices, integers, None, …, boolean masks and integer arrays.
+    """Index as NumPy does, x[index]: slices, integers, None, …, boolean masks and integer arrays.
 
     Shapes: x (…) -> as NumPy's indexing gives
     VJP:    dx = 0 with g added at index   (added, because an integer array may name a place twice)
+    >>> from minisimclr import Tensor
+    >>> getitem(Tensor([1.0, 2.0, 3.0]), index=slice(1, None)).data.tolist()
+    [2.0, 3.0]
     """
     parts = index if isinstance(index, tuple) else (index,)
     repeats = any(is_array(part) or isinstance(part, list) for part in parts)
-    shape = x.shape
+    shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:
         dx = xp.zeros(shape, g.dtype)
-        if repeats:
+        if repeats:  # dx[index] += g would add only once where an index repeats
             xp.add.at(dx, index, g)
         else:
-            dx[index] = g
+            dx[index] = g  # every place is named once: assigning is adding to 0, and faster
         return dx
 
     return x[index], vjp
@@ -74,13 +88,21 @@ def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
 
     Shapes: (N₁,…), (N₂,…), … -> (N₁+N₂+…, …)
     VJP:    each array receives its own part of g
+    >>> from minisimclr import Tensor
+    >>> concatenate(Tensor([1.0]), Tensor([2.0, 3.0])).data.tolist()
+    [1.0, 2.0, 3.0]
     """
-    ends = [0]
+    ends = [0]  # array k lies between ends[k] and ends[k+1]
     for array in arrays:
         ends.append(ends[-1] + array.shape[axis])
 
     def vjp(g: Array) -> tuple[Array, ...]:
-        g = xp.moveaxis(g, axis, 0)
+        g = xp.moveaxis(g, axis, 0)  # (N₁+N₂+…, …)
         return tuple(xp.moveaxis(g[start:end], 0, axis) for start, end in itertools.pairwise(ends))
 
     return xp.concatenate(arrays, axis=axis), vjp
+
+
+def sum_dtype(xp: Any, dtype: Any) -> Any:
+    """The dtype in which sums of numbers of `dtype` are kept: float32 for half precision, else the same."""
+    return xp.result_type(dtype, xp.float32)

@@ -1,1 +1,1 @@
-"""What is done with a trained run."""
+"""Protocols: the things that are done with a trained run."""

@@ -18,7 +18,7 @@ from ..training.run import Run
 
 @dataclass(frozen=True)
 class Score:
-    """How well one way of seeing the images tells the classes apart: accuracies in [0,1], by split."""
+    """Accuracies of one representation (raw pixels, h, z …), per test split, in [0,1]."""
 
     name: str
     knn: dict[str, float]
@@ -32,11 +32,13 @@ def compare(
     *,
     k: int = 20,
     temperature: float = 0.1,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> list[Score]:
     """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split.
 
-    All of it is computed where the model is.
+    All of it is computed on the device of the model. `progress` is called with the name of each representation.
+
+    Raises: ValueError for images that the encoder does not take.
     """
     device = device_of(run.model.parameters()[0].data)
 
@@ -46,6 +48,7 @@ def compare(
     def pixels(images: Matrix) -> Matrix:
         return images.reshape(len(images), -1).astype(np.float32) / 255
 
+    # every split is embedded once, for h and z together; "" is the training split
     seen = {name: embed(run.model, data.images) for name, data in {"": train, **tests}.items()}
     sources: dict[str, Callable[[str, Matrix], Matrix]] = {
         "raw pixels": lambda split, images: pixels(images),
@@ -74,6 +77,9 @@ def compare(
 
 
 def colour_statistics(images: Matrix) -> Matrix:
-    """Mean and standard deviation of each colour channel: uint8 (N,H,W,3) -> float32 (N,6)."""
+    """Return mean and standard deviation of each colour channel.
+
+    Shapes: images uint8 (N,H,W,3) -> float32 (N,6)
+    """
     pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
     return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)

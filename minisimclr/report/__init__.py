@@ -1,4 +1,4 @@
-"""What a run shows: the table of accuracies and four pictures."""
+"""The report of a run: the table of accuracies and four pictures."""
 
 from .pictures import draw_all
 from .table import table

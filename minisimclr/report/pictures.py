@@ -1,8 +1,8 @@
-"""What a run shows: the table of accuracies and four pictures, drawn with Pillow.
+"""Four pictures of a run, drawn with Pillow.
 
-loss.png        the loss beside its chance level, and how often an anchor finds its positive
-views.png       images and their two random views: what the network is asked to see as one thing
-neighbours.png  test images and their eight nearest training images; wrong classes framed
+loss.png        the loss beside its chance level, and the share of anchors whose positive is nearest
+views.png       images and their two random views, which the network is asked to see as one thing
+neighbours.png  test images and their eight nearest training images; those of another class are framed
 similarity.png  cosine similarities of test images, sorted by class, before and after training
 """
 
@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..backend import device_of
 from ..data import Dataset
 from ..evaluation.embed import embed
-from ..evaluation.knn import nearest
+from ..evaluation.knn import nearest, unit_rows
 from ..training.config import build_model
 from ..training.run import Metrics, Run
-from ..views.augment import two_views
+from ..views import two_views
 
-Pixels = np.ndarray[Any, Any]
+Pixel: TypeAlias = tuple[float, float]  # (x, y) in a picture, y down
 INK, SOFT, GRID, BLUE, PALE, RED = "#24292f", "#6e7781", "#e4e7eb", "#1f5fbf", "#b9d0f0", "#d1242f"
-GAP = 6  # pixels between the cells of a sheet
+GAP = 6  # space between the cells of a sheet, pixels
+CELL = 64  # side of an image on a sheet, pixels; twice that of a doodle
 
 
 def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path]:
@@ -46,34 +49,36 @@ def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path
 
 
 def loss_curve(history: list[Metrics]) -> Image.Image:
-    """Loss (each step pale, the running mean dark) and contrastive top-1 against steps."""
+    """Draw loss (each step pale, the running mean dark) and contrastive top-1 against steps."""
     image = Image.new("RGB", (960, 560), "white")
     draw = ImageDraw.Draw(image)
     steps = [line["step"] + 1 for line in history]
     chance = history[-1]["chance"]
     losses = [line["loss"] for line in history]
     top = max(chance, *losses) * 1.05
-    to = _axes(draw, (70, 50, 930, 330), steps[-1], (0.0, top), "NT-Xent loss")
-    level = to(0, chance)[1]
+    pixel = _axes(draw, (70, 50, 930, 330), steps[-1], (0.0, top), "NT-Xent loss")
+    level = pixel(0, chance)[1]
     for x in range(70, 930, 10):
         draw.line([(x, level), (x + 5, level)], SOFT, 1)
-    # the label goes where no curve is: above the line on the right, at the end of training
+    # Above the line on the right, at the end of training, no curve is in the way of the label.
     draw.text((928, level - 4), f"chance, log(2N - 1) = {chance:.2f}", SOFT, _font(14), anchor="rs")
-    _curve(draw, to, steps, losses)
-    to = _axes(draw, (70, 390, 930, 510), steps[-1], (0.0, 1.0), "contrastive top-1: anchors nearest to their positive")
-    _curve(draw, to, steps, [line["top1"] for line in history])
+    _curve(draw, pixel, steps, losses)
+    pixel = _axes(
+        draw, (70, 390, 930, 510), steps[-1], (0.0, 1.0), "contrastive top-1: anchors nearest to their positive"
+    )
+    _curve(draw, pixel, steps, [line["top1"] for line in history])
     draw.text((500, 532), "step", SOFT, _font(14), anchor="ma")
     return image
 
 
 def _axes(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], steps: int, span: tuple[float, float], title: str
-) -> Any:
-    """Grid, ticks and title; returns the map from (step, value) to a pixel."""
+) -> Callable[[float, float], Pixel]:
+    """Draw grid, ticks and title, and return the function from (step, value) to a pixel."""
     left, top, right, bottom = box
     low, high = span
 
-    def to(step: float, value: float) -> tuple[float, float]:
+    def pixel(step: float, value: float) -> Pixel:
         return (
             left + (right - left) * step / max(steps, 1),
             bottom - (bottom - top) * (value - low) / max(high - low, 1e-9),
@@ -81,81 +86,83 @@ def _axes(
 
     draw.text((left, top - 12), title, INK, _font(16), anchor="ls")
     for value in _ticks(low, high, 4):
-        y = to(0, value)[1]
+        y = pixel(0, value)[1]
         draw.line([(left, y), (right, y)], GRID)
         draw.text((left - 8, y), f"{value:g}", SOFT, _font(14), anchor="rm")
     for step in _ticks(0, steps, 8):
-        draw.text((to(step, 0)[0], bottom + 6), f"{step:,.0f}", SOFT, _font(14), anchor="ma")
-    return to
+        draw.text((pixel(step, 0)[0], bottom + 6), f"{step:,.0f}", SOFT, _font(14), anchor="ma")
+    return pixel
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between low and high, `about` so many."""
+    """Choose about this many round numbers between low and high."""
     raw = max(high - low, 1e-9) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
-def _curve(draw: ImageDraw.ImageDraw, to: Any, steps: list[int], values: list[float]) -> None:
+def _curve(
+    draw: ImageDraw.ImageDraw, pixel: Callable[[float, float], Pixel], steps: list[int], values: list[float]
+) -> None:
+    """Draw the values pale and their running mean dark."""
     half = min(25, len(values) // 20)  # each point of the dark line is the mean of its neighbourhood
     smooth = [float(np.mean(values[max(0, k - half) : k + half + 1])) for k in range(len(values))]
-    draw.line([to(*point) for point in zip(steps, values)], PALE, 1)
-    draw.line([to(*point) for point in zip(steps, smooth)], BLUE, 3, joint="curve")
+    draw.line([pixel(*point) for point in zip(steps, values)], PALE, 1)
+    draw.line([pixel(*point) for point in zip(steps, smooth)], BLUE, 3, joint="curve")
 
 
 # ── Sheets of images ──────────────────────────────────────────────────────────────────────────────
 
 
-def views_sheet(run: Run, images: Pixels, count: int = 12) -> Image.Image:
-    """A row of images, and below each its two views, as the network sees them."""
+def views_sheet(run: Run, images: NDArray[np.uint8], count: int = 12) -> Image.Image:
+    """Show a row of images, and below each its two views, as the network sees them."""
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
     a, b = two_views(
         chosen, np.random.default_rng(config.seed), config.size, config.strength, config.blur, config.min_area
     )
     rows = [chosen, *((view * 255).round().astype(np.uint8) for view in (a, b))]
-    cell = 64
-    sheet, draw = _sheet(len(chosen), 3, cell, left=84)
+    sheet, draw = _sheet(len(chosen), 3, left=84)
     for r, (name, row) in enumerate(zip(("image", "view a", "view b"), rows)):
-        y = GAP + r * (cell + GAP)
-        draw.text((74, y + cell // 2), name, INK, _font(16), anchor="rm")
+        y = GAP + r * (CELL + GAP)
+        draw.text((74, y + CELL // 2), name, INK, _font(16), anchor="rm")
         for c, picture in enumerate(row):
-            sheet.paste(_enlarged(picture, cell), (84 + c * (cell + GAP), y))
+            sheet.paste(_enlarged(picture, CELL), (84 + c * (CELL + GAP), y))
     return sheet
 
 
 def neighbours_sheet(run: Run, train: Dataset, test: Dataset, rows: int = 12, k: int = 8) -> Image.Image:
-    """For one test image of each class: the k training images of most similar h. Wrong classes are framed red."""
+    """Show one test image of each class and its k training images of most similar h; wrong classes are framed red."""
     first = [int(np.flatnonzero(test.labels == label)[0]) for label in np.unique(test.labels)]
     queries = np.array(first[:rows])
     k = min(k, len(train))
     indices, _ = nearest(embed(run.model, train.images)[0], embed(run.model, test.images[queries])[0], k)
-    cell, left, apart = 64, 124, 18
-    sheet, draw = _sheet(k + 1, len(queries), cell, left=left, extra=apart, top=26)
-    draw.text((left + cell // 2, 20), "query", SOFT, _font(14), anchor="ms")
+    left, apart = 124, 18
+    sheet, draw = _sheet(k + 1, len(queries), left=left, extra=apart, top=26)
+    draw.text((left + CELL // 2, 20), "query", SOFT, _font(14), anchor="ms")
     draw.text(
-        (left + cell + GAP + apart, 20),
+        (left + CELL + GAP + apart, 20),
         f"its {k} nearest training images by h; framed: another class",
         SOFT,
         _font(14),
         anchor="ls",
     )
     for r, query in enumerate(queries):
-        y = 26 + GAP + r * (cell + GAP)
+        y = 26 + GAP + r * (CELL + GAP)
         label = test.labels[query]
-        draw.text((left - 10, y + cell // 2), _short(test.class_names[label]), INK, _font(16), anchor="rm")
-        sheet.paste(_enlarged(test.images[query], cell), (left, y))
+        draw.text((left - 10, y + CELL // 2), _short(test.class_names[label]), INK, _font(16), anchor="rm")
+        sheet.paste(_enlarged(test.images[query], CELL), (left, y))
         for c, neighbour in enumerate(indices[r]):
-            x = left + apart + (c + 1) * (cell + GAP)
-            sheet.paste(_enlarged(train.images[neighbour], cell), (x, y))
+            x = left + apart + (c + 1) * (CELL + GAP)
+            sheet.paste(_enlarged(train.images[neighbour], CELL), (x, y))
             if train.labels[neighbour] != label:
-                draw.rectangle([x - 2, y - 2, x + cell + 1, y + cell + 1], outline=RED, width=3)
+                draw.rectangle([x - 2, y - 2, x + CELL + 1, y + CELL + 1], outline=RED, width=3)
     return sheet
 
 
 def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.Image:
-    """Cosine similarity of the centred h of test images, sorted by class, before and after training."""
+    """Show the cosine similarity of the centred h of test images, sorted by class, before and after training."""
     classes = np.unique(test.labels)[:16]
     chosen = np.concatenate([np.flatnonzero(test.labels == label)[:per_class] for label in classes])
     images, labels = test.images[chosen], test.labels[chosen]
@@ -166,8 +173,7 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     models = {"before training": build_model(run.config.to_evaluate(device)).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
-        h = h - h.mean(axis=0)  # what all images have in common tells nothing apart
-        u = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-30)
+        u = unit_rows(np, h - h.mean(axis=0))  # the part that all images share would hide how they differ
         x = left + panel * (side + 40)
         sheet.paste(Image.fromarray(_diverging(u @ u.T)).resize((side, side), Image.Resampling.NEAREST), (x, top))
         draw.text((x + side // 2, top - 14), title, INK, _font(16), anchor="ms")
@@ -184,18 +190,19 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
 
 
 def _sheet(
-    columns: int, rows: int, cell: int, *, left: int, extra: int = 0, top: int = 0
+    columns: int, rows: int, *, left: int, extra: int = 0, top: int = 0
 ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    sheet = Image.new("RGB", (left + extra + columns * (cell + GAP), top + GAP + rows * (cell + GAP)), "white")
+    """Make a white sheet for rows and columns of cells."""
+    sheet = Image.new("RGB", (left + extra + columns * (CELL + GAP), top + GAP + rows * (CELL + GAP)), "white")
     return sheet, ImageDraw.Draw(sheet)
 
 
-def _enlarged(pixels: Pixels, side: int) -> Image.Image:
+def _enlarged(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _diverging(values: Pixels) -> Pixels:
-    """−1 … 0 … 1 to orange … white … blue: (H,W) -> uint8 (H,W,3)."""
+def _diverging(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Colour the numbers −1 … 0 … 1 orange … white … blue: (H,W) -> uint8 (H,W,3)."""
     stops = np.array([[180, 88, 6], [253, 184, 99], [255, 255, 255], [120, 170, 225], [16, 52, 120]], float)
     place = (np.clip(values, -1, 1) + 1) * 2
     return np.stack([np.interp(place, range(5), stops[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)

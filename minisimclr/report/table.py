@@ -6,7 +6,7 @@ from ..protocols.compare import Score
 
 
 def table(scores: list[Score]) -> str:
-    """Accuracies in percent, a row for each representation, kNN and linear probe for each split."""
+    """Return the accuracies in percent: a row for each representation, kNN and linear probe for each split."""
     splits = list(scores[0].knn)
     width = max(len(score.name) for score in scores)
     lines = [

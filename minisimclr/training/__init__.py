@@ -1,1 +1,1 @@
-"""Training: the settings, the optimisers, the batches, the loop, and what is kept of a run."""
+"""Training: the settings, the optimizers, the batches, the loop, and the run with its folder."""

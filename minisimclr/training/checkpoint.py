@@ -1,8 +1,8 @@
 """Checkpoints: one file, replaced atomically, that a run resumes from bit for bit.
 
 The file is a NumPy archive (.npz) of plain arrays, without pickle: "model/…" under torchvision's names and
-in its layout, "momentum/…" of the optimiser, and "meta", JSON text: the configuration, the position (steps
-done) and where it ran. There is no generator state to keep: each step draws its random numbers from a
+in its layout, "momentum/…" and "scale/…" of the optimizer, and "meta", JSON text: the configuration, the position
+(steps done) and the environment. There is no generator state to keep: each step draws its random numbers from a
 fresh generator seeded with (seed, step), so seed and position *are* the random state.
 """
 
@@ -13,6 +13,8 @@ import os
 import platform
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import numpy as np
 from ..backend import device_name
 from ..processor import blas_kernels, threads
 
-FORMAT = 1
-LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread
+FORMAT = 1  # number of the layout described above; another one is refused
+LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread, because the file is untrusted
+NUMERICS = 1  # number of our arithmetic: raised by each change after which a step computes other bits than before
 
 
 class CheckpointError(OSError):
@@ -61,7 +64,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
-    """Arrays and meta of a checkpoint. Raises CheckpointError, in one line, for anything that is not one."""
+    """Read the arrays and the meta of a checkpoint.
+
+    Raises: CheckpointError, in one line, for anything that is not one.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -82,14 +88,24 @@ def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     return arrays, meta
 
 
+@contextmanager
+def must_fit(path: Path) -> Iterator[None]:
+    """Turn what goes wrong when the contents of a readable checkpoint are taken over into a CheckpointError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} does not fit: {error}") from None
+
+
 def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The arrays under "prefix/", without the prefix."""
+    """Return the arrays under "prefix/", without the prefix."""
     return {name.removeprefix(prefix + "/"): array for name, array in arrays.items() if name.startswith(prefix + "/")}
 
 
 def environment(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
-    """What must be the same for a resumed run to continue bit for bit."""
+    """Return all that must be the same for a resumed run to continue bit for bit, but for its settings."""
     return {
+        "numerics": NUMERICS,
         "device": device_name(device),
         "precision": precision,
         "machine": platform.machine(),
@@ -101,8 +117,12 @@ def environment(device: str = "cpu", precision: str = "float32") -> dict[str, An
     }
 
 
+# What the environment of a checkpoint was before its entry existed.
+FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32"}
+
+
 def _processor() -> str:
-    """BLAS chooses its kernels by the processor, so its name belongs to the environment."""
+    """Return the name of the processor: BLAS chooses its kernels by it, so it belongs to the environment."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:

@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..nn import Conv2d, Linear
-from ..ops.conv.winograd import METHODS
+from ..nn import METHOD, ROOMS, method_of
 from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
-from .optim import LARS, SGD, Optimizer
-from .precision import PRECISIONS, half_dtype
+from .optim import LARS, SGD, Optimizer, Scale
 
-WEIGHTS, ORDER, VIEWS = 1, 2, 3  # what random numbers are for: the first weights, an epoch's order, a step's views
+# The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step.
+# Numbers drawn for different purposes are independent, although all of them come from one seed.
+WEIGHTS, ORDER, VIEWS = 1, 2, 3
+
+# What can be chosen is spelled out here, so that the settings can be read without the files that serve them;
+# a test compares.
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+METHODS = {
+    "conv": ("plain", "slabs", "padded", "winograd", "auto"),
+    "norm": ("plain", "fused", "auto"),
+    "pool": ("plain", "threaded", "auto"),
+    "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
+    "views": ("plain", "batched", "auto"),
+}
+
+# Before version 0.2 one setting, `conv`, chose the form of the convolutions alone.
+OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
 def _setting(
@@ -30,18 +45,31 @@ def _setting(
     least: float = -math.inf,
     most: float = math.inf,
     above: float = -math.inf,
+    metavar: str | None = None,
 ) -> Any:
-    """A field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
-    return field(default=default, metadata={"help": help, "choices": choices, "range": (least, most, above)})
+    """Describe a field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
+    bounds = (least, most, above)  # a number without bounds would be a trap: a test asks for them
+    return field(default=default, metadata={"help": help, "choices": choices, "range": bounds, "metavar": metavar})
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run of SimCLR. Defaults: 32×32 images and a small encoder, on a CPU."""
+    """The settings of one run of SimCLR. Defaults: 32×32 images and a small encoder, on a CPU.
 
+    Raises: ValueError, in one line that names the setting, for a value that makes no sense.
+
+    >>> config = Config(batch=128, temperature=0.2)
+    >>> config.lr * config.batch / 256  # the peak of the learning rate
+    0.15
+    >>> Config(temperature=0)
+    Traceback (most recent call last):
+    ValueError: temperature must be above 0 and at most 1e+06, not 0
+    """
+
+    # what is trained on, and what is trained
     data: str = _setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
     size: int = _setting(32, "side of the images in pixels", least=8, most=1024)
-    encoder: str = _setting("small", "the network that gives the representation h", choices=tuple(ENCODERS))
+    encoder: str = _setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = _setting(1, "multiplier of the encoder's channels", least=1, most=16)
     stem: str = _setting(
         "auto",
@@ -51,26 +79,24 @@ class Config:
     )
     head_layers: int = _setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = _setting(128, "dimensions of the embedding z", least=2, most=65536)
+
+    # how it is trained
     batch: int = _setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
     epochs: int = _setting(20, "passes over the images", least=1, most=1_000_000)
     temperature: float = _setting(
-        0.1, "τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
+        0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
     optimizer: str = _setting(
-        "sgd", "how weights are updated; lars is for batches of 1,024 and more", choices=("sgd", "lars")
+        "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
     lr: float = _setting(
         0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256", above=0, most=1e6
     )
-    momentum: float = _setting(0.9, "of the optimiser", least=0, most=0.9999)
+    momentum: float = _setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
-    conv: str = _setting(
-        "direct",
-        "how 3×3 convolutions are computed: direct, the readable way; winograd, which is "
-        "faster and rounds more; auto: winograd where it is faster",
-        choices=METHODS,
-    )
+
+    # the two views
     strength: float = _setting(
         0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10", least=0, most=2.5
     )
@@ -78,76 +104,119 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
-    seed: int = _setting(0, "of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
-    device: str = _setting("cpu", "where to compute", choices=("cpu", "cuda"))
+
+    # where and in which form it is computed
+    seed: int = _setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
+    device: str = _setting("cpu", "device that computes", choices=("cpu", "cuda"))
     precision: str = _setting(
         "float32",
-        "of activations and products; weights, statistics and loss are float32 in any; tf32 and bfloat16 need a GPU",
+        "precision of activations and products; weights, statistics and loss are float32 in any; "
+        "tf32 and bfloat16 need a GPU",
         choices=PRECISIONS,
+    )
+    method: str = _setting(
+        METHOD,
+        "form of each operation: plain, the forms to read; auto, the fastest; or some by name, as in "
+        "conv=winograd,ntxent=exact",
+        metavar="NAMES",
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError, in one line that names the setting, for a value that makes no sense."""
         for item in dataclasses.fields(self):
-            name, value, kind = item.name, getattr(self, item.name), type(item.default)
-            whole = kind is float and type(value) is int  # 1 is a fine temperature
-            if type(value) is not kind and not whole:
-                raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
-            choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
-            if choices and value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; not {value!r}")
-            if kind in (int, float) and not (least <= value <= most and value > above):
-                bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"
-                raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {value}")
-            if whole:
-                object.__setattr__(self, name, float(value))
+            value = _checked(item, getattr(self, item.name))
+            # the class is frozen, because a run is known by its settings
+            object.__setattr__(self, item.name, value)
+        _check_method(self.method)
 
     @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> Config:
-        """A Config from stored settings. Raises ValueError for names that this version does not know."""
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        """Make a Config of stored settings, also of those that an older version stored.
+
+        Raises: ValueError for names that this version does not know, and for values that it refuses.
+        """
+        settings = dict(settings)  # a copy: the caller's own stays as it is
+        if "conv" in settings and "method" not in settings:
+            settings["method"] = method_of_conv(settings.pop("conv"))
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}
-        if unknown:
+        if unknown:  # from a newer version, or misspelled: neither may be passed over
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}")
         return cls(**settings)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name: what config.json and a checkpoint hold."""
         return dataclasses.asdict(self)
 
     def to_evaluate(self, device: str) -> Config:
-        """The same model, to be computed in float32 on a device, wherever and in whatever it was trained."""
+        """Return a copy of this configuration for evaluation: float32 on `device`, whatever the training used."""
         return dataclasses.replace(self, device=device, precision="float32")
 
     def rng(self, purpose: int, index: int) -> np.random.Generator:
-        """The generator for one purpose: of epoch `index` (ORDER), of step `index` (VIEWS).
+        """Return the generator for one purpose: for epoch number `index` (ORDER), for step number `index` (VIEWS).
 
         Nothing random is carried from step to step, so a resumed run draws what the uninterrupted one would have
         drawn, bit for bit, and what one step draws does not depend on who prepares it.
         """
+        # NumPy hashes the three numbers, so neighbouring seeds and steps are unrelated
         return np.random.default_rng([self.seed, purpose, index])
 
 
-def build_model(config: Config) -> SimCLR:
-    """The untrained network of a configuration, on the host: the same weights for the same seed.
+def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of a setting, a whole number as a fraction where one is expected; or refuse it."""
+    name, kind = item.name, type(item.default)
+    whole = kind is float and type(value) is int  # 1 is a fine temperature
+    if type(value) is not kind and not whole:  # and not isinstance: True is no number
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+    choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
+    if choices and value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; not {value!r}")
+    if kind in (int, float) and not (least <= value <= most and value > above):  # NaN fails all three
+        bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"
+        raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {value}")
+    return float(value) if whole else value
 
-    Raises RuntimeError if the device does not have the precision.
+
+def _check_method(method: str) -> None:
+    """Refuse a method that names a room or a form that does not exist, or a room twice."""
+    method_of("conv", method)  # refuses an unknown room, in the words of the layers
+    if method in ("plain", "auto"):
+        return
+    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
+    for room, form in named:
+        if form not in METHODS[room]:
+            raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
+    rooms = [room for room, _ in named]  # the last of two would win, and nobody would notice
+    if len(rooms) > len(set(rooms)):
+        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
+
+
+def method_of_conv(conv: Any) -> str:
+    """Return the method that the setting `conv` of an older version means."""
+    if conv not in OLD_CONV:
+        raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
+    return OLD_CONV[conv]
+
+
+def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
+    """Build the untrained network of a configuration, on the host: the same weights for the same seed.
+
+    product_dtype  the dtype of convolutions and matrix products, if it is not float32 (precision.py chooses it)
     """
-    half = config.precision in ("bfloat16", "float16")
-    product_dtype = half_dtype(config.precision, config.device) if half else None
-    rng = config.rng(WEIGHTS, 0)
+    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0)}
     stem = config.stem
-    if stem == "auto":
+    if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
-    encoder = ENCODERS[config.encoder](width=config.width, stem=stem, rng=rng)
-    head = ProjectionHead(encoder.features, encoder.features, config.head_dim, config.head_layers, rng=rng)
-    model = SimCLR(encoder, head)
-    for _, module in model.modules():
-        if isinstance(module, Conv2d):
-            module.method = config.conv
-        if isinstance(module, (Conv2d, Linear)):
-            module.product_dtype = product_dtype
-    return model
+    # f is drawn before g, from one generator: the order decides the first weights
+    encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
+    features = encoder.features  # of h, and of the head's hidden layers
+    return SimCLR(
+        encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
+    )
 
 
-def build_optimizer(config: Config, model: SimCLR) -> Optimizer:
+def build_optimizer(config: Config, model: SimCLR, loss_scale: Scale | None = None) -> Optimizer:
+    """Build the optimizer of a configuration, with a momentum buffer on the device of each parameter."""
+    # the names are those of the choices above
     kind = {"sgd": SGD, "lars": LARS}[config.optimizer]
-    return kind(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    # the rate is that of 256 images; each step is given its own
+    settings = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    return kind(model.parameters(), config.lr, **settings, loss_scale=loss_scale)

@@ -1,4 +1,4 @@
-"""In what a network computes: float32, TF32, or half precision with float32 wherever that matters.
+"""The number formats in which a network computes: float32, TF32, or half precision with float32 where that matters.
 
     float32    everything
     tf32       products round their factors to 11 bits (a GPU's tensor cores); the rest is float32
@@ -8,65 +8,81 @@
 In all of them the weights, their gradients, momentum, batch norm's statistics, h, z and the loss are float32. A
 weight is rounded to half precision each time it is used, never where it is kept, so small updates are not lost.
 
-float16 needs one thing more: gradients of 1e-8 would become 0. So the way back begins with a large number in the
-place of 1, and the gradients are divided by it at the end, in float32. Where it was too large something overflows;
-that step is left out, and the number halved (Micikevicius et al. 2018, §3.2). No number is read from the device.
+float16 needs one thing more, because gradients of 1e-8 would become 0. The backward pass begins with a large number,
+the loss scale, in the place of 1, and the gradients are divided by it at the end, in float32. If it was too large,
+something overflows; that step is left out, and the scale halved (Micikevicius et al. 2018, §3.2). All of this happens
+on the device: no number is read from it.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, compute_capability, require, to_numpy
+from ..backend import Array, array_module, compute_capability, to_numpy
+from ..simclr import SimCLR
+from .config import Config, build_model, build_optimizer
 from .optim import Optimizer
 
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-FIRST, LEAST, PATIENCE = 2.0**15, 1.0, 1000  # the scale, first and at least; steps without overflow before it doubles
+FIRST = 2.0**15  # the initial loss scale: the largest power of two that float16 holds
+LEAST = 1.0  # the smallest loss scale: below it, not the scale is to blame
+PATIENCE = 1000  # steps in a row without overflow before the scale doubles
+
+
+def build(config: Config) -> tuple[SimCLR, Optimizer]:
+    """Build the network of a configuration and its optimizer, on the device and in the precision that it names.
+
+    Raises: RuntimeError, in one line, if the device does not have that precision.
+    """
+    use_tf32(config.precision == "tf32", config.device)
+    product_dtype = half_dtype(config.precision, config.device)
+    loss_scale = LossScale() if config.precision == "float16" else None
+    model = build_model(config, product_dtype).to(config.device)
+    return model, build_optimizer(config, model, loss_scale)
 
 
 class LossScale:
-    """With what the way back begins: 1, or if `dynamic` the largest power of two with which nothing overflows."""
+    """The number with which the backward pass begins: the largest power of two with which nothing overflows."""
 
-    def __init__(self, optimizer: Optimizer, *, dynamic: bool) -> None:
-        self.optimizer, self.dynamic = optimizer, dynamic
-        self.xp = array_module(optimizer.params[0]._data)  # not .data: nothing is lent, nothing watched
-        self.value: Array = self.xp.asarray(FIRST if dynamic else 1.0, dtype=np.float32)
-        self.good: Array = self.xp.asarray(0, dtype=np.int32)  # steps in a row without overflow
-        self.counts: Array = self.xp.asarray(True)  # whether this step does
+    def __init__(self) -> None:
+        self.value: Array = np.asarray(FIRST, np.float32)
+        self.good: Array = np.asarray(0, np.int32)  # steps in a row without overflow
+        self.finite: Array = np.asarray(True)  # True if every gradient of this step is finite
 
-    def quiet(self) -> Any:
-        """A context in which NumPy does not warn of the overflows that we look for ourselves."""
-        return np.errstate(over="ignore", invalid="ignore") if self.dynamic else nullcontext()
+    def seed(self, loss: Array) -> Array:
+        """Return the number with which the backward pass of a loss begins, on the device of the loss."""
+        xp = array_module(loss)
+        self.value, self.good = xp.asarray(self.value), xp.asarray(self.good)
+        return self.value
 
-    def unscale(self) -> Array:
-        """Divide the gradients by the scale. Returns Σ max|g|, finite exactly if every gradient is.
+    def unscale(self, gradients: list[Array]) -> None:
+        """Divide the gradients by the scale, in place."""
+        for g in gradients:
+            g /= self.value
 
-        (The squares of the usual norm would overflow float32.) An overflow that a smaller scale may cure is
-        reported as 0: `step` will leave that step out.
+    def judge(self, size: Array) -> Array:
+        """Note whether Σ max|g| is finite, and return it as it is reported.
+
+        An overflow that a smaller scale may cure is reported as 0, because `step` leaves that step out.
         """
-        xp, gradients = self.xp, [p.grad for p in self.optimizer.params if p.grad is not None]
-        if self.dynamic:
-            for g in gradients:
-                g /= self.value
-        size = xp.stack([abs(g).max() for g in gradients]).sum(dtype=np.float64)
-        self.counts = xp.isfinite(size)
-        return xp.where(self.counts | (self.value <= LEAST), size, 0) if self.dynamic else size
+        xp = array_module(size)
+        self.finite = xp.isfinite(size)
+        return xp.where(self.finite | (self.value <= LEAST), size, 0)
 
-    def step(self, lr: float) -> None:
-        """Update the weights, unless the gradient overflowed; then adapt the scale."""
-        if not self.dynamic:
-            self.optimizer.step(lr)
-            return
-        xp, left_out, arrays = self.xp, ~self.counts, [p._data for p in self.optimizer.params] + self.optimizer.velocity
+    def step(self, arrays: list[Array], gradients: list[Array], update: Callable[[], None]) -> None:
+        """Call `update`, which changes the arrays, undo it if the gradient overflowed, and adapt the scale.
+
+        Whether it overflowed is known on the device only, so the update is made in any case and then chosen or not.
+        """
+        xp = array_module(self.value)
+        left_out = ~xp.asarray(self.finite)
         before = [array.copy() for array in arrays]
-        for p in self.optimizer.params:
-            if p.grad is not None:
-                xp.copyto(p.grad, 0, where=left_out)
-        self.optimizer.step(lr)
+        for g in gradients:
+            xp.copyto(g, 0, where=left_out)
+        update()
         for array, old in zip(arrays, before):
             xp.copyto(array, old, where=left_out)
         self.good = xp.where(left_out, 0, self.good + 1).astype(np.int32)
@@ -75,50 +91,57 @@ class LossScale:
         factor = xp.where(left_out, 0.5, xp.where(patient, 2.0, 1.0))
         self.value = xp.maximum(self.value * factor, LEAST).astype(np.float32)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep of it."""
-        names = ("value", "good") if self.dynamic else ()
-        return {name: to_numpy(self.xp.asarray(getattr(self, name))) for name in names}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep, as NumPy arrays."""
+        xp = array_module(self.value)
+        return {"value": to_numpy(xp.asarray(self.value)), "good": to_numpy(xp.asarray(self.good))}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; without one, as of a run in another precision, begin anew."""
-        if self.dynamic and state:
-            self.value = self.xp.asarray(state["value"], dtype=np.float32)
-            self.good = self.xp.asarray(state["good"], dtype=np.int32)
+        if state:
+            self.value = np.asarray(state["value"], np.float32)
+            self.good = np.asarray(state["good"], np.int32)
 
 
-# ── What the device has ───────────────────────────────────────────────────────────────────────────
+# ── The formats that a device has ─────────────────────────────────────────────────────────────────
 
 
-def half_dtype(name: str, device: str) -> Any:
-    """The dtype of float16 or bfloat16 numbers; RuntimeError, in one line, if the device does not have them."""
-    if name == "float16":
+def half_dtype(precision: str, device: str) -> Any:
+    """Return the dtype of products in float16 or bfloat16, and None in a precision that is not half.
+
+    Raises: RuntimeError, in one line, if the device does not have it.
+    """
+    if precision not in ("float16", "bfloat16"):
+        return None
+    if precision == "float16":
         return np.dtype(np.float16)
     if device == "cpu":
-        raise RuntimeError(f'precision "{name}" needs device "cuda": NumPy does not have it; use float32 or float16')
-    require(device)
+        raise RuntimeError(
+            f'precision "{precision}" needs device "cuda": NumPy does not have it; use float32 or float16'
+        )
     try:
         import ml_dtypes
     except ImportError:
-        raise RuntimeError(f'precision "{name}" needs ml_dtypes: pip install ml_dtypes; or use float16') from None
-    _require_tensor_cores(name)
+        raise RuntimeError(f'precision "{precision}" needs ml_dtypes: pip install ml_dtypes; or use float16') from None
+    _require_tensor_cores(precision)
     return np.dtype(ml_dtypes.bfloat16)
 
 
-_tf32: bool | None = None  # what this process has chosen
+_tf32: bool | None = None  # the choice of this process, if one was made
 
 
 def use_tf32(on: bool, device: str) -> None:
     """Have products of float32 matrices round their factors to TF32, or not. On a GPU it is chosen once a process.
 
     (CuPy asks the environment at its first product, and never again.)
+
+    Raises: RuntimeError if the device has no TF32, or if this process chose otherwise before.
     """
     global _tf32
     if device == "cpu":
         if on:
             raise RuntimeError('precision "tf32" needs device "cuda"; use float32')
         return
-    require(device)
     if on:
         _require_tensor_cores("tf32")
     if _tf32 not in (None, on):

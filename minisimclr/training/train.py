@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..data import DataError, load_dataset
-from ..ntxent.exact import contrastive_accuracy
-from ..processor import blas_at_one_thread
+from ..ntxent import contrastive_accuracy_on_device
+from ..processor import keep_freed_memory
 from .batches import views_ahead
-from .config import Config, build_model, build_optimizer
+from .config import Config
 from .optim import warmup_cosine
-from .precision import LossScale, use_tf32
-from .run import (
-    Interrupted,
-    Metrics,
-    NonFiniteError,
-    Run,
-    claim,
-    fingerprint,
-    keeper,
-    metrics_file,
-    restore,
-    stop_signals,
-)
-from .session import READ_EVERY, Meter
+from .run import Metrics, NonFiniteError, Run
+from .session import Session, begin
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -46,58 +33,40 @@ def pretrain(
 
     images    uint8 (N,H,W,3); by default the training split of config.data
     folder    where to keep config.json, metrics.jsonl and checkpoint.npz; None: nowhere
-    resume    go on from the folder's checkpoint, with the same configuration
-    workers   processes that make the views of coming steps; the views are the same with any number (views.py)
+    resume    True goes on from the folder's checkpoint, with the same configuration
+    workers   processes that make the views of coming steps; the views are the same with any number (batches.py)
     progress  is called with the metrics of every step
 
-    Raises ValueError for data or a folder that does not fit, NonFiniteError, Interrupted (SIGINT, SIGTERM).
+    Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
+            there; CheckpointError for a checkpoint that cannot be used; NonFiniteError if the loss, the gradient or
+            the weights become NaN or infinite; Interrupted after SIGINT or SIGTERM, when all is saved.
+
+    >>> import numpy as np, minisimclr as ms
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    >>> run = ms.pretrain(ms.Config(size=16, batch=4, epochs=2), images)
+    >>> run.steps, [line["epoch"] for line in run.history]
+    (4, [0, 0, 1, 1])
     """
-    images = load_dataset(config.data, "train", size=config.size).images if images is None else images
-    steps_per_epoch = len(images) // config.batch
-    total_steps = config.epochs * steps_per_epoch
+    if images is None:
+        images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
+    total_steps = config.epochs * (len(images) // config.batch)  # what does not fill a batch is left out
     if not total_steps:
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
-    peak = config.lr * config.batch / 256  # the paper's linear scaling, §2.1
-    use_tf32(config.precision == "tf32", config.device)
-    model = build_model(config).to(config.device)
-    optimizer = build_optimizer(config, model)
-    scale = LossScale(optimizer, dynamic=config.precision == "float16")
-    run = Run(config, model, folder=claim(folder, resume), images=fingerprint(images))
-    if resume:
-        restore(run, optimizer, scale)
-    meter = Meter(READ_EVERY[config.device])
+    warmup_steps = round(config.warmup * total_steps)
+    peak = config.lr * config.batch / 256  # a batch twice as large, a step twice as long: paper §2.1
+    keep_freed_memory()  # every step takes the arrays of the step before
+    run, optimizer = begin(config, images, folder, resume)
     with (
-        blas_at_one_thread(),
-        scale.quiet(),
-        stop_signals() as stop,
-        metrics_file(run) as write,
-        keeper(run, optimizer, scale) as save,
-        views_ahead(config, images, range(run.steps, total_steps), workers) as views,
+        Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
+        views_ahead(config, images, session.steps, workers) as views,
     ):
-        for step in range(run.steps, total_steps):
-            lr = warmup_cosine(step, total_steps, round(config.warmup * total_steps), peak)
-            meter.begin(
-                step=step,
-                steps=total_steps,
-                epoch=step // steps_per_epoch,
-                lr=lr,
-                chance=math.log(2 * config.batch - 1),
-            )
-            a, b = views(step)  # (N,size,size,3) each
-            loss, za, zb = model.loss(a, b, config.temperature)
-            meter.note(loss=loss.data)
-            loss.backward(scale.value)
-            meter.note(gradient=scale.unscale(), top1=contrastive_accuracy(za, zb))
-            reading = meter.full or bool(stop) or step + 1 == total_steps
-            lines = meter.read(config.batch) if reading else []  # refuses what is not finite: no update then
-            scale.step(lr)
+        for step in session:
+            lr = warmup_cosine(step, total_steps, warmup_steps, peak)
+            a, b = views(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
+            loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
+            size = optimizer.backward(loss)  # Σ max|g|: it is finite exactly if every gradient is
+            # Nothing that is not finite gets past this line, neither into the weights nor into a checkpoint.
+            session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb))
+            optimizer.step(lr)
             optimizer.zero_grad()
-            run.steps = step + 1
-            for line in lines:
-                write(line)
-                progress(line)
-            if reading:  # only what was read and found finite is saved
-                save(now=bool(stop) or run.steps == total_steps)
-                if stop:
-                    raise Interrupted(f"stopped after step {run.steps} of {total_steps}", stop[0])
     return run

@@ -1,5 +1,11 @@
-"""Two random views of every image: what a SimCLR network learns to see as one thing."""
+"""Two random views of every image: what a SimCLR network learns to see as one thing.
 
-from .augment import to_float, two_views
+`two_views(…, method=)` says which form makes the pixels: "plain" (`plain.py`, one view at a time), "batched"
+(`augment.py`, a whole batch at a time) or "auto", which is batched. Both see the same random parameters
+(`parameters.py`) and are equal to 1e-5.
+"""
 
-__all__ = ["to_float", "two_views"]
+from .augment import METHODS, two_views
+from .transforms import to_float
+
+__all__ = ["METHODS", "to_float", "two_views"]

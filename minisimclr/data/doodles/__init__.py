@@ -5,10 +5,10 @@
 A drawing is made in four steps: `things` lists the parts of a thing, with proportions that vary; `place`, below, puts
 them somewhere in the image; `styles` turns them into layers of paint; and `raster` makes pixels of the layers.
 
-What the data set is for decides what varies. Contrastive learning takes the easiest way to tell images apart, so the
-easy ways are closed: the ground is plain (of a textured one, the texture is learned, not the thing), the things move
-(centred ones can be told apart by their raw pixels), and colours are drawn without regard to the class. What is left
-is shape. One style is kept out of training, to ask whether shape was learned or only a look.
+The purpose of the data set decides what varies. Contrastive learning takes the easiest way to tell images apart, so
+the easy ways are closed. The ground is plain: of a textured one, the texture would be learned, not the thing. The
+things move: centred ones can be told apart by their raw pixels. Colours are drawn without regard to the class. Only
+shape is left. One style is kept out of training, to ask whether shape was learned or only a look.
 
 Every random number is a fixed function of the seed and the image's index. So a drawing depends neither on how many are
 made, nor on their size, nor on the styles asked for: those choose its style, but not its shape, place and colours.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset import DataError, Dataset
 from .raster import paint, unit_circle
 from .styles import STYLE_FUNCTIONS, choose_tones
 from .things import GROUND, THINGS, Part, Vary
@@ -28,8 +29,27 @@ STYLES: tuple[str, ...] = tuple(STYLE_FUNCTIONS)
 UNSEEN_STYLE = "hatched"
 TRAINING_STYLES: tuple[str, ...] = tuple(style for style in STYLES if style != UNSEEN_STYLE)
 
-MARGIN = 0.06  # of the image's side: room for the outer half of a line, or for a shadow
-SMALLEST = 8  # pixels; below, nothing can be recognised
+MARGIN = 0.06  # empty border, a fraction of the image's side; room for the outer half of a line, or for a shadow
+SMALLEST = 8  # smallest side, pixels; below, nothing can be recognised
+
+# name of the split -> how many images, from which seed, in which styles
+SPLITS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "train": (5000, 0, TRAINING_STYLES),
+    "test": (1000, 1, TRAINING_STYLES),
+    "unseen": (1000, 2, (UNSEEN_STYLE,)),
+}
+
+
+def load_doodles(split: str, size: int, limit: int | None) -> Dataset:
+    """Draw the images of a split, or the first `limit` of them.
+
+    Raises: DataError if there is no such split; ValueError if size is below 8.
+    """
+    if split not in SPLITS:
+        raise DataError(f"doodles: no split {split!r}; there are: {', '.join(SPLITS)}")
+    count, seed, styles = SPLITS[split]
+    images, labels, _ = draw_doodles(min(count, limit or count), seed=seed, styles=styles, size=size)
+    return Dataset(images, labels, CLASS_NAMES)
 
 
 def draw_doodles(
@@ -39,7 +59,8 @@ def draw_doodles(
 
     Returns images uint8 (N,size,size,3), labels int64 (N,) into CLASS_NAMES, and style_index int64 (N,) into STYLES.
     Every class occurs equally often (to within one). The same seed gives the same pixels on every platform.
-    Raises ValueError if count or seed is negative, size is below 8, or a style is unknown.
+
+    Raises: ValueError if count or seed is negative, size is below 8, or a style is unknown.
     """
     if count < 0 or seed < 0:
         raise ValueError(f"count and seed must not be negative, got count={count} and seed={seed}")
@@ -59,7 +80,7 @@ def draw_doodles(
 
 
 def draw(label: int, style: str, size: int, vary: Vary) -> NDArray[np.uint8]:
-    """One drawing.   -> (size,size,3)"""
+    """Make one drawing.   -> (size,size,3)"""
     tones = choose_tones(vary)
     parts = place(THINGS[label](vary), vary)
     return paint(STYLE_FUNCTIONS[style](parts, tones, vary), tones[GROUND], size)
@@ -68,8 +89,8 @@ def draw(label: int, style: str, size: int, vary: Vary) -> NDArray[np.uint8]:
 def place(parts: list[Part], vary: Vary) -> list[Part]:
     """Put a thing somewhere in the image: from about [−1,1]² into [0,1]².
 
-    It is stretched, mirrored or not, slanted and turned (by up to 0.06 turns, 22°), all a little; the longer side of
-    what comes out becomes 45 to 75 % of the image's side; and it lies anywhere that it fits.
+    It is stretched, mirrored or not, slanted and turned (by up to 0.06 turns, 22°), all a little. The longer side of
+    the result becomes 45 to 75 % of the image's side, and it lies anywhere that it fits.
     """
     x, y = np.concatenate([part.path for part in parts]).T
     x = x * vary(0.8, 1.2) * (1 - 2 * vary.index(2)) + y * vary(-0.2, 0.2)
@@ -86,7 +107,7 @@ def place(parts: list[Part], vary: Vary) -> list[Part]:
 
 
 def class_labels(count: int, seed: int) -> NDArray[np.int64]:
-    """Each block of 16 labels holds every class once, in random order.   -> (count,)"""
+    """Draw labels: each block of 16 holds every class once, in random order.   -> (count,)"""
     n = len(THINGS)
     blocks = range(-(-count // n))
     bits = [np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0, block))).random_raw(n) for block in blocks]

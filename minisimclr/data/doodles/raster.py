@@ -22,8 +22,8 @@ Points = NDArray[np.float64]  # (V,2), the corners of one polygon or line; (P,V,
 Edges = NDArray[np.float64]  # (E,4), one directed side x0 y0 x1 y1 per row; the order of the rows is free
 Colour = tuple[int, int, int]
 
-SAMPLES = 4  # per pixel and axis: 17 levels from ground to ink
-STEPS = 16  # fixed-point positions per sample
+SAMPLES = 4  # samples per pixel and axis; they give 17 levels from ground to ink
+STEPS = 16  # fixed-point positions per sample; a corner is off by a 128th of a pixel at most
 
 
 # ── Curves ────────────────────────────────────────────────────────────────────────────────────────
@@ -46,7 +46,7 @@ PEN = unit_circle(np.arange(12) / 12)  # the round tip of every line
 
 
 def arc(cx: float, cy: float, rx: float, ry: float, start: float = 0.0, stop: float = 1.0) -> Points:
-    """An ellipse, or the part of it between two angles.   -> (V,2)"""
+    """Draw an ellipse, or the part of it between two angles.   -> (V,2)"""
     whole = (start, stop) == (0.0, 1.0)
     circle = CIRCLE if whole else unit_circle(start + (stop - start) * np.arange(17) / 16)
     points: Points = circle * (rx, ry) + (cx, cy)
@@ -117,7 +117,7 @@ class Layer(NamedTuple):
 
 
 def cover(layers: list[Edges], side: int) -> NDArray[np.bool_]:
-    """Which samples lie inside each layer: L×(E,4) -> (L,side,side).
+    """Mark the samples that lie inside each layer: L×(E,4) -> (L,side,side).
 
     Every side of a polygon marks, on each row of samples that it crosses, the first sample to its right with +1 (going
     down) or −1 (going up). The running sum along the row is then the winding number, and inside is where it is not 0.

@@ -1,4 +1,4 @@
-"""How a doodle is painted: a thing's colours, and the styles that turn its parts into layers of paint.
+"""The paint of a doodle: a thing's colours, and the styles that turn its parts into layers of paint.
 
 Parts come here already in place, in fractions of the image's side; so lines and hatching have the same weight on a
 small thing as on a large one, about one pixel at 32 pixels.
@@ -35,15 +35,15 @@ DARK, WHITE = (36, 34, 52), (255, 255, 255)
 
 
 def mix(a: Colour, b: Colour, percent: int) -> Colour:
-    """a with `percent` of b in it, in integers."""
+    """Mix colour a with `percent` of colour b, in integers."""
     red, green, blue = ((p * (100 - percent) + q * percent + 50) // 100 for p, q in zip(a, b))
     return red, green, blue
 
 
 def choose_tones(vary: Vary) -> Tones:
-    """Two colours of the palette, two made of them, and a ground that is nearly white.
+    """Choose two colours of the palette, two made of them, and a ground that is nearly white.
 
-    The class has no say, and the light and the dark vary in strength, so that colours tell nothing about shape.
+    The class has no influence, and the light and the dark vary in strength, so that colours tell nothing about shape.
     """
     n = len(PALETTE)
     i = vary.index(n)
@@ -94,7 +94,7 @@ def hatched(parts: list[Part], tones: Tones, vary: Vary) -> list[Layer]:
 
 
 def area(part: Part) -> Edges:
-    """What a part covers; a line covers at least a pixel's width at 32 pixels."""
+    """The area that a part covers; a line is at least a pixel wide at 32 pixels."""
     return stroke(part.path, max(part.width, 0.035), closed=False) if part.width else sides(part.path)
 
 

@@ -31,7 +31,7 @@ class Vary:
         return low + (high - low) * unit
 
     def index(self, n: int) -> int:
-        """One of 0 … n−1."""
+        """Draw one of 0 … n−1."""
         return int(self(0, n))
 
 

@@ -1,24 +1,27 @@
-"""Convolution in few large products: the twin of `conv2d`'s direct form for a GPU.
+"""Convolution in few large products: the form for a GPU.
 
-There every call launches a kernel, which costs microseconds whatever its size, so a product a row and tap, hundreds
-in all, would leave the processor waiting. On a map that really is surrounded by zeros each tap is ONE product.
-Write the padded map as a matrix of its pixels, Wₚ to a row, N images to a pixel:
+The plain form (`plain.py`) multiplies a slice of the padded map by each tap's matrix. To BLAS such a slice is a
+stack of small matrices, or a copy. The slab form cuts it into hundreds of products, one for each row and tap. But
+on a GPU each call launches a kernel, which costs microseconds whatever its size, and small calls leave it waiting.
+This form gains ONE large product per tap, on a view, added to the output in the same call where cuBLAS is at hand;
+and it keeps the sums of half-precision products in float32. How much faster it is on a GPU has not been measured.
 
-    P (Hₚ·Wₚ·N, C):   the pixel (r+i, s+j) is (i·Wₚ + j)·N rows further on than (r, s), whatever r and s are
-
-so the taps of all outputs at once are the same rows of P, shifted, and a shifted matrix is a view:
+Write the padded map as a matrix P (Hₚ·Wₚ·N, C) of its pixels, with Wₚ pixels in a row and N images in a pixel. The
+pixel (r+i, s+j) then lies (i·Wₚ + j)·N rows below the pixel (r, s), whatever r and s are. So the taps of all
+outputs at once are the same rows of P, shifted, and a shifted matrix is a view:
 
     Y[:L] = Σᵢⱼ P[oᵢⱼ : oᵢⱼ+L] wᵢⱼ,      oᵢⱼ = (i·Wₚ + j)·N,  L = ((H'−1)·Wₚ + W')·N                    (3.8)
 
-Y is as wide as P. In the columns beyond W' a window would reach around the edge into the next row; what is
-computed there is never read. On the way back they receive no gradient, G = 0 there, and
+Y is as wide as P. In the columns beyond W' a window reaches across the edge into the next row; what is computed
+there is never read. In the backward pass these columns receive no gradient, G = 0 there, and
 
     dP[oᵢⱼ : oᵢⱼ+L] += G[:L] wᵢⱼᵀ,       dwᵢⱼ = P[oᵢⱼ : oᵢⱼ+L]ᵀ G[:L]                                    (3.9)
 
-With stride s the padded map is dealt out to s×s smaller ones, its phases: every s-th row and column, from each
-beginning. Tap (i, j) finds its pixels in phase (i mod s, j mod s), shifted by (⌊i/s⌋, ⌊j/s⌋): (3.8) again.
+With stride s the padded map is split into s×s smaller maps, its phases: phase (a, b) holds every s-th row from row
+a on and every s-th column from column b on. Tap (i, j) finds its pixels in phase (i mod s, j mod s), shifted by
+(⌊i/s⌋, ⌊j/s⌋), and (3.8) holds for each phase.
 
-Sums of half-precision products are kept in float32 and rounded once. Memory: the phases and Y, or dP and G.
+Memory: the phases and Y in the forward pass; dP and G in the backward pass.
 """
 
 from __future__ import annotations
@@ -28,28 +31,28 @@ from typing import Any, NamedTuple
 
 from ...backend import Array
 from ...engine.autograd import Vjp
+from ..shapes import sum_dtype
 from .cublas import add_product
-
-THIN = 160  # a kernel over fewer numbers than this (K·K·C: the stems) is one product in all, see `_unfolded`
+from .products import is_thin
 
 
 class Grid(NamedTuple):
-    """Where the pixels of one convolution lie."""
+    """The geometry of one convolution: where its pixels lie."""
 
     map: tuple[int, int]  # H, W
     out: tuple[int, int]  # H', W'
-    phase: tuple[int, int]  # sides of a phase: of the whole padded map, if the stride is 1
+    phase: tuple[int, int]  # height and width of a phase; with stride 1 that is the whole padded map
     kernel: int
     stride: int
     padding: int
 
     @property
     def phases(self) -> int:
-        """How many a side: a kernel smaller than the stride does not touch all of them."""
+        """Phases per side: the stride, or the kernel size if that is smaller (the other phases are never read)."""
         return min(self.stride, self.kernel)
 
     def taps(self, N: int) -> Iterator[tuple[int, int, int, int, slice]]:
-        """Of each tap: i, j, its phase (row, column), and the rows of the phase that it multiplies, o … o+L."""
+        """Yield i, j, the tap's phase (row, column), and the rows o…o+L of that phase that the tap multiplies."""
         length = ((self.out[0] - 1) * self.phase[1] + self.out[1]) * N
         for i in range(self.kernel):
             for j in range(self.kernel):
@@ -57,71 +60,71 @@ class Grid(NamedTuple):
                 yield i, j, i % self.stride, j % self.stride, slice(start, start + length)
 
     def overlap(self, axis: int, phase: int) -> tuple[slice, slice]:
-        """What of a phase lies on the map, along one axis: where in the phase, and where on the map."""
-        first = max(0, -((phase - self.padding) // self.stride))  # the t-th is at t·stride + phase − padding
+        """The part of a phase that lies on the map, along one axis: as a slice of the phase, and of the map."""
+        # entry t of the phase is pixel t·stride + phase − padding of the map
+        first = max(0, -((phase - self.padding) // self.stride))
         last = min(self.phase[axis], -((phase - self.padding - self.map[axis]) // self.stride))
         start = first * self.stride + phase - self.padding
         return slice(first, last), slice(start, start + (last - first) * self.stride, self.stride)
 
 
 def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple[Array, Vjp]:
-    """conv2d by (3.8).
+    """Convolve by (3.8), one large product per tap.
 
     Shapes: x (H,W,N,C), w (K,K,C,D) -> (H',W',N,D)
     VJP:    dx and dw by (3.9)
     """
-    (H, W, N, C), (K, _, _, D) = x.shape, w.shape
+    (H, W, N, _), (K, _, _, D) = x.shape, w.shape
     out_h, out_w = ((side + 2 * padding - K) // stride + 1 for side in (H, W))
-    reach = (K - 1) // stride
+    reach = (K - 1) // stride  # the largest shift of a tap inside its phase, rows or columns
     grid = Grid((H, W), (out_h, out_w), (out_h + reach, out_w + reach), K, stride, padding)
     dtype = xp.result_type(x, w)
-    thin = K > 1 and K * K * C <= THIN
+    thin = is_thin(w.shape)
 
     if thin:
-        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)
+        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)  # one product in all
     else:
-        slab = xp.zeros((out_h * grid.phase[1] * N, D), _wide(xp, dtype))
-        phases = _dealt(xp, x, grid)
+        slab = xp.zeros((out_h * grid.phase[1] * N, D), sum_dtype(xp, dtype))  # Y (H'·Wₚ·N, D)
+        phases = _split(xp, x, grid)  # (Hₚ·Wₚ·N, C) each
         for i, j, a, b, rows in grid.taps(N):
             add_product(xp, slab[: rows.stop - rows.start], phases[a][b][rows], w[i, j])
         y = _cropped(xp, slab, grid, N).astype(dtype, copy=False)
 
-    def vjp(g: Array) -> tuple[Any, Any]:
-        def dx() -> Array:
-            wide = _wide(xp, g.dtype)
-            G = _spread(xp, g, grid)
-            back = [
-                [xp.zeros((grid.phase[0] * grid.phase[1] * N, C), wide) for _ in range(grid.phases)]
-                for _ in range(grid.phases)
-            ]
-            for i, j, a, b, rows in grid.taps(N):
-                add_product(xp, back[a][b][rows], G[: rows.stop - rows.start], w[i, j].T)
-            return _collected(xp, back, grid, N).astype(g.dtype, copy=False)
-
-        def dw() -> Array:
-            if thin:
-                return (_unfolded(xp, x, grid).T @ g.reshape(-1, D)).reshape(w.shape)
-            G, phases = _spread(xp, g, grid), _dealt(xp, x, grid)
-            products = [phases[a][b][rows].T @ G[: rows.stop - rows.start] for _, _, a, b, rows in grid.taps(N)]
-            return xp.stack(products).reshape(w.shape)
-
-        return dx, dw
+    def vjp(g: Array) -> tuple[Any, Any]:  # g (H',W',N,D)
+        return lambda: _input_gradient(xp, g, w, grid), lambda: _kernel_gradient(xp, x, g, w, grid)
 
     return y, vjp
 
 
-def _wide(xp: Any, dtype: Any) -> Any:
-    """In what sums are kept: float32 for half precision."""
-    return xp.float32 if dtype.itemsize == 2 else dtype
+def _input_gradient(xp: Any, g: Array, w: Array, grid: Grid) -> Array:
+    """Compute dx (H,W,N,C) by (3.9)."""
+    N, C = g.shape[2], w.shape[2]
+    wide = sum_dtype(xp, g.dtype)
+    G = _spread(xp, g, grid)  # (H'·Wₚ·N, D)
+    dphases = [
+        [xp.zeros((grid.phase[0] * grid.phase[1] * N, C), wide) for _ in range(grid.phases)] for _ in range(grid.phases)
+    ]
+    for i, j, a, b, rows in grid.taps(N):
+        add_product(xp, dphases[a][b][rows], G[: rows.stop - rows.start], w[i, j].T)
+    return _joined(xp, dphases, grid, N).astype(g.dtype, copy=False)
 
 
-# ── To the phases and back ────────────────────────────────────────────────────────────────────────
+def _kernel_gradient(xp: Any, x: Array, g: Array, w: Array, grid: Grid) -> Array:
+    """Compute dw (K,K,C,D) by (3.9)."""
+    if is_thin(w.shape):
+        return (_unfolded(xp, x, grid).T @ g.reshape(-1, g.shape[-1])).reshape(w.shape)
+    G, phases = _spread(xp, g, grid), _split(xp, x, grid)
+    products = [phases[a][b][rows].T @ G[: rows.stop - rows.start] for _, _, a, b, rows in grid.taps(x.shape[2])]
+    return xp.stack(products).reshape(w.shape)  # (K·K, C, D) -> (K,K,C,D)
 
 
-def _dealt(xp: Any, x: Array, grid: Grid) -> list[list[Array]]:
-    """The map, surrounded by zeros, as its phases: (Hₚ·Wₚ·N, C) each."""
+# ── Splitting a map into phases, and joining them ─────────────────────────────────────────────────
+
+
+def _split(xp: Any, x: Array, grid: Grid) -> list[list[Array]]:
+    """Split the map, surrounded by zeros, into its phases: (Hₚ·Wₚ·N, C) each."""
     N, C = x.shape[2:]
-    if grid.phase == grid.map and grid.stride == 1:  # nothing to surround it with: the map itself
+    if grid.phase == grid.map and grid.stride == 1:  # no padding: the map itself is the only phase
         return [[xp.ascontiguousarray(x).reshape(-1, C)]]
     phases: list[list[Array]] = []
     for a in range(grid.phases):
@@ -131,12 +134,12 @@ def _dealt(xp: Any, x: Array, grid: Grid) -> list[list[Array]]:
             in_columns, columns = grid.overlap(1, b)
             phase = xp.zeros((*grid.phase, N, C), x.dtype)
             phase[in_rows, in_columns] = x[rows, columns]
-            phases[-1].append(phase.reshape(-1, C))
+            phases[-1].append(phase.reshape(-1, C))  # (Hₚ·Wₚ·N, C)
     return phases
 
 
-def _collected(xp: Any, phases: list[list[Array]], grid: Grid, N: int) -> Array:
-    """The adjoint of `_dealt`: the map of the phases, without what surrounded it; 0 at pixels in no phase."""
+def _joined(xp: Any, phases: list[list[Array]], grid: Grid, N: int) -> Array:
+    """Join phases to a map (H,W,N,C) without its ring of zeros: the adjoint of `_split`. A pixel in no phase is 0."""
     C = phases[0][0].shape[-1]
     if grid.phase == grid.map and grid.stride == 1:
         return phases[0][0].reshape(*grid.map, N, C)
@@ -150,13 +153,13 @@ def _collected(xp: Any, phases: list[list[Array]], grid: Grid, N: int) -> Array:
 
 
 def _cropped(xp: Any, slab: Array, grid: Grid, N: int) -> Array:
-    """Y without the columns that are never read: (H',W',N,D)."""
+    """Cut off the columns of Y that are never read: (H'·Wₚ·N, D) -> (H',W',N,D)."""
     out_h, out_w = grid.out
     return xp.ascontiguousarray(slab.reshape(out_h, grid.phase[1], N, -1)[:, :out_w])
 
 
 def _spread(xp: Any, g: Array, grid: Grid) -> Array:
-    """The adjoint of `_cropped`: G (H'·Wₚ·N, D), 0 in those columns."""
+    """Put zeros into those columns, the adjoint of `_cropped`: g (H',W',N,D) -> G (H'·Wₚ·N, D)."""
     out_h, out_w = grid.out
     if grid.phase[1] == out_w:
         return xp.ascontiguousarray(g).reshape(-1, g.shape[-1])
@@ -166,13 +169,13 @@ def _spread(xp: Any, g: Array, grid: Grid) -> Array:
 
 
 def _unfolded(xp: Any, x: Array, grid: Grid) -> Array:
-    """What the kernel covers at each output, side by side: (H'·W'·N, K·K·C).
+    """Lay side by side what the kernel covers at each output: (H'·W'·N, K·K·C).
 
-    For the first layer, whose taps with three channels each would keep no processor busy.
+    This serves the first layer, whose taps with three channels each would keep no processor busy.
     """
     (N, C), (out_h, out_w), K = x.shape[2:], grid.out, grid.kernel
     covered = xp.empty((out_h, out_w, N, K, K, C), x.dtype)
-    phases = _dealt(xp, x, grid)
+    phases = _split(xp, x, grid)
     for i, j, a, b, _ in grid.taps(N):
         r, s = i // grid.stride, j // grid.stride
         covered[:, :, :, i, j] = phases[a][b].reshape(*grid.phase, N, C)[r : r + out_h, s : s + out_w]

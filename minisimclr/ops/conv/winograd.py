@@ -1,23 +1,31 @@
-"""Winograd's 3×3 convolution: the fast twin of `conv2d` for stride 1, padding 1 and float32.
+"""Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32.
 
-Four outputs of a 3-tap filter need 4·3 = 12 multiplications, or so it seems. Read backwards, filtering is the
-product of a polynomial of 4 coefficients with one of 3, and the product of degree 5 is known as soon as one knows
-its values at 6 points, which takes 6 multiplications (Toom–Cook). In two dimensions 36 in place of 144:
+The plain form (`plain.py`) multiplies nine times for each output pixel. This form gains a factor of four in the
+multiplications. Measured on two threads with AVX-512 it takes 0.54–0.63 of the slabs' time from 128 channels on
+(docs/03_convolution.md has the table). It pays with rounding errors that are about five times as large.
+
+Four outputs of a 3-tap filter need 4·3 = 12 multiplications, or so it seems. But the transpose of filtering is the
+product of a polynomial of 4 coefficients with one of 3. That product has degree 5, so it is known as soon as its
+values at 6 points are known, and these take 6 multiplications (Toom–Cook). In two dimensions 36 replace 144:
 
     y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A      d (6,6) window of the map, w (3,3), y (4,4) tile of the output     (3.5)
 
-G, Bᵀ go to the values at the 6×6 points, Aᵀ comes back (the names are those of Lavin & Gray 2016). All windows
-and channels share the transforms, so that ⊙ becomes, at each of the 36 points p, one matrix product:
+G and Bᵀ evaluate at the 6×6 points, Aᵀ interpolates (the names are those of Lavin & Gray 2016). All windows and
+channels share the transforms. So ⊙ becomes one matrix product at each of the 36 points p:
 
     U = (G⊗G) w,   V = (Bᵀ⊗Bᵀ) d,   Mₚ = Vₚ Uₚ,   y = (Aᵀ⊗Aᵀ) M      Vₚ (rows,C), Uₚ (C,D), rows = tiles·N    (3.6)
 
 The transforms are products with small dense matrices; in our layout their other side, (36, N·C), is one slab.
-Each line of (3.6) is linear, and the way back takes their transposes in reverse. One M̄ serves both gradients:
+Each line of (3.6) is linear, so the backward pass is the transposed lines in reverse order. One M̄ serves both
+gradients:
 
     M̄ = (A⊗A) ȳ,   V̄ₚ = M̄ₚ Uₚᵀ,   d̄ = (B⊗B) V̄,   Ūₚ = Vₚᵀ M̄ₚ,   w̄ = (Gᵀ⊗Gᵀ) Ū                           (3.7)
 
-Memory: besides the results, BLOCK_BYTES a thread or PHASE_BYTES in all for V and M, and twice 36·C·D numbers for
-U and Ū. These buffers are kept for the next call: filling fresh pages would take longer than some of the products.
+Memory, besides the results: V and M take BLOCK_BYTES for each thread or PHASE_BYTES in all; U and Ū take 36·C·D
+numbers each. These buffers are kept for the next call, because mapping fresh pages would take longer than some of
+the products.
+
+Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016
 """
 
 from __future__ import annotations
@@ -31,37 +39,34 @@ from typing import Any, NamedTuple, TypeAlias
 from ...backend import Array
 from ...engine.autograd import Vjp
 from ...processor import blocks, parallel, threads
-from .products import SMALL, by_columns, by_rows, over_rows, unpacked_products
+from .products import SMALL_MATRIX, by_columns, by_rows, over_rows, unpacked_products
 
-TILE, WINDOW = 4, 6
-POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # and ∞
+TILE, WINDOW = 4, 6  # output pixels of a tile, and the input pixels that it reads, per side
+POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # the sixth point is ∞
 
-BLOCK_BYTES = 3 << 20  # of V and M while a thread takes a block through all of (3.6) by itself …
-PHASE_BYTES = 32 << 20  # … and when all threads share one block, because U is too large for a core's cache:
-SHARED_U = 1 << 20  # … from this size of U on
-PIECE = 4096  # columns of a transform at a time
-GAP = 16  # unused numbers, a line of the cache, between a buffer's places (see _buffer)
-METHODS = ("auto", "direct", "winograd")
+BLOCK_BYTES = 3 << 20  # V and M of one block, bytes, if each thread takes blocks of its own through all of (3.6)
+PHASE_BYTES = 32 << 20  # V and M, bytes, if all threads share one block
+SHARED_U = 1 << 20  # size of U, bytes, from which threads share a block: U then fills a core's cache by itself
+PIECE = 4096  # columns of one transform: input and output then stay in the cache
+PADDING_FLOATS = 16  # unused numbers between a buffer's places, one line of the cache: see `_buffer`
 
-Tile: TypeAlias = tuple[int, int]  # its row and column among the tiles
-Piece: TypeAlias = tuple[int, slice]  # the number of a tile in its run, and some images
+Tile: TypeAlias = tuple[int, int]  # row and column of a tile among the tiles
+Piece: TypeAlias = tuple[int, slice]  # number of a tile in its run, and some images
 
 
-def applies(xp: Any, x: Array, w: Array, stride: int, padding: int, method: str) -> bool:
-    """Whether conv2d should leave this one to us. In float64, where exactness is wanted, never."""
-    if method not in METHODS:
-        raise ValueError(f"conv2d: method must be one of {', '.join(METHODS)}; not {method!r}")
-    if method == "direct" or xp.__name__ != "numpy" or (stride, padding, len(w)) != (1, 1, 3):
+def applies(xp: Any, x: Array, w: Array, stride: int, padding: int) -> bool:
+    """True if this form can compute the convolution. In float64, where exactness is wanted, it never does."""
+    if xp.__name__ != "numpy" or (stride, padding, len(w)) != (1, 1, 3):
         return False
-    if not (x.dtype == w.dtype == "float32") or not x.size or not w.size:
-        return False
-    return method == "winograd" or worthwhile(x.shape, w.shape[3])
+    return bool(x.dtype == w.dtype == "float32" and x.size and w.size)
 
 
 def worthwhile(shape: tuple[int, ...], D: int) -> bool:
-    """Where this is faster than nine products, as measured (benchmarks/notes.md): from 16 channels on (from 33 on if
-    BLAS takes slim products without packing), if the nine products, which leave out what lies beyond the edge, are
-    at least 64 for every 36 of ours (3.6)."""
+    """True where this form was measured to be faster than the slabs (benchmarks/notes.md).
+
+    That is from 16 channels on, or from 33 on if BLAS multiplies thin matrices without packing. And the slabs, which
+    leave out what lies outside the map, must take at least 64 products for every 36 of (3.6).
+    """
     H, W, _, C = shape
     enough = C * D > 32 * 32 if unpacked_products() else True
     return enough and min(C, D) >= 16 and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
@@ -72,17 +77,18 @@ def worthwhile(shape: tuple[int, ...], D: int) -> bool:
 
 @functools.cache
 def _matrices() -> tuple[list[list[Fraction]], ...]:
-    """Aᵀ (4,6), G (6,3) and Bᵀ (6,6) from the points.
+    """Compute Aᵀ (4,6), G (6,3) and Bᵀ (6,6) from the points.
 
-    Aᵀ and G take values at the points: powers 0…3 and 0…2 of each. Bᵀ holds the coefficients of Π(x − q) over the
-    other points q, the numerators of Lagrange's polynomials; their denominators go into G. At ∞ a polynomial's
-    value is its leading coefficient.
+    Aᵀ and G evaluate polynomials: their entries are the powers 0…3 and 0…2 of the points. Bᵀ holds the coefficients
+    of Π(x − q) over the other points q, the numerators of Lagrange's polynomials; the denominators go into G. At ∞ a
+    polynomial's value is its leading coefficient.
 
-    The usual points 0, ±1, ±2 give whole numbers, which matters to those who write the transforms out as
-    additions. To us any points cost the same; ±2/3, ±3/2 round off less than half as much.
+    The usual points 0, ±1, ±2 give whole numbers, which helps those who write the transforms out as additions. We
+    multiply by a matrix, so all points cost the same, and ±2/3, ±3/2 round off less than half as much.
     """
 
     def product(roots: list[Fraction]) -> list[Fraction]:
+        """The coefficients of Π(x − root), lowest power first."""
         coefficients = [Fraction(1)]
         for root in roots:
             shifted, scaled = [Fraction(0), *coefficients], [*(root * c for c in coefficients), Fraction(0)]
@@ -101,23 +107,23 @@ def _matrices() -> tuple[list[list[Fraction]], ...]:
 
 @functools.cache
 def _transforms(xp: Any) -> tuple[Array, Array, Array]:
-    """Aᵀ⊗Aᵀ (16,36), G⊗G (36,9) and Bᵀ⊗Bᵀ (36,36), rounded once."""
+    """Compute Aᵀ⊗Aᵀ (16,36), G⊗G (36,9) and Bᵀ⊗Bᵀ (36,36), rounded once."""
     small = [xp.asarray([[float(number) for number in row] for row in matrix]) for matrix in _matrices()]
     at, g, bt = (xp.kron(m, m).astype("float32") for m in small)
     return at, g, bt
 
 
 def _at_points(xp: Any, w: Array) -> Array:
-    """U = (G⊗G) w: (36,C,D)."""
+    """Compute U = (G⊗G) w: (3,3,C,D) -> (36,C,D)."""
     _, g, _ = _transforms(xp)
     C, D = w.shape[2:]
-    u, flat = _buffer(xp, "U", 36, C, D), w.reshape(9, -1)
+    u, flat = _buffer(xp, "U", 36, C, D), w.reshape(9, -1)  # (36,C,D), (9,C·D)
     parallel(lambda part: xp.matmul(g, flat[:, part], out=_flat(u)[:, part]), blocks(C * D, 2 * PIECE))
     return u
 
 
 def _from_points(xp: Any, du: Array) -> Array:
-    """w̄ = (Gᵀ⊗Gᵀ) Ū: (3,3,C,D)."""
+    """Compute w̄ = (Gᵀ⊗Gᵀ) Ū: (36,C,D) -> (3,3,C,D)."""
     _, g, _ = _transforms(xp)
     C, D = du.shape[1:]
     dw = xp.empty((9, C * D), du.dtype)
@@ -128,61 +134,51 @@ def _from_points(xp: Any, du: Array) -> Array:
 # ── The convolution ───────────────────────────────────────────────────────────────────────────────
 
 
-def convolution(xp: Any, x: Array, w: Array) -> tuple[Array, Vjp]:
-    """conv2d with stride 1 and padding 1 by (3.6).
+def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) -> tuple[Array, Vjp]:
+    """Convolve with stride 1 and padding 1 by (3.6).
 
     Shapes: x (H,W,N,C), w (3,3,C,D) -> (H,W,N,D)
-    VJP:    dx and dw by (3.7), in one walk
+    VJP:    dx and dw by (3.7), in one pass over memory
     """
     (H, W, N, C), D = x.shape, w.shape[3]
     plan = _plan(H, W, N, C, D)
-    y = xp.empty((H, W, N, D), x.dtype)
-    u = _at_points(xp, w)
+    y, u = xp.empty((H, W, N, D), x.dtype), _at_points(xp, w)
 
-    def block(task: tuple[slice, list[Tile]]) -> None:
+    def compute_block(task: tuple[slice, list[Tile]]) -> None:
         images, run = task
         _forward(xp, x[:, :, images], u, y[:, :, images], run, plan.points)
 
     tasks = [(images, run) for images in plan.images for run in plan.runs]
-    if plan.shared:
+    if plan.shared:  # the threads meet inside the block
         for task in tasks:
-            block(task)
+            compute_block(task)
     else:
-        parallel(block, tasks)
+        parallel(compute_block, tasks)
 
     def vjp(dy: Array) -> tuple[Array, Array]:
         dx = xp.empty(x.shape, x.dtype)
-        ut = _at_points(xp, w).transpose(0, 2, 1)
-        ut = xp.ascontiguousarray(ut) if C * D <= SMALL else ut  # unpacked, a transposed matrix is slow to read
+        ut = _at_points(xp, w).transpose(0, 2, 1)  # (36,D,C)
+        ut = xp.ascontiguousarray(ut) if C * D <= SMALL_MATRIX else ut  # unpacked, a transposed matrix is slow to read
         sums = [_buffer(xp, f"dU of worker {k}", 36, C, D) for k in range(plan.workers)]
 
-        def work(worker: int) -> None:  # images of its own, so that no two threads add to the same place
+        def add_blocks(worker: int) -> None:
+            """Take every block of this worker's images, so that no two threads add to the same place."""
             mine = plan.images[worker :: plan.workers]
             for images in mine:
+                maps = x[:, :, images], dy[:, :, images], dx[:, :, images]
                 for run in plan.runs:
-                    new_dx = run is plan.runs[0]
-                    _backward(
-                        xp,
-                        x[:, :, images],
-                        ut,
-                        dy[:, :, images],
-                        dx[:, :, images],
-                        sums[worker],
-                        run,
-                        plan.points,
-                        new_dx,
-                        new_du=new_dx and images is mine[0],
-                    )
+                    first = run is plan.runs[0]
+                    _backward(xp, maps, ut, sums[worker], run, plan.points, first, first and images is mine[0])
 
-        parallel(work, range(plan.workers))
+        parallel(add_blocks, range(plan.workers))
         return dx, _from_points(xp, functools.reduce(xp.add, sums))
 
     return y, vjp
 
 
 def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int) -> None:
-    """(3.6) for a run of tiles: into the points, 36 products (`points` of them in one call), and out."""
-    at, _, bt = _transforms(xp)
+    """Compute (3.6) for a run of tiles: into the points, 36 products (`points` of them in one call), and out."""
+    at, _, bt = _transforms(xp)  # (16,36), …, (36,36)
     N, (C, D) = x.shape[2], u.shape[1:]
     v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)
 
@@ -191,7 +187,7 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int
         by_columns(xp, bt, _read(xp, x[:, :, images], run[k], -1, WINDOW), _flat(v[:, k, images]))
 
     def multiply(p: slice) -> None:
-        by_rows(xp, _rows(v[p]), u[p], _rows(m[p]))
+        by_rows(xp, _rows(v[p]), u[p], _rows(m[p]))  # (points, tiles·N, C) (points, C, D)
 
     def leave(piece: Piece) -> None:
         k, images = piece
@@ -207,18 +203,13 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int
 
 
 def _backward(
-    xp: Any,
-    x: Array,
-    ut: Array,
-    dy: Array,
-    dx: Array,
-    du: Array,
-    run: list[Tile],
-    points: int,
-    new_dx: bool,
-    new_du: bool,
+    xp: Any, maps: tuple[Array, ...], ut: Array, du: Array, run: list[Tile], points: int, new_dx: bool, new_du: bool
 ) -> None:
-    """(3.7) for a run of tiles; its part of d̄ is added to dx, its Ū to du (or, if new, is the first there)."""
+    """Compute (3.7) for a run of tiles. Its d̄ is added to dx and its Ū to du; `new_…` says that there is nothing yet.
+
+    Shapes: maps x (H,W,N,C), dy (H,W,N,D) and dx (H,W,N,C); ut (36,D,C), du (36,C,D)
+    """
+    x, dy, dx = maps
     at, _, bt = _transforms(xp)
     N, (D, C) = x.shape[2], ut.shape[1:]
     v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)
@@ -234,9 +225,9 @@ def _backward(
         over_rows(xp, vp, mp, product)
         if not new_du:
             du[p] += product
-        by_rows(xp, mp, ut[p], vp)  # V has done its work, V̄ takes its place
+        by_rows(xp, mp, ut[p], vp)  # V is not needed any more, so V̄ takes its place
 
-    def leave(images: slice) -> None:  # the windows of neighbours overlap, so all those of an image are one task
+    def leave(images: slice) -> None:  # the windows of neighbours overlap, so one task takes all those of an image
         window, part = _buffer(xp, "window", WINDOW * WINDOW, images.stop - images.start, C), dx[:, :, images]
         if new_dx:
             part[...] = 0
@@ -251,22 +242,26 @@ def _backward(
     parallel(leave, parts)
 
 
-# ── Who works on what ─────────────────────────────────────────────────────────────────────────────
+# ── Sharing the work ──────────────────────────────────────────────────────────────────────────────
 
 
 class Plan(NamedTuple):
-    """A block is some images of a run of tiles. Its threads, if shared, meet after each line of (3.6);
-    else each thread takes blocks of its own, small enough to stay in its cache from line to line, and takes them
-    through all points in one call: threads that call often wait for each other at Python's lock."""
+    """The division of a convolution into blocks: some images of a run of tiles each.
+
+    Threads that share a block wait for each other after each line of (3.6). Otherwise each thread takes blocks of its
+    own, which stay in its cache from line to line, and takes them through all points in one call: threads that call
+    often wait for each other at Python's lock.
+    """
 
     images: list[slice]
     runs: list[list[Tile]]
     shared: bool
     workers: int
-    points: int  # how many of the 36 products are one call
+    points: int  # products in one call, of the 36
 
 
 def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
+    """Choose blocks whose V and M fit the memory that they may take."""
     shared = 4 * 36 * C * D > SHARED_U
     workers = 1 if shared else min(threads(), N)
     rows = max(1, (PHASE_BYTES if shared else BLOCK_BYTES) // (4 * 36 * (C + D)))
@@ -280,7 +275,10 @@ def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
 
 
 def _overlap(maps: Array, tile: Tile, offset: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a window, `size` wide and beginning `offset` from the tile, lies on the maps: there, and in itself."""
+    """The part of a window that lies on the maps: as slices of the maps, and as slices of the window.
+
+    The window is `size` pixels wide and begins `offset` pixels from the tile's first.
+    """
     here, inside = [], []
     for k, side in zip(tile, maps.shape):
         start = k * TILE + offset
@@ -291,7 +289,7 @@ def _overlap(maps: Array, tile: Tile, offset: int, size: int) -> tuple[tuple[sli
 
 
 def _read(xp: Any, maps: Array, tile: Tile, offset: int, size: int) -> Array:
-    """A window of the maps as (size², N·C), zero where it sticks out."""
+    """Copy a window of the maps: (size², N·C), zero outside the maps."""
     here, inside = _overlap(maps, tile, offset, size)
     window = _buffer(xp, "window", size * size, *maps.shape[2:])
     part, place = maps[here], _square(window)
@@ -316,17 +314,19 @@ def _square(a: Array) -> Array:
     return a.reshape(math.isqrt(len(a)), -1, *a.shape[1:])
 
 
-_kept = threading.local()
+_kept = threading.local()  # the buffers of each thread, by name
 
 
 def _buffer(xp: Any, name: str, places: int, *shape: int) -> Array:
-    """An array (places, *shape) for use until this thread asks for the same name again: the memory stays.
+    """Return an array (places, *shape) to use until this thread asks for the same name again; its memory is kept.
 
-    A transform reads and writes the same spot of all 36 places at once. Their sizes are multiples of large powers
-    of two, at which a cache has one and the same few lines for all of them: hence the GAP (1.6 times as fast).
+    A transform reads and writes the same spot of all 36 places at once. The places' sizes are multiples of large
+    powers of two, and a cache has only a few lines for addresses that far apart. PADDING_FLOATS numbers between the
+    places shift them against each other, which is 1.6 times as fast.
     """
     size = math.prod(shape)
+    apart = size + PADDING_FLOATS  # from one place to the next
     flat = vars(_kept).get(name)
-    if flat is None or flat.size < places * (size + GAP):
-        flat = vars(_kept)[name] = xp.empty(places * (size + GAP), "float32")
-    return flat[: places * (size + GAP)].reshape(places, size + GAP)[:, :size].reshape(places, *shape)
+    if flat is None or flat.size < places * apart:
+        flat = vars(_kept)[name] = xp.empty(places * apart, "float32")
+    return flat[: places * apart].reshape(places, apart)[:, :size].reshape(places, *shape)

@@ -1,14 +1,101 @@
-"""Normalisation: batch norm over all but the last axis, and rows of unit length."""
+"""Normalization: batch norm over all but the last axis, and rows of unit length.
+
+plain    the formula; the shortcut and the ReLU follow as operations of their own
+fused    all of it in one pass over memory, in chunks that fit a cache, on all threads
+auto     fused
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...backend import Array
-from ...engine.autograd import Vjp, primitive
-from .fused import batch_norm, moments
+from ...engine.autograd import Tensor, Vjp, primitive
+from .. import basic
+from ..shapes import cast, sum_dtype
+from . import fused, plain
 
-__all__ = ["batch_norm", "l2_normalize", "moments"]
+METHODS = ("plain", "fused", "auto")
+# two primitives behind one function: in the plain form shortcut and ReLU are nodes of their own in the graph
+_plain_batch_norm = primitive(plain.batch_norm)
+_fused_batch_norm = primitive(fused.batch_norm)
+
+
+def moments(xp: Any, x: Array, *, method: str = "auto") -> tuple[Array, Array]:
+    """Mean and biased variance of each channel of an array.
+
+    Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x, or in float32 if that is half precision
+    Raises: ValueError for an unknown method
+    """
+    _check_method("moments", method)
+    if method == "plain":
+        # float16 ends at 65,504, so a sum over a channel would overflow
+        return plain.moments(xp, x.astype(sum_dtype(xp, x.dtype), copy=False))
+    return fused.moments(xp, x)
+
+
+def batch_norm(
+    x: Any,
+    scale: Any,
+    shift: Any,
+    *shortcut: Any,
+    mean: Array,
+    variance: Array,
+    eps: float = 1e-5,
+    batch: bool,
+    relu: bool = False,
+    method: str = "auto",
+) -> Tensor:
+    """Normalize each channel: x̂ = (x − mean)/√(variance + ε), then y = scale·x̂ + shift.
+
+    batch=True says that mean and variance are those of x itself (training), so gradient flows through them as
+    well; batch=False says that they are constants (running statistics, evaluation). In a ResNet a shortcut and a
+    ReLU follow: at most one array `shortcut` is added to y, and relu=True takes max(y, 0) of the sum.
+    x and shortcut may be of half precision, and then y is; what belongs to a channel is float32.
+
+    Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
+    VJP:    g ← g where y > 0, if relu;   dshortcut = g
+            dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
+            dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch
+    Raises: ValueError for a shape that does not fit x, and for an unknown method
+
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [3.0]])  # two rows of one channel, with mean 2 and variance 1
+    >>> mean, variance = moments(np, x)
+    >>> y = batch_norm(x, np.ones(1), np.zeros(1), mean=mean, variance=variance, eps=0.0, batch=True)
+    >>> y.data.ravel().tolist()
+    [-1.0, 1.0]
+    """
+    _check_method("batch_norm", method)
+    _check_shapes(x, (scale, shift, mean, variance), shortcut)
+    statistics = {"mean": mean, "variance": variance, "eps": eps, "batch": batch}
+    if method == "plain":
+        return _in_steps(_plain_batch_norm(x, scale, shift, **statistics), shortcut, relu, x.dtype)
+    return _fused_batch_norm(x, scale, shift, *shortcut, **statistics, relu=relu)
+
+
+def _in_steps(y: Tensor, shortcut: tuple[Any, ...], relu: bool, dtype: Any) -> Tensor:
+    """Do what follows batch norm in a ResNet, one operation after the other."""
+    for other in shortcut:
+        y = y + other  # (…,C)
+    y = basic.relu(y) if relu else y  # (…,C)
+    # a half-precision x was promoted by its float32 statistics: return to its dtype once, at the end
+    return y if y.dtype == dtype else cast(y, dtype=dtype)
+
+
+def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) -> None:
+    """Raise ValueError, with the shapes in it, for what does not fit x."""
+    # NumPy would broadcast a wrong shape without a word, and train something else
+    if not all(a.shape == x.shape[-1:] for a in channels):
+        raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
+    if any(a.shape != x.shape for a in shortcut):
+        raise ValueError(f"batch_norm: the shortcut must have the shape of x, {x.shape}, not {shortcut[0].shape}")
+
+
+def _check_method(op: str, method: str) -> None:
+    """Raise ValueError for a method that this room does not have."""
+    if method not in METHODS:
+        raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}; not {method!r}")
 
 
 @primitive
@@ -17,15 +104,21 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
 
     Shapes: x (N,D) -> u (N,D)
     VJP:    dx = (g − u⟨u,g⟩)/|x|, and 0 for a row of zeros                                        (5.11)
+
+    >>> from minisimclr import Tensor, ops
+    >>> ops.l2_normalize(Tensor([[3.0, 4.0], [0.0, 0.0]])).data.tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
     """
-    largest = xp.abs(x).max(axis=1, keepdims=True)  # divided out first: squares neither overflow nor vanish
-    empty = largest == 0
-    scaled = x / xp.where(empty, 1, largest)
-    norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
-    u = scaled / xp.where(empty, 1, norm)
+    # Divide by the largest entry first: the squares of very long or short rows would overflow or vanish.
+    largest = xp.abs(x).max(axis=1, keepdims=True)  # (N,1)
+    empty = largest == 0  # (N,1), the rows of zeros: they are divided by 1
+    scaled = x / xp.where(empty, 1, largest)  # (N,D)
+    norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))  # (N,1)
+    u = scaled / xp.where(empty, 1, norm)  # (N,D)
 
     def vjp(g: Array) -> Array:
-        across = g - u * (u * g).sum(axis=1, keepdims=True)
+        # the part of g along u would only change the length of x, and u has length 1 whatever that is
+        across = g - u * (u * g).sum(axis=1, keepdims=True)  # (N,D)
         return xp.where(empty, 0, across / xp.where(empty, 1, norm) / xp.where(empty, 1, largest))
 
     return u, vjp

@@ -1,0 +1,124 @@
+"""What Python, NumPy and help() see of a tensor and of an operation.
+
+The plain engine would work without this file. What it lacks: NumPy takes a tensor for a list, and answers
+np.exp(tensor) with something that no gradient comes back through; `if tensor:` asks for its length; a shape that
+does not fit is refused in the words of the array library; and help() shows the arguments of the array function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+import numpy as np
+
+from ..backend import Array, is_array
+
+T = TypeVar("T")
+
+
+class Surface:
+    """The part of Tensor that other code asks for without naming it. `ops/operators.py` attaches the operators."""
+
+    __slots__ = ()
+    __array_priority__ = 1000  # above NumPy's 0 and CuPy's 100: array + tensor asks the tensor
+
+    _data: Any
+    _node: Any
+    _guard: Any
+    grad: Any
+
+    shape = property(lambda self: self._data.shape, doc="The size of each axis.")
+    dtype = property(lambda self: self._data.dtype, doc="The type of the elements.")
+    ndim = property(lambda self: self._data.ndim, doc="The number of axes.")
+    requires_grad = property(
+        lambda self: self._node is not None,
+        doc="True for leaves that collect a gradient, and for all that is computed from them.",
+    )
+
+    def item(self) -> float:
+        """Return the only element as a Python number. Raises ValueError if there are more."""
+        return self._data.item()  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"Tensor({self._data!r}{'' if self._node is None else f', {self._node.name}'})"
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __bool__(self) -> bool:
+        if self._data.size != 1:
+            raise ValueError(
+                "the truth value of a tensor is defined for one element only; use tensor.data.any() or .all()"
+            )
+        return bool(self._data)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        raise TypeError(
+            "NumPy's functions take no Tensor, because autograd would not see them: in place of np.exp(tensor) "
+            "use minisimclr.ops.exp(tensor), or give np.exp the array, tensor.data"
+        )
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, settings: Any) -> NoReturn:
+        name = function.__name__
+        raise TypeError(
+            f"NumPy's functions take no Tensor, because autograd would not see them: in place of np.{name}(tensor) "
+            f"use minisimclr.ops.{name} if there is one, or give np.{name} the array, tensor.data"
+        )
+
+    def __reduce__(self) -> Any:  # for copy.copy, copy.deepcopy and pickle
+        if self._node is not None and self._node.leaf is None:
+            raise RuntimeError("a computed tensor cannot be copied with its history; copy tensor.detach() instead")
+        return _copied, (type(self), self._data, self.requires_grad, self.grad)
+
+    if TYPE_CHECKING:  # only the types: the engine knows no operation
+
+        def __add__(self, other: Any) -> Self: ...
+
+        __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+        __matmul__ = __rmatmul__ = __pow__ = __getitem__ = __add__
+
+        def __neg__(self) -> Self: ...
+        def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Self: ...
+        def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Self: ...
+        def reshape(self, *shape: Any) -> Self: ...
+        def transpose(self, *axes: Any) -> Self: ...
+        @property
+        def T(self) -> Self: ...
+
+
+def _copied(kind: Any, data: Any, requires_grad: bool, grad: Any) -> Any:
+    tensor = kind(data, requires_grad)
+    if grad is not None:
+        tensor.grad = grad.copy()
+    return tensor
+
+
+def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorate a primitive so that help() shows what its caller gives and gets: no xp, tensors, and a tensor back."""
+
+    def decorate(op: Any) -> Callable[..., T]:
+        _, *given = inspect.signature(function).parameters.values()
+        given = [p if p.kind is p.KEYWORD_ONLY else p.replace(annotation="Tensor | Array | float") for p in given]
+        op = functools.update_wrapper(op, function)
+        op.__annotations__ = {"return": returns}
+        op.__signature__ = inspect.Signature(given, return_annotation=returns)
+        op.is_primitive = True
+        return op  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def as_array(value: Any) -> Array:
+    """NumPy functions turn 0-d arrays into scalars; turn them back."""
+    return value if is_array(value) else np.asarray(value)
+
+
+def in_our_words(error: ValueError, name: str, arrays: list[Any]) -> ValueError:
+    """Name the operation and the shapes if the array library refused them; return any other error as it is."""
+    if not any(word in str(error) for word in ("operand", "mismatch")):  # NumPy's and CuPy's words, never ours
+        return error
+    shapes = " and ".join(str(getattr(array, "shape", ())) for array in arrays)
+    return ValueError(f"{name}: shapes {shapes} do not fit together")

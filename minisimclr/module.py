@@ -1,0 +1,156 @@
+"""Modules: what a layer and a whole network have in common. Their parameters have names, are saved and moved.
+
+A module is a plain object whose attributes are found by looking at it.
+
+* A Tensor attribute is a parameter, an array attribute a buffer (running statistics), a Module a child.
+  Names are the attribute names joined by dots, in the order of assignment, and are torchvision's.
+* Training or evaluating is an argument of the call, model(x, train=True), not a mode that one forgets.
+* Inside, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` speaks
+  torchvision's layout, (D,C,K,K) and (out,in).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NoReturn, Self
+
+import numpy as np
+
+from .backend import Array, device_of, is_array, to_device, to_numpy
+from .engine.autograd import Tensor
+
+
+class Module:
+    """Something with parameters that can be called, saved, loaded and moved."""
+
+    # The label stands in a slot of its own, so that vars(module) holds what the constructor assigned and nothing else.
+    __slots__ = ("__dict__", "_label")
+
+    # parameter -> the axes of its array in the order in which torchvision stores them
+    stored_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
+
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module):
+            value._label = f"{type(self).__name__}.{name}"  # an error can then say which of many layers it was
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        """Return the tree of layers, a line each: what it is, the shapes of its parameters, and their number."""
+        rows = []
+        # A table: the tree on the left, what each layer owns in the middle, and the totals on the right.
+        for prefix, module in self.modules():
+            *parents, name = ("." + prefix).rstrip(".").split(".")
+            own = {name: p.shape for name, p in vars(module).items() if isinstance(p, Tensor)}
+            # as in "weight (3,3,64,64)": the layout inside the network
+            shapes = ", ".join(f"{name} ({','.join(map(str, shape))})" for name, shape in own.items())
+            count = sum(math.prod(p.shape) for p in module.parameters())  # of all layers below, too
+            title = "  " * len(parents) + (f"{name}: " if name else "") + type(module).__name__
+            rows.append((title, shapes, f"{count:,}"))
+        wide = [max(len(row[k]) for row in rows) for k in range(3)]
+        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
+        return "\n".join([lines[0] + " parameters", *lines[1:]])
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield this module and all below it, each with the prefix of its parameters' names."""
+        yield prefix, self  # "" at the top, "encoder.conv1." below
+        for name, value in vars(self).items():
+            if isinstance(value, Module):  # depth first: torchvision's order
+                yield from value.modules(f"{prefix}{name}.")
+
+    def _arrays(self) -> Iterator[tuple[str, Module, str, Array]]:
+        """Yield each parameter and buffer: its full name, the module that holds it, its name there, its array."""
+        for prefix, module in self.modules():
+            for name, value in list(vars(module).items()):  # a list, because callers replace buffers
+                if isinstance(value, Tensor):
+                    yield prefix + name, module, name, value.data
+                elif is_array(value):
+                    yield prefix + name, module, name, value
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """Return every parameter with its full name, in the order of assignment."""
+        return [
+            (prefix + name, value)
+            for prefix, module in self.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        ]
+
+    def parameters(self) -> list[Tensor]:
+        """Return every parameter, in the order of `named_parameters`: an optimizer takes this list."""
+        # a list and not a set: momentum is stored by position
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return every parameter and buffer: a NumPy copy in torchvision's layout, under torchvision's name."""
+        state = {}
+        for full_name, module, name, array in self._arrays():
+            axes = module.stored_axes.get(name, tuple(range(array.ndim)))
+            state[full_name] = to_numpy(array).transpose(axes).copy(order="C")  # (D,C,K,K) or (out,in)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over all parameters and buffers; `num_batches_tracked` is ignored.
+
+        Raises: ValueError, before anything is changed, if names or shapes differ.
+        """
+        # torch counts batches for another kind of running average, which we do not offer
+        given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        self._require_state(given)  # all of it first: half a state would be worse than none
+        for full_name, module, name, old in self._arrays():
+            axes = module.stored_axes.get(name, tuple(range(old.ndim)))
+            array = given[full_name].transpose(np.argsort(axes)).astype(old.dtype, order="C")  # (K,K,C,D) or (in,out)
+            module._put(name, to_device(array, device_of(old)))
+
+    def _require_state(self, given: Mapping[str, Any]) -> None:
+        """Refuse a state whose names, shapes or kinds of numbers are not ours."""
+        own = self.state_dict()  # the layout that is stored, so shapes compare as they are
+        for verb, names in (("misses", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
+            if names:
+                raise ValueError(f"load_state_dict: the state {verb} {_listed(names)}")
+        for name, array in own.items():
+            if given[name].shape != array.shape:
+                raise ValueError(f"load_state_dict: {name} has shape {given[name].shape}, expected {array.shape}")
+            if given[name].dtype.kind not in "fiub":  # float, signed, unsigned, bool
+                raise ValueError(f"load_state_dict: {name} has dtype {given[name].dtype}, expected numbers")
+
+    def astype(self, dtype: Any) -> Self:
+        """Convert parameters and buffers, so that the module computes in this floating-point dtype from now on."""
+        return self._convert(lambda array: array.astype(dtype))
+
+    def to(self, device: str) -> Self:
+        """Move parameters and buffers to "cpu" or "cuda"."""
+        return self._convert(lambda array: to_device(array, device))
+
+    def _convert(self, change: Any) -> Self:
+        for _, module, name, array in self._arrays():
+            module._put(name, change(array))
+        return self
+
+    def _put(self, name: str, array: Array) -> None:
+        """Replace a parameter's or buffer's array."""
+        value = getattr(self, name)
+        if isinstance(value, Tensor):
+            value.data = array  # the Tensor object stays: the optimizer holds it
+        else:
+            setattr(self, name, array)  # a buffer is the array itself
+
+    def _refuse(self, takes: str, x: Tensor) -> NoReturn:
+        """Raise the ValueError for an input of the wrong size: the layer, the shape that it takes, the one it got."""
+        # "ProjectionHead.linear1"; a layer that nobody holds has but its type
+        label = getattr(self, "_label", type(self).__name__)
+        raise ValueError(f"{label} takes ({takes}), got ({','.join(map(str, x.shape))})")
+
+
+def _listed(names: Any) -> str:
+    names = sorted(names)
+    # three names tell what is wrong; a ResNet-152 has hundreds
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

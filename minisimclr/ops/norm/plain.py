@@ -1,0 +1,51 @@
+"""The plain form of batch norm: the statistics of each channel, and the formula with its gradient.
+
+A feature map (H,W,N,C) is seen as M = H·W·N rows of C channels. Each channel is normalized by its own mean and
+variance, then scaled and shifted by two numbers that are learned:
+
+    x̂ = (x − mean)/σ,  σ = √(variance + ε),  y = scale·x̂ + shift
+
+In training mean and variance are those of the batch itself, so every x moves them. In evaluation they are the
+running statistics, constants that training has collected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...backend import Array
+from ...engine.autograd import Vjp
+
+
+def moments(xp: Any, x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel.
+
+    Shapes: x (…,C) -> mean (C,), variance (C,)
+    """
+    rows = tuple(range(x.ndim - 1))  # every axis but the channels
+    mean = x.mean(axis=rows)  # (C,)
+    centred = x - mean  # (…,C)
+    # not E[x²] − E[x]²: that loses its digits when the mean is large beside the deviations
+    return mean, (centred * centred).mean(axis=rows)
+
+
+def batch_norm(
+    xp: Any, x: Array, scale: Array, shift: Array, *, mean: Array, variance: Array, eps: float, batch: bool
+) -> tuple[Array, Vjp]:
+    """Normalize each channel, then scale and shift it. batch=True says that the statistics are those of x.
+
+    Shapes: x (…,C), scale (C,), shift (C,) -> y (…,C)
+    VJP:    dscale = Σ g·x̂,  dshift = Σ g,  dx by (3.4)
+    """
+    rows, M = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    sigma = xp.sqrt(variance + eps)  # (C,); ε keeps a constant channel from dividing by 0
+    xhat = (x - mean) / sigma  # (…,C)
+
+    def vjp(g: Array) -> tuple[Array, Array, Array]:  # g (…,C)
+        dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)
+        if batch:
+            # moving all x alike, or stretching them, leaves x̂ as it is: take both directions out of g
+            g = g - (dshift + xhat * dscale) / M  # (…,C)  (3.4)
+        return scale / sigma * g, dscale, dshift
+
+    return scale * xhat + shift, vjp

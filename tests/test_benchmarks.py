@@ -1,0 +1,62 @@
+"""The programs in benchmarks/ and docs/figures/ fit the package: they import, and a short run of each answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.host  # the programs start processes of their own, or only draw
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/figures/*.py")])
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_program_imports_names_that_exist(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "matplotlib" in path.read_text().partition("\n\n\n")[0]:  # drawn at the top, not only with --plot
+        pytest.importorskip("matplotlib")
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a program puts the checkout there
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    finally:
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(path.parent)):
+                del sys.modules[name]  # `conv` and `arena` are names for a benchmark, not for the tests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "options", "contestants"),
+    [
+        ("ntxent", ["--quick", "--sizes", "8", "--seconds", "0.1"], {"exact", "plain", "composed", "tiled, E kept"}),
+        ("conv", ["--cases", "1x1, 64 to 128, stride 2", "--rounds", "1"], {"slabs", "winograd", "auto", "plain"}),
+        ("augment", ["--cases", "256 images of 32", "--rounds", "1"], {"minisimclr"}),
+        ("train_step", ["--cases", "small, 512 views", "--rounds", "1"], {"slabs", "winograd", "auto", "plain"}),
+    ],
+)
+def test_a_short_run_measures_every_contestant(
+    program: str, options: list[str], contestants: set[str], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / f"{program}.py"),
+        *options,
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert contestants <= {row["name"] for row in rows if row.get("median", 0) > 0}, done.stdout
+    assert all(row["name"] in done.stdout for row in rows)

@@ -1,0 +1,78 @@
+"""A run with method="plain" is made of the forms that are read first, and of nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import devices
+import numpy as np
+import pytest
+
+from minisimclr import ntxent
+from minisimclr.training.config import Config
+from minisimclr.training.train import pretrain
+
+# The functions with which a fast form begins: module -> names. Those of convolution, batch norm and pooling stand
+# beside the tests of these, and those of NT-Xent in the table of its room.
+FAST_FORMS: dict[str, tuple[str, ...]] = {"minisimclr.views.augment": ("_fill",)}
+CONFIG = Config(size=32, batch=4, epochs=3, head_dim=8, encoder="resnet18", stem="imagenet", device=devices.DEVICE)
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+def fast_forms() -> dict[str, tuple[str, ...]]:
+    """Every fast form that there is."""
+    try:
+        from fast_forms import FAST_FORMS as of_operations
+    except ImportError:
+        pytest.skip("tests/fast_forms.py, which lists the fast forms of the operations, is not here")
+    named = {module: (names,) if isinstance(names, str) else tuple(names) for module, names in of_operations.items()}
+    return FAST_FORMS | named
+
+
+def entered(monkeypatch: pytest.MonkeyPatch, forms: dict[str, tuple[str, ...]], config: Config) -> set[str]:
+    """The fast forms that three steps of a run enter."""
+    found: set[str] = set()
+
+    def spied(label: str, original: Any) -> Any:
+        def spy(*args: Any, **options: Any) -> Any:
+            found.add(label)
+            return original(*args, **options)
+
+        return spy
+
+    with monkeypatch.context() as patch:
+        for name, form in ntxent.METHODS.items():  # a table holds the functions themselves
+            if name not in ("plain", "composed"):
+                patch.setitem(ntxent.METHODS, name, spied(f"minisimclr.ntxent.{name}", form))
+        for module, names in forms.items():
+            for name in names:
+                home = importlib.import_module(module)
+                patch.setattr(home, name, spied(f"{module}.{name}", getattr(home, name)))
+        result = pretrain(config, IMAGES)
+    assert len(result.history) == 3
+    return found
+
+
+def test_a_run_by_plain_forms_enters_no_fast_one_and_the_default_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = fast_forms()
+    plain = Config(**CONFIG.as_dict() | {"method": "plain"})
+    assert entered(monkeypatch, forms, plain) == set()
+    rooms = {label.split(".")[1] for label in entered(monkeypatch, forms, CONFIG)}
+    assert rooms >= {"ops", "ntxent", "views"}  # the spies see something
+
+
+@pytest.mark.parametrize("room", ["ntxent", "views"])
+def test_one_plain_room_enters_no_fast_form_of_that_room(monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+    config = Config(**CONFIG.as_dict() | {"method": f"{room}=plain"})
+    assert not [label for label in entered(monkeypatch, FAST_FORMS, config) if label.split(".")[1] == room]
+
+
+def test_a_run_by_plain_forms_learns_what_the_default_learns() -> None:
+    """The loss of each of three steps, up to rounding."""
+    losses = [
+        [line["loss"] for line in pretrain(Config(**CONFIG.as_dict() | {"method": method}), IMAGES).history]
+        for method in ("plain", CONFIG.method)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
