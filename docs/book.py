@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import subprocess
@@ -235,7 +236,7 @@ def tags_in_code() -> set[tuple[str, str]]:
     for path in sorted((ROOT / "minisimclr").rglob("*.py")):
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
             if token.type in (tokenize.COMMENT, tokenize.STRING):
-                named |= {(_name(path), tag) for tag in re.findall(r"\((\d{1,2}\.\d{1,2})\)", token.string)}
+                named |= {(_name(path), tag) for tag in re.findall(r"(?<!\w)\((\d{1,2}\.\d{1,2})\)", token.string)}
     return named
 
 
@@ -270,6 +271,39 @@ def unused_figures() -> list[str]:
     return [f"{_name(path)}: no page shows it" for path in sorted(figures) if path not in shown]
 
 
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command line of minisimclr on a page, in a line of its own or within the text."""
+    text = page.read_text()
+    for line in re.findall(r"^(?:\$ )?(minisimclr [a-z].*)$", text, re.MULTILINE) + re.findall(
+        r"`(minisimclr [a-z][^`]*)`", text
+    ):
+        yield line.partition("#")[0].split()[1:]
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    """The help text of a command; empty if there is no such command."""
+    from minisimclr.cli import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return out.getvalue()
+
+
+def wrong_commands(page: Path) -> list[str]:
+    """Return a complaint for each command or option on a page that minisimclr does not have."""
+    complaints = []
+    for command, *words in commands(page):
+        known = set(re.findall(r"--[\w-]+", help_of(command)))
+        if not known:
+            complaints.append(f"{_name(page)}: no command minisimclr {command}")
+            continue
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        complaints += [f"{_name(page)}: {command} has no {flag}" for flag in sorted(flags - known)]
+    return complaints
+
+
 def from_elsewhere(folder: Path) -> list[str]:
     """Return a complaint for each script, style, font or picture that a built page would load from the network."""
     loads = re.compile(
@@ -284,7 +318,9 @@ def from_elsewhere(folder: Path) -> list[str]:
 
 def complaints() -> list[str]:
     """Everything that is wrong with the book, a line each."""
-    found = [line for page in pages() for check in (stale, broken_links, long_lines) for line in check(page)]
+    found = [
+        line for page in pages() for check in (stale, broken_links, wrong_commands, long_lines) for line in check(page)
+    ]
     return [*found, *wrong_equations(), *unused_figures()]
 
 

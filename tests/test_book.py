@@ -73,6 +73,18 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_and_options_on_a_page_exist(page: Path) -> None:
+    assert book.wrong_commands(page) == []
+
+
+def test_a_command_or_option_that_does_not_exist_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("```sh\nminisimclr demo --seed 1\nminisimclr dance\n```\n`minisimclr evaluate RUN --strength 1`\n")
+    assert book.wrong_commands(page) == ["page.md: no command minisimclr dance", "page.md: evaluate has no --strength"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_prose_fits_a_hundred_columns(page: Path) -> None:
     assert book.long_lines(page) == []
 

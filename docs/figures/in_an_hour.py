@@ -126,8 +126,8 @@ def four_steps() -> None:
             value = f"{cosines[i, j]:.2f}".replace("-", "−")
             axes.text(j, i - 0.1, value, fontsize=12, weight="bold" if positive else "normal", **style)
             axes.text(j, i + 0.24, "pulled" if positive else "pushed", fontsize=9, **style)
-    figure.text(0.8125, 0.05, "each row is an anchor: its positive should beat its negatives",
-                ha="center", fontsize=9, color=SOFT)  # fmt: skip
+    figure.text(0.985, 0.05, "each row is an anchor: its positive should beat its negatives",
+                ha="right", fontsize=9, color=SOFT)  # fmt: skip
     figure.savefig(HERE / "four_steps.png")
     plt.close(figure)
     print(np.round(cosines, 2))
