@@ -1,0 +1,153 @@
+"""The book keeps its word: the code on its pages runs and prints what they say, and its exercises have solutions."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minisimclr as ms
+from minisimclr import ops
+
+pytestmark = pytest.mark.host
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)  # written by cog, which has its own check
+CELL = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PRINTED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def cells(page: Path) -> list[str]:
+    """The Python cells of a page, in order."""
+    return CELL.findall(GENERATED.sub("", page.read_text()))
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run the cells of a page one after the other in one namespace, as a reader would, and return the namespace."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for number, cell in enumerate(cells(page), start=1):
+        name = f"{page.name}, cell {number}"
+        if not cell.startswith(">>>"):
+            exec(compile(cell, name, "exec"), namespace)
+            continue
+        examples = doctest.DocTestParser().get_doctest(cell, {}, name, str(page), 0)
+        examples.globs = namespace
+        said: list[str] = []
+        result = doctest.DocTestRunner(optionflags=PRINTED).run(examples, out=said.append, clear_globs=False)
+        assert not result.failed, "".join(said)
+    return namespace
+
+
+def solutions(chapter: int) -> Any:
+    """The module docs/solutions/chapter_NN.py."""
+    path = DOCS / "solutions" / f"chapter_{chapter:02}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = [page for page in sorted(DOCS.glob("[0-9][0-9]_*.md")) if cells(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_cells_of_a_page_run_and_print_what_the_page_says(page):
+    run(page)
+
+
+def test_a_cell_that_prints_something_else_is_refused(tmp_path):
+    page = tmp_path / "wrong.md"
+    page.write_text("```python\nx = 1\n```\n\n```python\n>>> x + 1\n3\n```\n")
+    with pytest.raises(AssertionError, match="wrong.md, cell 2"):
+        run(page)
+
+
+def tags(text: str) -> list[str]:
+    return re.findall(r"\\tag\{([^}]*)\}", text)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("[0-9][0-9]_*.md")), ids=lambda page: page.stem)
+def test_an_equation_has_its_chapters_number_and_no_other_has_the_same(page):
+    found = tags(page.read_text())
+    assert len(found) == len(set(found))
+    assert {tag.partition(".")[0] for tag in found} <= {str(int(page.name[:2]))}
+
+
+# ── Chapter 1: the engine on the page ─────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return run(DOCS / "01_autograd.md")
+
+
+def test_the_engine_on_the_page_has_the_length_that_it_claims():
+    text = (DOCS / "01_autograd.md").read_text()
+    parts = re.findall(r"<!-- engine -->\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line for part in parts for line in part.splitlines() if line.strip()]
+    assert f"these {len(lines)} lines" in text
+
+
+EXPRESSIONS = {
+    "arithmetic": lambda o, x, y: o["divide"](o["multiply"](x, o["exp"](y)), o["add"](o["multiply"](x, x), 1.5)),
+    "a value used many times": lambda o, x, y: o["multiply"](o["add"](x, x), o["add"](o["multiply"](x, y), x)),
+    "broadcast": lambda o, x, y: o["multiply"](o["sum"](x, axis=0, keepdims=True), o["subtract"](y, 2.0)),
+    "matrices": lambda o, x, y: o["relu"](o["matmul"](x, o["transpose"](y))),
+    "reductions": lambda o, x, y: o["max"](o["add"](x, o["mean"](y, axis=1, keepdims=True)), axis=0),
+    "shapes": lambda o, x, y: o["getitem"](o["reshape"](o["concatenate"](x, y), shape=(4, -1)), index=[0, 2, 2]),
+}
+
+
+def on_numpy(op: Any) -> Any:
+    """The plain function of an operation, (arrays) -> (value, vjp), computed with NumPy."""
+    return lambda *arrays, **settings: op.__wrapped__(np, *arrays, **settings)
+
+
+@pytest.mark.parametrize("f", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_the_engine_on_the_page_gives_the_gradients_of_minisimclr_bit_for_bit(engine, f):
+    names = "add divide exp getitem matmul max mean multiply relu reshape subtract sum transpose concatenate".split()
+    of_the_page = {name: engine["primitive"](on_numpy(getattr(ops, name))) for name in names}
+    of_ours = {name: getattr(ops, name) for name in names}
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 3, 4))
+    found = []
+    for o, tensor in ((of_the_page, engine["Tensor"]), (of_ours, ms.Tensor)):
+        leaves = [tensor(x, requires_grad=True), tensor(y, requires_grad=True)]
+        value = f(o, *leaves)
+        seed = np.random.default_rng(1).standard_normal(value.data.shape)
+        engine["backward"](value, seed) if o is of_the_page else value.backward(seed)
+        found.append([leaf.grad for leaf in leaves])
+    assert all(np.array_equal(a, b) for a, b in zip(*found))
+
+
+def test_solution_tanh_passes_the_gradient_check_and_keeps_only_its_output():
+    tanh = solutions(1).tanh
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    assert ms.gradcheck(tanh, x)
+    assert ms.saved_bytes(tanh(ms.Tensor(x, requires_grad=True))).total == x.nbytes
+
+
+def test_solution_checkpoint_gives_the_same_gradients_from_less_memory():
+    rng = np.random.default_rng(0)
+    matrices = rng.standard_normal((10, 5, 5))
+
+    def gradients(step: Any) -> tuple[list[Any], int]:
+        x = ms.Tensor(np.ones((3, 5)), requires_grad=True)
+        weights = [ms.Tensor(w, requires_grad=True) for w in matrices]
+        y = x
+        for w in weights:
+            y = step(lambda t, w=w: solutions(1).tanh(ops.exp(ops.relu(t @ w)) + t), y)
+        kept = ms.saved_bytes(y).total
+        y.sum().backward()
+        return [leaf.grad for leaf in (x, *weights)], kept
+
+    plain, much = gradients(lambda f, x: f(x))
+    again, little = gradients(solutions(1).checkpoint)
+    assert all(np.array_equal(a, b) for a, b in zip(plain, again))
+    assert little < much / 2
