@@ -13,6 +13,7 @@ import pytest
 
 import minisimclr as ms
 from minisimclr import ops
+from minisimclr.nn import BatchNorm2d
 
 pytestmark = pytest.mark.host
 
@@ -175,3 +176,37 @@ def test_solution_log_softmax_gives_the_cross_entropy_of_the_package():
         found.append((value.item(), logits.grad))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-14)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-12, atol=1e-15)
+
+
+# ── Chapter 4 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_layer_norm_normalizes_rows_and_passes_the_gradient_check():
+    rng = np.random.default_rng(0)
+    x, scale, shift = rng.standard_normal((3, 5)) + 4, rng.uniform(1, 2, 5), rng.standard_normal(5)
+    value = solutions(4).layer_norm(x, np.ones(5), np.zeros(5)).data
+    np.testing.assert_allclose(value.mean(axis=1), 0, atol=1e-14)
+    np.testing.assert_allclose(value.std(axis=1), 1, rtol=1e-4)
+    assert ms.gradcheck(solutions(4).layer_norm, x, scale, shift)
+
+
+def test_solution_combined_statistics_are_those_of_the_whole():
+    x = np.random.default_rng(0).standard_normal((30, 4)) + 100
+    parts = [(len(part), part.mean(axis=0), part.var(axis=0)) for part in (x[:7], x[7:])]
+    count, mean, variance = solutions(4).combined(*parts)
+    assert count == 30
+    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(variance, x.var(axis=0), rtol=1e-12)
+
+
+def test_the_gradient_of_batch_norm_has_no_mean_and_no_part_along_what_was_normalized():
+    """(4.8), with the ε that the approximation leaves out."""
+    rng = np.random.default_rng(0)
+    x, g = ms.Tensor(rng.standard_normal((40, 3)), requires_grad=True), rng.standard_normal((40, 3))
+    layer = BatchNorm2d(3).astype(np.float64)
+    layer(x, train=True).backward(g)
+    variance = x.data.var(axis=0) + layer.eps
+    xhat = (x.data - x.data.mean(axis=0)) / np.sqrt(variance)
+    np.testing.assert_allclose(x.grad.sum(axis=0), 0, atol=1e-13)
+    left = (g * xhat).sum(axis=0) / np.sqrt(variance) * layer.eps / variance
+    np.testing.assert_allclose((xhat * x.grad).sum(axis=0), left, rtol=1e-7)
