@@ -13,6 +13,7 @@ import pytest
 
 import minisimclr as ms
 from minisimclr import ops
+from minisimclr.data.doodles import draw_doodles
 from minisimclr.nn import BatchNorm2d
 
 pytestmark = pytest.mark.host
@@ -210,3 +211,34 @@ def test_the_gradient_of_batch_norm_has_no_mean_and_no_part_along_what_was_norma
     np.testing.assert_allclose(x.grad.sum(axis=0), 0, atol=1e-13)
     left = (g * xhat).sum(axis=0) / np.sqrt(variance) * layer.eps / variance
     np.testing.assert_allclose((xhat * x.grad).sum(axis=0), left, rtol=1e-7)
+
+
+# ── Chapter 6 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_measured_field_agrees_with_the_formula():
+    assert solutions(6).measured_field(ms.resnet_small(), 80) == 47
+    assert solutions(6).measured_field(ms.resnet_small(), 32) == 32  # more than there is
+
+
+def test_solution_a_model_without_a_head_trains_on_h_itself():
+    images, labels, _ = draw_doodles(32, seed=0)
+    model = ms.SimCLR(ms.resnet_small(), solutions(6).NoHead())
+    h, z = ms.embed(model, images)
+    assert np.array_equal(h, z)
+    assert 0 <= solutions(6).probe_of(solutions(6).NoHead(), images, labels, steps=1, batch=8) <= 1
+
+
+# ── Chapter 8 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_a_kernel_before_batch_norm_forgets_its_learning_rate():
+    for lr in (0.1, 1.0, 10.0):
+        np.testing.assert_allclose(solutions(8).proportions(100_000, lr)[-1], 1 / np.sqrt(2 * 100_000), rtol=0.03)
+
+
+def test_solution_schedules_begin_at_zero_peak_after_the_warm_up_and_end_at_zero():
+    for schedule in (solutions(8).warmup_linear, solutions(8).restarts):
+        assert [schedule(t, 110, 10, 2.0) for t in (0, 5, 10, 110)] == [0, 1, 2, 0]
+    assert solutions(8).warmup_linear(60, 110, 10, 2.0) == 1
+    np.testing.assert_allclose([solutions(8).restarts(t, 100, 10, 2.0) for t in (40, 70)], 2)
