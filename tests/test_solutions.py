@@ -15,6 +15,7 @@ import minisimclr as ms
 from minisimclr import ops
 from minisimclr.data.doodles import draw_doodles
 from minisimclr.nn import BatchNorm2d
+from minisimclr.views.transforms import resize_matrices
 
 pytestmark = pytest.mark.host
 
@@ -242,3 +243,73 @@ def test_solution_schedules_begin_at_zero_peak_after_the_warm_up_and_end_at_zero
         assert [schedule(t, 110, 10, 2.0) for t in (0, 5, 10, 110)] == [0, 1, 2, 0]
     assert solutions(8).warmup_linear(60, 110, 10, 2.0) == 1
     np.testing.assert_allclose([solutions(8).restarts(t, 100, 10, 2.0) for t in (40, 70)], 2)
+
+
+# ── Chapter 7 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_solarize_inverts_what_is_bright_and_nothing_else():
+    assert np.allclose(solutions(7).solarize(np.array([0.0, 0.4, 0.6, 1.0])), [0, 0.4, 0.4, 0])
+
+
+def test_solution_a_flipped_crop_is_the_mirror_times_the_crop():
+    straight, flipped, whole = (
+        resize_matrices(np, np.array([start]), np.array([length]), 12, 12, np.array([flip]))[0]
+        for start, length, flip in ((2, 7, False), (2, 7, True), (0, 12, False))
+    )
+    np.testing.assert_allclose(flipped, solutions(7).mirror(12) @ straight, atol=1e-6)
+    np.testing.assert_allclose(whole, np.eye(12), atol=1e-6)
+
+
+# ── Chapter 9 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_verdict_tells_collapse_start_learning_and_the_impossible_apart():
+    verdict = solutions(9).verdict
+    z = np.ones((64, 8))
+    assert verdict(ms.nt_xent(z, z, 0.2).item(), 1 / 127, 64, 0.2) == "collapse"
+    assert [verdict(loss, 0.1, 256, 0.2) for loss in (6.5, 6.2, 4.0, 1.0)] == [
+        "start",
+        "start",
+        "learning",
+        "impossible",
+    ]
+
+
+def test_solution_duplicates_raise_the_floor_to_the_logarithm_of_their_number():
+    z = np.eye(8)
+    for copies in (1, 2, 3):
+        views = np.tile(z, (copies, 1))
+        expected = solutions(9).floor_with_duplicates(copies)
+        np.testing.assert_allclose(ms.nt_xent(views, views, 0.01).item(), expected, atol=1e-12)
+
+
+# ── Chapter 10 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_nearest_mean_tells_directions_apart_whatever_their_length():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    h = np.eye(3)[labels] * rng.uniform(0.1, 10, (60, 1)) + 0.01 * rng.standard_normal((60, 3))
+    assert np.array_equal(solutions(10).nearest_mean(h[:30], labels[:30], h[30:]), labels[30:])
+
+
+def test_solution_confusion_has_the_accuracy_on_its_diagonal():
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    assert solutions(10).confusion(predicted, labels).tolist() == [[2, 1], [0, 1]]
+    np.testing.assert_allclose(solutions(10).per_class(predicted, labels), [2 / 3, 1])
+
+
+# ── Chapter 12 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_the_path_check_has_a_blind_spot_that_the_elements_do_not_have():
+    f = solutions(12).sines_with_a_blind_spot
+    assert ms.check_path(f, np.zeros(2), np.ones(2))
+    with pytest.raises(ms.GradcheckError):
+        ms.gradcheck(f, np.array([0.3, 0.6]))
+
+
+def test_solution_the_sixth_order_quotient_gains_three_digits_on_the_fourth():
+    error = abs(solutions(12).sixth_order(np.sin, 1.0, 0.1) / np.cos(1.0) - 1)
+    assert 1e-9 < error < 1e-8
