@@ -78,7 +78,7 @@ def as_text() -> str:
         parts.append(f"{heading}, {total(files):,} lines: {about}\n")
         parts += [f"    {file:<24}{lines_of_code(file):>4}  {first_line(file)}" for file in files]
         parts.append("")
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def as_table(prefix: str) -> str:
@@ -106,9 +106,9 @@ def pages() -> dict[Path, str]:
     """Return the pages that show the lists, each with the text that it should have."""
     package = PACKAGE / "__init__.py"
     pages = {package: between(package.read_text(), "-----\n\n", '"""', as_text())}
-    markers = "<!-- reading lists -->\n\n", "\n<!-- end of the reading lists -->"
+    markers = "<!-- reading lists -->\n\n", "<!-- end of the reading lists -->"
     for page, prefix in ((ROOT / "README.md", ""), (ROOT / "docs" / "README.md", "../")):
-        pages[page] = between(page.read_text(), *markers, as_table(prefix))
+        pages[page] = between(page.read_text(), *markers, as_table(prefix) + "\n")
     return pages
 
 
