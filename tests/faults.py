@@ -190,7 +190,7 @@ FAULTS = [
     Fault("kernel-gradient-last-row", "operations", "ops/conv/slabs.py",
           "sums[worker, i, j] += product", "sums[worker, i, j] = product", "ops simclr"),
     Fault("tied-pixels-each-get-all", "operations", "ops/pool/threaded.py",
-          "waiting[windows] &= ~first", "waiting[windows] &= True", "ops"),
+          "waiting[windows] &= ~first", "waiting[windows] &= True", "ops plain"),
     Fault("padding-counts-in-max-pool", "operations", "ops/pool/threaded.py",
           "*x.shape[2:]), -xp.inf, x.dtype)", "*x.shape[2:]), 0, x.dtype)", "ops"),
     Fault("length-not-differentiated", "operations", "ops/norm/__init__.py",

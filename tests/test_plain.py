@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from devices import assert_same, host, on_device, tensor, xp
 from fast_forms import FAST_FORMS, FastFormEntered, forbid_fast_forms
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minisimclr import Tensor, ops, processor
@@ -69,6 +69,7 @@ def test_a_fast_convolution_and_the_plain_one_agree_on_any_geometry(method: str,
     chunk=st.sampled_from([40, 1 << 20]),
     dtype=DTYPES,
 )
+@example(rows=30, channels=2, batch=True, relu=True, others=1, chunk=40, dtype=np.float64)
 def test_fused_batch_norm_and_the_plain_one_agree(
     rows: int, channels: int, batch: bool, relu: bool, others: int, chunk: int, dtype: Any
 ) -> None:
