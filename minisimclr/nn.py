@@ -130,42 +130,53 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalize each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
+    """Normalize each channel over all other axes, then scale and shift.
 
-    Training uses the statistics of the batch and moves the running ones a tenth of the way towards them;
-    evaluation uses the running ones. As in torch the running variance is the unbiased one.
-    shift=False leaves out the shift: for the last layer of SimCLR's head.
+    Training uses the statistics of the batch, and moves the running statistics a tenth of the way towards them.
+    Evaluation uses the running statistics. As in torch, the running variance is the unbiased one.
+
+    shift   False leaves out the shift, as the last layer of SimCLR's head does
+    method  the form in which ops.batch_norm computes it
+
+    Shapes: x (…,C) -> (…,C)
+    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training on one value per
+            channel, of which there is no variance.
     """
 
-    eps = 1e-5  # added to the variance: a channel that is the same everywhere has none (torch's value)
-    momentum = 0.1  # share of the batch in the running statistics (torch's value; 1 minus what others call momentum)
+    eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value
+    momentum = 0.1  # share of the batch in the running statistics; torch's value
 
     def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
         self.method = method
         self.weight = parameter(np.ones(dim))  # (C,): the scale
         if shift:
             self.bias = parameter(np.zeros(dim))  # (C,)
-        # buffers: stored with the parameters, and moved by no gradient
+        # buffers: they are stored with the parameters, and no gradient moves them
         self.running_mean = np.zeros(dim, np.float32)
         self.running_var = np.ones(dim, np.float32)
 
     def __call__(self, x: Tensor, train: bool = False, *, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """With `shortcut` that is added, and with relu=True max(·, 0) taken, in the same pass over memory."""
+        """Normalize x; then add the shortcut, if there is one, and with relu=True take max(·, 0).
+
+        They are arguments because the fast form does all three in one pass over memory.
+        """
         if x.shape[-1:] != self.weight.shape:
-            self._refuse(f"…,{len(self.running_mean)}", x)
+            self._refuse(f"…,{self.weight.shape[0]}", x)
         xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
+        mean, variance = self.running_mean, self.running_var  # (C,), (C,)
+        if train:
+            mean, variance = ops.moments(xp, x.data, method=self.method)  # (C,), (C,)
+            count = x.data.size // x.shape[-1]  # values per channel
+            if count < 2:
+                raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
+            self.running_mean = self._towards(self.running_mean, mean)
+            # the mean of squared deviations is too small by (n−1)/n, because the batch's own mean was subtracted
+            self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
         inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
-        options = {"eps": self.eps, "relu": relu, "method": self.method}
-        if not train:
-            return ops.batch_norm(*inputs, mean=self.running_mean, variance=self.running_var, batch=False, **options)
-        mean, variance = ops.moments(xp, x.data)  # (C,), (C,)
-        count = x.data.size // x.shape[-1]  # values per channel
-        if count < 2:
-            raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
-        self.running_mean = self._towards(self.running_mean, mean)
-        self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
-        return ops.batch_norm(*inputs, mean=mean, variance=variance, batch=True, **options)
+        settings: dict[str, Any] = {"mean": mean, "variance": variance, "eps": self.eps, "method": self.method}
+        # batch=True: the statistics moved with x, so gradient flows through them as well
+        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu)  # (…,C)
 
     def _towards(self, running: Array, new: Array) -> Array:
         return ((1 - self.momentum) * running + self.momentum * new).astype(running.dtype)

@@ -17,7 +17,7 @@ from ...processor import parallel, pieces
 CHUNK_BYTES = 2 << 20  # of the table at a time: in smaller ones threads wait for Python's lock too often
 
 
-def moments(xp: Any, x: Array) -> tuple[Array, Array]:
+def moments(xp: Any, x: Array, method: str = "auto") -> tuple[Array, Array]:
     """Mean and (biased) variance of each channel, in two passes, for E[x²] − E[x]² would cancel: but chunk by chunk,
     so that the second pass finds its chunk in the cache. The variance of the whole is the mean of the chunks'
     variances plus the variance of their means.
