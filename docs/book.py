@@ -236,7 +236,7 @@ def tags_in_code() -> set[tuple[str, str]]:
     for path in sorted((ROOT / "minisimclr").rglob("*.py")):
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
             if token.type in (tokenize.COMMENT, tokenize.STRING):
-                named |= {(_name(path), tag) for tag in re.findall(r"(?<!\w)\((\d{1,2}\.\d{1,2})\)", token.string)}
+                named |= {(_name(path), tag) for tag in re.findall(r"(?<!\w)\((\d{1,2}\.[1-9]\d?)\)", token.string)}
     return named
 
 

@@ -1,4 +1,4 @@
-"""Where arrays live: NumPy or CuPy.
+"""Arrays and the devices on which they live: NumPy or CuPy.
 
 Everything above this file is written once, for an array module called `xp`:
 

@@ -1,4 +1,4 @@
-"""Modules: what a layer and a whole network have in common. Their parameters have names, are saved and moved.
+"""Modules, the layers and networks: their parameters have names, are saved and moved.
 
 A module is a plain object whose attributes are found by looking at it.
 

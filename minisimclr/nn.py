@@ -130,25 +130,28 @@ class Conv2d(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalize each channel over all other axes, then scale and shift.  x (…,C) -> (…,C).
+    """Normalize each channel over all other axes, then scale and shift.
 
     Training uses the statistics of the batch, and moves the running statistics a tenth of the way towards them.
     Evaluation uses the running statistics. As in torch, the running variance is the unbiased one.
-    shift=False leaves out the shift, as the last layer of SimCLR's head does.
-    method is that of ops.batch_norm: "plain", "fused" or "auto".
 
-    Raises: ValueError in training on one value per channel, of which there is no variance
+    shift   False leaves out the shift, as the last layer of SimCLR's head does
+    method  the form in which ops.batch_norm computes it
+
+    Shapes: x (…,C) -> (…,C)
+    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training on one value per
+            channel, of which there is no variance.
     """
 
-    eps = 1e-5  # added to the variance: a channel that is the same everywhere has none (torch's value)
-    momentum = 0.1  # share of the batch in the running statistics (torch's value; 1 minus what others call momentum)
+    eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value
+    momentum = 0.1  # share of the batch in the running statistics; torch's value
 
     def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
         self.method = method
         self.weight = parameter(np.ones(dim))  # (C,): the scale
         if shift:
             self.bias = parameter(np.zeros(dim))  # (C,)
-        # buffers: stored with the parameters, and moved by no gradient
+        # buffers: they are stored with the parameters, and no gradient moves them
         self.running_mean = np.zeros(dim, np.float32)
         self.running_var = np.ones(dim, np.float32)
 
@@ -158,12 +161,12 @@ class BatchNorm2d(Module):
         They are arguments because the fast form does all three in one pass over memory.
         """
         if x.shape[-1:] != self.weight.shape:
-            self._refuse(f"…,{len(self.running_mean)}", x)
+            self._refuse(f"…,{self.weight.shape[0]}", x)
         xp = array_module(x.data)
         shift = self.bias if hasattr(self, "bias") else xp.zeros_like(self.running_mean)
         mean, variance = self.running_mean, self.running_var  # (C,), (C,)
         if train:
-            mean, variance = ops.moments(xp, x.data, method=self.method)
+            mean, variance = ops.moments(xp, x.data, method=self.method)  # (C,), (C,)
             count = x.data.size // x.shape[-1]  # values per channel
             if count < 2:
                 raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")

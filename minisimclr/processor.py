@@ -1,4 +1,4 @@
-"""Use of the processor: many threads for the work on arrays, one for BLAS, and memory that is kept for the next step.
+"""The processor: threads, BLAS, and memory that is kept for the next step.
 
 None of it changes what is computed; without this file all results are the same, and later.
 

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016), version "B": ResNet-18/34/50/101/152, and a small one for CPUs.
+"""Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs.
 
 Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes
 images (N,H,W,3) and returns the representation h (N,features): the mean over the last feature maps.

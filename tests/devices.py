@@ -72,7 +72,7 @@ def share_memory(a: Any, b: Any) -> bool:
 
 @contextlib.contextmanager
 def transfers() -> Iterator[Counter[str]]:
-    """What crosses between host and device inside, by what made it cross; only the stand-in can tell."""
+    """Count what crosses between host and device inside, by what made it cross; only the stand-in can tell."""
     module = xp()
     if not hasattr(module, "_traffic"):
         pytest.skip("only the stand-in for CuPy counts what crosses to the host: --device stand-in")

@@ -276,26 +276,26 @@ FAULTS = [
     Fault("method-of-the-loss-ignored", "layers", "simclr.py",
           "temperature, method=self.method)", "temperature)", "simclr plain_run"),
 
-    # ── Optimisers ────────────────────────────────────────────────────────────────────────────────
-    Fault("lars-freezes-zeros", "optimiser", "training/optim.py",  # Spijkervet/SimCLR#27
+    # ── Optimizers ────────────────────────────────────────────────────────────────────────────────
+    Fault("lars-freezes-zeros", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#27
           "(weight_norm > 0) & (gradient_norm > 0)", "(weight_norm >= 0) & (gradient_norm >= 0)", "optim"),
-    Fault("lars-exclusions-ignored", "optimiser", "training/optim.py",  # Spijkervet/SimCLR#34
+    Fault("lars-exclusions-ignored", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#34
           "if w.ndim > 1:", "if w.ndim > 0:", "optim"),
-    Fault("lars-off-without-decay", "optimiser", "training/optim.py",
+    Fault("lars-off-without-decay", "optimizer", "training/optim.py",
           "if w.ndim > 1:", "if w.ndim > 1 and self.weight_decay:", "optim"),
-    Fault("lars-rate-outside-momentum", "optimiser", "training/optim.py",
+    Fault("lars-rate-outside-momentum", "optimizer", "training/optim.py",
           "v += lr * trust * g", "v += trust * g; w -= (lr - 1) * v", "optim"),
-    Fault("sgd-dampened", "optimiser", "training/optim.py",
+    Fault("sgd-dampened", "optimizer", "training/optim.py",
           "        v += g", "        v += (1 - self.momentum) * g", "optim"),
-    Fault("nesterov-without-momentum", "optimiser", "training/optim.py",
+    Fault("nesterov-without-momentum", "optimizer", "training/optim.py",
           "(g + self.momentum * v if self.nesterov", "(g + v if self.nesterov", "optim"),
-    Fault("gradients-kept", "optimiser", "training/optim.py",
+    Fault("gradients-kept", "optimizer", "training/optim.py",
           "            p.grad = None", "            pass", "optim train"),
-    Fault("gradients-left-scaled", "optimiser", "training/optim.py",
+    Fault("gradients-left-scaled", "optimizer", "training/optim.py",
           "            scale.unscale(gradients)", "            pass", "precision"),
-    Fault("overflowed-step-taken", "optimiser", "training/precision.py",
+    Fault("overflowed-step-taken", "optimizer", "training/precision.py",
           "xp.copyto(array, old, where=left_out)", "pass", "precision"),
-    Fault("size-of-the-largest-parameter-only", "optimiser", "training/optim.py",
+    Fault("size-of-the-largest-parameter-only", "optimizer", "training/optim.py",
           ".sum(dtype=xp.float64)", ".max()", "optim precision"),
 
     # ── Schedule ──────────────────────────────────────────────────────────────────────────────────
@@ -366,7 +366,7 @@ FAULTS = [
     Fault("pickles-opened", "checkpoint", "training/checkpoint.py",
           "allow_pickle=False", "allow_pickle=True", "checkpoint"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
-          "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "train"),
+          "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),
     Fault("begins-again", "checkpoint", "training/run.py", 'run.steps = int(meta["steps"])', "run.steps = 0", "train"),
     Fault("metrics-twice", "checkpoint", "training/run.py", 'and line["step"] < steps:', "and True:", "train"),
     Fault("not-finite-but-saved", "checkpoint", "training/run.py",
@@ -452,7 +452,7 @@ AREAS = (
     "gradcheck",
     "operations",
     "layers",
-    "optimiser",
+    "optimizer",
     "schedule",
     "augmentation",
     "checkpoint",
@@ -477,7 +477,7 @@ KINDS = [
         "closed form",
         r"ClosedForms|closed_values|value_that_other|kinks|of_equal_pixels|no_negatives|near_chance|"
         r"zero_row|all_zero|warms_up_to|once_around|uniform_image|one_near_neighbour|near_neighbour|"
-        r"over_all_rows_at_once|normalises_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
+        r"over_all_rows_at_once|normalizes_by|tenth_of_the_way|tenth_of_the_side|largest_cosine|"
         r"silent|has_its_exit_code|keeps_what_its_gradient_needs|checkerboard|mean_grey|drawn_at_the_middle|class_frequencies|on_one_side|"
         r"closed_form|tie_goes_to_the_first|first_nan",
     ),

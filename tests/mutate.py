@@ -184,7 +184,7 @@ def survey(files: list[str], scratch: Path) -> tuple[dict[str, dict[int, set[str
 
 
 def verdict_on(mutant: Mutant, tests: set[str], rank: Callable[[str], float], scratch: Path) -> tuple[str, str]:
-    """Whether the tests notice, and which of them was the first to."""
+    """Return the first test that notices the mutant, or nothing if none does."""
     name = f"minisimclr.{mutant.file}".replace("/", ".").removesuffix(".__init__")
     path, usual, chosen = ROOT / f"minisimclr/{mutant.file}.py", SourceFileLoader.get_code, Chosen(tests, rank)
 

@@ -927,7 +927,7 @@ def test_float32_stays_float32_at_every_node_of_a_training_step(monkeypatch: pyt
 @pytest.mark.parametrize("stem", ["small", "cifar", "imagenet"])
 @pytest.mark.parametrize("optimizer", [ms.LARS, ms.SGD])
 def test_a_training_step_never_waits_for_the_device(optimizer: Any, stem: str) -> None:
-    """No number is read, no array copied: forward, backward, the optimiser's norms, the running statistics."""
+    """No number is read, no array copied: forward, backward, the optimizer's norms, the running statistics."""
     rng = np.random.default_rng(0)
     encoder = ms.resnet_small(base=4, stem=stem, rng=rng)
     model = placed(ms.SimCLR(encoder, ms.ProjectionHead(encoder.features, 8, 4, rng=rng)))

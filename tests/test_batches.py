@@ -113,7 +113,7 @@ def test_workers_end_when_the_training_process_is_killed() -> None:
 
 
 def running(pid: int) -> bool:
-    """Whether there is such a process, other than a dead one whose parent has not looked yet."""
+    """True if there is such a process, other than a dead one whose parent has not looked yet."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

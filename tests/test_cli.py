@@ -1,4 +1,4 @@
-"""What the commands promise: what they write and print, their exit codes, and one clear line for every error."""
+"""The promises of the commands: what they write and print, their exit codes, and one clear line for every error."""
 
 import dataclasses
 import json
@@ -191,7 +191,7 @@ def test_a_method_is_chosen_and_its_old_spelling_still_read_with_a_note(
     )
 
 
-def test_a_run_of_another_arithmetic_says_so_in_one_line_when_it_is_resumed(trained, tmp_path, capsys, monkeypatch):
+def test_a_run_of_another_arithmetic_says_so_in_one_line_before_it_goes_on(trained, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
     monkeypatch.setattr("minisimclr.training.checkpoint.NUMERICS", 2)
     assert main(["pretrain", "--resume", "--out", str(run), *THERE]) == 0

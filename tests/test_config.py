@@ -170,7 +170,7 @@ def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
 
 @pytest.mark.parametrize("room", ["conv", "norm", "pool", "views"])
 def test_no_form_of_a_room_is_missing_from_the_settings(room):
-    """Those of NT-Xent are listed when it refuses one."""
+    """The forms of NT-Xent are listed when it refuses one."""
     module = {"views": "minisimclr.views.augment"}.get(room, f"minisimclr.ops.{room}")
     forms = getattr(importlib.import_module(module), "METHODS", None)
     if forms is None:

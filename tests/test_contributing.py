@@ -49,7 +49,7 @@ def copy_with_the_steps_of(page: str, folder: Path) -> None:
 
 
 def run_the_tests_of_tanh(folder: Path) -> subprocess.CompletedProcess[str]:
-    """What `pytest -k tanh` says in the copy, with the tests that ask whether the table is complete."""
+    """The words of `pytest -k tanh` in the copy, with the tests that ask whether the table is complete."""
     command = [
         sys.executable,
         "-m",

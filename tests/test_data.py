@@ -291,7 +291,7 @@ def test_the_same_with_one_thread_and_with_four(tmp_path, monkeypatch):
     np.testing.assert_array_equal(*loaded)
 
 
-# ── Strangers' files ──────────────────────────────────────────────────────────────────────────────
+# ── Untrusted files ───────────────────────────────────────────────────────────────────────────────
 
 DAMAGED = {
     "text": b"I am no image",

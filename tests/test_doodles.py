@@ -1,4 +1,4 @@
-"""What the embedded data set promises: the drawings, and the polygon filler under them."""
+"""The promises of the embedded data set: the drawings, and the polygon filler under them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sample():
 
 
 def darkness(images):
-    """How far each pixel is from white, 0 to 1, without the tint of the ground."""
+    """The distance of each pixel from white, 0 to 1, without the tint of the ground."""
     return np.maximum(0, 235.0 - images.min(axis=-1)) / 235
 
 

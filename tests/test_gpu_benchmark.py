@@ -36,7 +36,7 @@ def gpu() -> Any:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What a whole run prints, and what it writes."""
+    """The lines that a whole run prints, and the file that it writes."""
     path = tmp_path_factory.mktemp("gpu") / "out.json"
     done = subprocess.run(
         command("--device", "stand-in", "--without-torch", "--json", str(path)),
@@ -58,7 +58,7 @@ def test_every_section_is_measured(smoke: Any, gpu: Any) -> None:
 
 
 def test_all_that_the_stand_in_can_do_is_timed(smoke: Any) -> None:
-    """What it cannot: bfloat16, and kernels of its own."""
+    """The stand-in can do neither bfloat16 nor kernels of its own."""
     _, report = smoke
     for row in report["rows"]:
         if row["precision"] != "bfloat16" and "cuda" not in row["name"]:

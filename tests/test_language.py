@@ -1,4 +1,4 @@
-"""How the project speaks: the field's words, and docstrings that begin with a noun or a verb."""
+"""The language of the project: the field's words, and docstrings that begin with a noun or a verb."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def words_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def unwanted(text: str) -> str | None:
-    """What to say instead, if the text says something that we do not."""
+    """Advice to say something else, if the text says what we do not; else None."""
     text = re.sub(r"(os|ast)\.walk|walk_packages", "", text)  # names of the standard library
     return next((f"say: {better}" for pattern, better in UNWANTED.items() if re.search(pattern, text, re.IGNORECASE)),
                 None)  # fmt: skip

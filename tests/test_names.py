@@ -1,4 +1,4 @@
-"""What the package asks of an array module is there in CuPy too, and means the same: checked without running it.
+"""Every name that the package asks of an array module is there in CuPy too, and means the same: checked without running it.
 
 The list of CuPy's names is tests/stand_in/cupy/names.txt.
 """
@@ -46,6 +46,7 @@ ASKS = {
     "ntxent/__init__.py": "chooses between the version for a processor and the one for a GPU",
     "ops/conv/winograd.py": "its tiles are cut for a processor's cache",
     "views/augment.py": "cuts a batch to fit a processor's cache",
+    "views/transforms.py": "finds the band of a matrix, which a GPU would have to wait for",
     "engine/guard.py": "only NumPy's arrays can be locked",
     "training/precision.py": "refuses number formats that a processor does not have",
     "cli/pretrain.py": "tells what a GPU is sent, and when",

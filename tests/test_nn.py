@@ -288,7 +288,7 @@ def test_a_copy_of_a_module_is_a_module_of_its_own():
 # ── Batch norm ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_training_normalises_by_the_batchs_own_statistics():
+def test_training_normalizes_by_the_batchs_own_statistics():
     x = maps(channels=2, dtype=np.float64)
     y = host(placed(BatchNorm2d(2)).astype(np.float64)(x, train=True).data)
     assert_close(y.mean(axis=(0, 1, 2)), 0, atol=1e-12)

@@ -176,7 +176,7 @@ class Device:
 
 
 class Gpu:
-    """What cuda.py needs of CuPy, on this CPU, and what a test may change about it."""
+    """The part of CuPy that cuda.py needs, on this CPU, with what a test may change about it."""
 
     float32, int32, empty, ascontiguousarray = np.float32, np.int32, staticmethod(np.empty), np.ascontiguousarray
     cuda = SimpleNamespace(Device=Device)

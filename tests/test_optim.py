@@ -118,7 +118,7 @@ def test_lars_gives_biases_and_batch_norm_neither_decay_nor_trust():
 
 
 def test_from_zero_weights_lars_agrees_with_sgd():
-    """Where there is no norm to trust, a step is a plain one."""
+    """A step is a plain one if there is no norm to trust."""
     w, g = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
     assert np.array_equal(one_step(LARS, w, g, lr=0.5, weight_decay=0.0), one_step(SGD, w, g, lr=0.5))
 

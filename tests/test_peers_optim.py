@@ -1,4 +1,4 @@
-"""Twenty steps of our optimisers beside PyTorch's SGD and optax's LARS and schedule, in float64."""
+"""Twenty steps of our optimizers beside PyTorch's SGD and optax's LARS and schedule, in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start() -> list[Array]:
 
 
 def pull(step: int) -> list[Array]:
-    """Where the loss Σ|w − target|²/2 pulls to at this step; its gradient is w − target."""
+    """The place to which the loss Σ|w − target|²/2 pulls to at this step; its gradient is w − target."""
     rng = np.random.default_rng([1, step])
     return [rng.standard_normal(w.shape) for w in start()]
 

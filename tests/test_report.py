@@ -1,4 +1,4 @@
-"""What the pictures and the table promise."""
+"""The promises of the pictures and of the table."""
 
 import numpy as np
 import pytest

@@ -184,9 +184,9 @@ def test_the_form_of_the_loss_is_the_one_that_the_model_was_told(monkeypatch):
         return nt_xent(*args, method=method)
 
     monkeypatch.setattr("minisimclr.simclr.nt_xent", spy)
-    encoder = resnet_small(base=4)
+    encoder, views = resnet_small(base=4), two()
     for method in ("plain", "ntxent=exact", "conv=slabs"):
-        placed(SimCLR(encoder, ProjectionHead(16, 16, 8), method=method)).loss(*host(two()))
+        placed(SimCLR(encoder, ProjectionHead(16, 16, 8), method=method)).loss(*views)
     assert asked == ["plain", "exact", "auto"]
 
 

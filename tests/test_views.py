@@ -437,7 +437,7 @@ def test_views_are_float32_in_the_unit_range_and_the_input_is_untouched(size, bl
 
 
 def test_a_device_shows_the_views_of_the_processor_and_reads_nothing_back():
-    """What is random is drawn on the host, wherever it is carried out."""
+    """Random numbers are drawn on the host, wherever the views are computed."""
     images, seen = noise(40, 24, 30), []
     a, b = minisimclr.two_views(images, np.random.default_rng(5), 20, strength=1.0, blur=True)
     there = on_device(images)

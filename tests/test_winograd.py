@@ -164,7 +164,7 @@ def test_buffers_stay_within_the_stated_budget(monkeypatch):
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, x: np.ndarray, w: np.ndarray, **settings: object) -> bool:
-    """Whether this conv2d goes to Winograd."""
+    """True if this conv2d goes to Winograd."""
     calls = []
     monkeypatch.setattr(winograd, "convolution", lambda *a: calls.append(a) or (np.zeros(1), lambda g: g))
     conv2d(x, w, **settings)

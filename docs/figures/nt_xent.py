@@ -167,7 +167,7 @@ def temperature() -> None:
         right.annotate(f"{value}", (tau, value), xytext=beside, textcoords="offset points", ha="center")
     right.axvline(0.07, color=TWO, linewidth=1.2, linestyle=":")
     right.text(0.066, 57.2, "0.07: MoCo's,\nnot in any grid\nof this paper", color=TWO, fontsize=8, ha="right")
-    right.set(title="paper, Table 5: ImageNet top-1 (%)", xlabel="τ, with normalised embeddings")
+    right.set(title="paper, Table 5: ImageNet top-1 (%)", xlabel="τ, with normalized embeddings")
     right.set(xlim=(0.025, 1.4), ylim=(56.5, 66))
     right.set_xticks(taus, ["0.05", "0.1", "0.5", "1"])
     right.minorticks_off()

@@ -1,4 +1,4 @@
-"""`minisimclr gradcheck`: every operation of the table against its reference and the three gradient checks.
+"""`minisimclr gradcheck`: each operation against its reference and three checks.
 
 To show how sharp a check is, each runs a second time on the same function with a gradient that is a
 thousandth too large, and must refuse it.

@@ -1,4 +1,4 @@
-"""Every operation with an independent reference, sample inputs, and inputs that it must refuse.
+"""Every operation beside a reference: sample inputs, and inputs that it must refuse.
 
 The tests and `minisimclr gradcheck` are made from this one table. A reference is written from the formula,
 by loops or with SciPy, in float64, and shares no code with the operation.

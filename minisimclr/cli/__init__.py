@@ -1,4 +1,4 @@
-"""The command line: `minisimclr demo`, `pretrain`, `evaluate`, `embed`, `report`, `gradcheck`.
+"""The command line: demo, pretrain, evaluate, embed, report, gradcheck.
 
 Exit codes: 0 done; 1 a check failed; 2 usage, configuration or data refused; 3 training turned non-finite;
 4 input/output; 130 SIGINT; 143 SIGTERM. An error is one line; --debug shows where it came from.

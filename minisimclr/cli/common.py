@@ -1,4 +1,4 @@
-"""The parts that several commands share: options, the splits of a data set, and a free folder."""
+"""The parts that several commands share: options, splits, and a free folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines that a command shows while it works: progress and notes on stderr, and one line for an error."""
+"""The lines that a command shows: progress and notes on stderr, one line for an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minisimclr demo`: draw a data set, pre-train on it, evaluate, and show what was learned."""
+"""`minisimclr demo`: draw images, pre-train on them, and show what was learned."""
 
 from __future__ import annotations
 

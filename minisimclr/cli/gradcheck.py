@@ -1,4 +1,4 @@
-"""`minisimclr gradcheck`: hold every operation's value and gradient against independent ones."""
+"""`minisimclr gradcheck`: hold every operation against independent references."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images from a folder or a zip file: find them, choose the split (`names.py`), decode them (`decode.py`).
+"""Images from a folder or a zip file: find them, choose the split, decode them.
 
 The layout is `[split/]class/…/image.png`; `load_dataset` says how it is understood. Files are untrusted: nothing is
 written to disk, no link is followed out of the folder, no name is trusted, sizes are checked before they are

@@ -1,4 +1,4 @@
-"""What Python, NumPy and help() see of a tensor and of an operation.
+"""The surface of a tensor and of an operation: what Python, NumPy and help() see.
 
 The plain engine would work without this file. What it lacks: NumPy takes a tensor for a list, and answers
 np.exp(tensor) with something that no gradient comes back through; `if tensor:` asks for its length; a shape that

@@ -1,4 +1,4 @@
-"""Representations of images: the output of the frozen encoder, and of the projection head."""
+"""Representations of images: the outputs of the frozen encoder and of the head."""
 
 from __future__ import annotations
 

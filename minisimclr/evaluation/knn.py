@@ -1,4 +1,4 @@
-"""Nearest neighbours: a representation is good if images of one class lie close to each other in it."""
+"""Nearest neighbours: in a good representation, images of one class lie close together."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // What the kernels of NT-Xent have in common, whatever they multiply with: ntxent.cu in float32, tensor.cu on tensor
 // cores. cuda.py puts this text in front of either, and launches
 //
-//     normalise   one warp an image:          u, |z| and the cosine of the positive
+//     normalize   one warp an image:          u, |z| and the cosine of the positive
 //     row_sums    one block ROWS anchors      goes through its share of columns; the loss ℓ of each anchor
 //                 and a share of the columns:
 //     gradient    the same, once more:        du, and through the norm dz
@@ -74,7 +74,7 @@ __device__ void round_row(float* u, int i, int n, int width);
 
 // za, zb (N, D) -> u (2N, width); norm, scale, positive (2N). One warp an image. Nobody has arrived yet.
 extern "C" __global__ void __launch_bounds__(THREADS)
-normalise(const float* za, const float* zb, float* u, float* norm, float* scale, float* positive, int* arrived, int N,
+normalize(const float* za, const float* zb, float* u, float* norm, float* scale, float* positive, int* arrived, int N,
           int D, int width) {
     if (threadIdx.x < 2) arrived[2 * blockIdx.x + threadIdx.x] = 0;
     int image = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,4 +1,6 @@
-"""NT-Xent on an NVIDIA GPU: the plain form writes matrices of shape (2N,2N) to memory and reads them back ten times.
+"""NT-Xent in three kernels for an NVIDIA GPU.
+
+The plain form writes matrices of shape (2N,2N) to memory and reads them back ten times.
 
 The three kernels here build no such matrix: a block of threads owns 64 or 128 anchors, and computes its part of the
 matrix tile by tile, once for the softmax's denominators and once for the gradient. If that gives too few blocks for the
@@ -32,7 +34,7 @@ from ..backend import Array, array_module
 
 THREADS = 256  # threads of a block, as in the kernels
 SLAB = 16  # numbers that a kernel reads of a row at a time; rows of u are padded to a multiple of it
-KERNELS = ("normalise", "row_sums", "gradient")
+KERNELS = ("normalize", "row_sums", "gradient")
 
 
 class Precision(NamedTuple):
@@ -95,7 +97,7 @@ def launch(
         invtau, factor = np.float32(1 / temperature), np.float32(1 / (n * temperature))
     N, D, W, rows, S = (np.int32(x) for x in (images, entries, width, n, share))
 
-    kernel["normalise"]((first,), (THREADS,), (za, zb, u, norm, scale, positive, arrived, N, D, W))
+    kernel["normalize"]((first,), (THREADS,), (za, zb, u, norm, scale, positive, arrived, N, D, W))
     kernel["row_sums"]((blocks, shares), (THREADS,), (u, positive, highest, total, loss, arrived, invtau, rows, W, S))
     kernel["gradient"](
         (blocks + 1, shares), (THREADS,),  # one more block takes the mean

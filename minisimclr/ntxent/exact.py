@@ -1,4 +1,4 @@
-"""NT-Xent to the last digit: the plain form loses digits in four places; here is each, and its cure.
+"""NT-Xent to the last digit: the plain form loses digits in four places; their cures.
 
 1. *Lengths.* The plain form squares each entry: in float32, 1e-30 becomes 0 and 1e30 infinity, and a row of zeros is
    divided by 0. `unit_rows` divides each row by its largest entry first, and `through_norm` by both factors.

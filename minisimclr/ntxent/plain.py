@@ -1,4 +1,4 @@
-"""NT-Xent, the loss of SimCLR, in its plain form: first composed from operations, then by hand.
+"""NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand.
 
 Two random views of each of N images give 2N embeddings z, and each of them is an *anchor* in turn. Its *positive* is
 the other view of its image; the remaining 2N − 2 embeddings are its *negatives*. The loss of an anchor is the

@@ -1,4 +1,4 @@
-"""The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() … are operations of this package."""
+"""The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …."""
 
 from __future__ import annotations
 

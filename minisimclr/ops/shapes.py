@@ -46,8 +46,9 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
 
     Shapes: x (…) -> the sizes in the order of `axes`
     VJP:    dx = g, permuted back
-    >>> from minisimclr import Tensor
-    >>> transpose(Tensor([[1.0, 2.0]])).data.tolist()
+
+    >>> from minisimclr import Tensor, ops
+    >>> ops.transpose(Tensor([[1.0, 2.0]])).data.tolist()
     [[1.0], [2.0]]
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes

@@ -1,4 +1,4 @@
-"""The table of a run: raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z."""
+"""The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two views of each step: made when the step asks for them, or ahead of it by worker processes.
+"""The two views of each step, made when the step asks for them or ahead of it.
 
 Which images a step sees, and what becomes of them, follows from the seed and the step alone. So it does
 not matter who makes the views: with any number of workers (workers.py) they are the same, bit for bit.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..backend import Array, free_bytes, to_device
 from ..data import DataError
 from ..nn import method_of
-from ..views.augment import two_views
+from ..views import two_views
 from .config import ORDER, VIEWS, Config
 from .workers import team
 

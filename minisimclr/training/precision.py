@@ -1,4 +1,4 @@
-"""The number formats in which a network computes: float32, TF32, or half precision with float32 where that matters.
+"""Number formats: float32, TF32, or half precision with float32 where that matters.
 
     float32    everything
     tf32       products round their factors to 11 bits (a GPU's tensor cores); the rest is float32
@@ -54,8 +54,7 @@ class LossScale:
 
     def seed(self, loss: Array) -> Array:
         """Return the number with which the backward pass of a loss begins, on the device of the loss."""
-        xp = array_module(loss)
-        self.value, self.good = xp.asarray(self.value), xp.asarray(self.good)
+        self.value = array_module(loss).asarray(self.value)
         return self.value
 
     def unscale(self, gradients: list[Array]) -> None:
@@ -77,24 +76,25 @@ class LossScale:
 
         Whether it overflowed is known on the device only, so the update is made in any case and then chosen or not.
         """
-        xp = array_module(self.value)
-        left_out = ~xp.asarray(self.finite)
+        xp = array_module(*arrays)
+        value, good, finite = (xp.asarray(number) for number in (self.value, self.good, self.finite))
+        left_out = ~finite
         before = [array.copy() for array in arrays]
         for g in gradients:
             xp.copyto(g, 0, where=left_out)
         update()
         for array, old in zip(arrays, before):
             xp.copyto(array, old, where=left_out)
-        self.good = xp.where(left_out, 0, self.good + 1).astype(np.int32)
-        patient = self.good >= PATIENCE
-        self.good = xp.where(patient, 0, self.good).astype(np.int32)
+        good = xp.where(left_out, 0, good + 1)
+        patient = good >= PATIENCE
+        self.good = xp.where(patient, 0, good).astype(np.int32)
         factor = xp.where(left_out, 0.5, xp.where(patient, 2.0, 1.0))
-        self.value = xp.maximum(self.value * factor, LEAST).astype(np.float32)
+        self.value = xp.maximum(value * factor, LEAST).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep, as NumPy arrays."""
-        xp = array_module(self.value)
-        return {"value": to_numpy(xp.asarray(self.value)), "good": to_numpy(xp.asarray(self.good))}
+        numbers = {"value": self.value, "good": self.good}
+        return {name: to_numpy(array_module(number).asarray(number)) for name, number in numbers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; without one, as of a run in another precision, begin anew."""

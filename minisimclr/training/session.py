@@ -1,4 +1,4 @@
-"""A session of training: it counts the steps of a run, reads and keeps their numbers, saves, and stops when asked.
+"""A session of training: it records the steps of a run, saves, and stops when asked.
 
 A GPU works through a queue while Python runs ahead and fills it. To see a number, Python must wait until the
 queue is empty, and then the GPU waits for Python. So loss, gradient and top-1 stay where they were computed, as

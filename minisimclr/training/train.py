@@ -1,4 +1,4 @@
-"""Pre-training: images in, a trained SimCLR out. This is Algorithm 1 of the paper with its loop around it."""
+"""Pre-training: Algorithm 1 of the paper with its loop; images in, a trained SimCLR out."""
 
 from __future__ import annotations
 

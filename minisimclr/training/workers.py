@@ -1,4 +1,4 @@
-"""Worker processes that make the views of coming steps, while the training process computes.
+"""Worker processes that make the views of coming steps ahead of time.
 
 The plain way, `step_views` in batches.py, makes them when the step asks: the other cores wait meanwhile where the
 views of large images take long. With n workers, worker k makes the views of every n-th step from the k-th on. Each

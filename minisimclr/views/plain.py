@@ -1,4 +1,4 @@
-"""The plain form of a view: one image, one step after the other, as appendix A of the paper lists them.
+"""The plain form of a view: one image, one step after the other, as in appendix A.
 
     crop → resize → flip → colour jitter → greyscale → blur
 
@@ -41,7 +41,7 @@ def resize(xp: Any, x: Array, size: int) -> Array:
     centre = (xp.arange(size) + 0.5) * (len(x) / size)  # (size,) in input rows
     weights = xp.maximum(1 - abs(xp.arange(len(x)) + 0.5 - centre[:, None]) / reach, 0)  # (size,L)
     weights /= weights.sum(axis=1, keepdims=True)  # at the border a part of the triangle finds no row
-    return xp.tensordot(weights, x, axes=1)  # (size,…,3)
+    return (weights @ x.reshape(len(x), -1)).reshape(size, *x.shape[1:])  # (size,…,3)
 
 
 def grey(x: Array) -> Array:

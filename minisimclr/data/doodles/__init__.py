@@ -1,4 +1,4 @@
-"""Doodles: a data set that is drawn, not downloaded. Sixteen things that anyone recognises, in five styles.
+"""Doodles: a data set that is drawn, not downloaded; sixteen things in five styles.
 
     images, labels, style_index = draw_doodles(6000, seed=0)        # uint8 (6000,32,32,3), int64, int64
 

@@ -1,4 +1,4 @@
-"""The paint of a doodle: a thing's colours, and the styles that turn its parts into layers of paint.
+"""The paint of a doodle: its colours, and the styles that make layers of its parts.
 
 Parts come here already in place, in fractions of the image's side; so lines and hatching have the same weight on a
 small thing as on a large one, about one pixel at 32 pixels.

@@ -1,4 +1,4 @@
-"""The sixteen things of the doodles: one function each, from random proportions to coloured parts.
+"""The sixteen things of the doodles: from random proportions to coloured parts.
 
 Each thing fills about [−1,1]², x to the right and y down, and lists its parts in the order of painting. A proportion
 that may vary is drawn once, at the top; the ranges are as wide as the thing stays itself. Corners named twice in

@@ -1,4 +1,4 @@
-"""The plain form of convolution: pad, then one shifted matrix product for each tap of the kernel.
+"""The plain form of convolution: pad, then one shifted product for each tap.
 
 A kernel of K×K taps holds a matrix w[i, j] for each tap (i, j), which turns C channels into D. The output
 at pixel (r, s) is the sum over the taps of the pixel below the tap, times the tap's matrix:

@@ -1,4 +1,4 @@
-"""Products of a long matrix with a small one, cut into pieces that BLAS multiplies without packing.
+"""Products of a long matrix with a small one, cut into pieces that BLAS need not pack.
 
 For a large product BLAS first copies ("packs") both matrices into the order in which the processor's registers
 want them. For a long, thin product that copy costs as much as the multiplication, and OpenBLAS skips it below a

@@ -1,4 +1,4 @@
-"""The plain form of batch norm: the statistics of each channel, and the formula with its gradient.
+"""The plain form of batch norm: each channel's statistics, the formula, its gradient.
 
 A feature map (H,W,N,C) is seen as M = H·W·N rows of C channels. Each channel is normalized by its own mean and
 variance, then scaled and shifted by two numbers that are learned:

@@ -1,4 +1,4 @@
-"""Max-pooling of feature maps (H,W,N,C): the operation, its checks, and the choice of a form.
+"""Max-pooling of feature maps: the operation, its checks, and the choice of a form.
 
 plain       pad with −∞, then the larger of what the taps of the window show
 threaded    without the padding, on shares of the images (the default)

@@ -1,4 +1,4 @@
-"""The plain form of max-pooling: pad with −∞, then take the larger of what the taps of the window show."""
+"""The plain form of max-pooling: pad with −∞, then the largest of the taps."""
 
 from __future__ import annotations
 

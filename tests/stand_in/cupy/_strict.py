@@ -1,4 +1,4 @@
-"""How the stand-in works: arrays, functions and ufuncs that compute with NumPy and refuse what CuPy would."""
+"""The stand-in: arrays, functions and ufuncs that compute with NumPy and refuse what CuPy would."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _down(value: Any) -> Any:
-    """What NumPy shall compute with: the values of a device array; of a tuple or list, of each part."""
+    """The operands for NumPy: the values of a device array; of a tuple or list, of each part."""
     if isinstance(value, ndarray):
         return value._values
     if isinstance(value, np.ndarray):
@@ -208,7 +208,7 @@ def _has_mask(index: Any) -> bool:
 
 
 class _Flags:
-    """What CuPy knows of an array's memory; that it is read-only is not among it."""
+    """The facts that CuPy knows of an array's memory; that it is read-only is none of them."""
 
     def __init__(self, flags: Any, owner: bool) -> None:
         self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
@@ -443,7 +443,7 @@ class _Linalg:
 
 
 def _made(name: str, home: Any) -> Any:
-    """What stands under a name of CuPy's; NotImplemented if NumPy has no such thing."""
+    """The thing that a name of CuPy's stands for; NotImplemented if NumPy has no such thing."""
     numpys = getattr(home, name.removeprefix("linalg."), NotImplemented)
     if isinstance(numpys, np.ufunc) and name != "matmul":
         return ufunc(name, numpys)
