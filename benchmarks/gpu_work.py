@@ -270,7 +270,7 @@ def our_step(machine: CuPy, case: Case, precision: str, how: str) -> Work:
 
     config = Config(encoder=case["encoder"], size=case["size"], device="cuda", precision=precision.lower())
     model = build_model(config, half_dtype(config.precision, "cuda")).to("cuda")
-    scale = LossScale("cuda") if precision == "float16" else None
+    scale = LossScale() if precision == "float16" else None
     optimizer = SGD(model.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY, loss_scale=scale)
     images = backend.to_device(pictures({"images": case["views"] // 2, "side": case["size"]}), "cuda")
     given, rng = [backend.to_device(v, "cuda") for v in train_step.views(case)], np.random.default_rng(1)

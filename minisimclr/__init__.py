@@ -4,85 +4,85 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,574 lines: the whole of SimCLR, in the order in which one thing needs another.
 
-    backend.py                92  Where arrays live: NumPy or CuPy
+    backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       194  Reverse-mode automatic differentiation: the whole engine
     ops/basic.py             178  Arithmetic, kinks and reductions: one primitive each
     ops/shapes.py             82  Shapes and dtypes: the same elements, elsewhere or rounded
     ops/loss.py               34  Softmax cross-entropy: how surprised a classifier is by the right answers
-    ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted matrix product for each tap of the kernel
+    ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      52  Convolution of feature maps: the operation, its checks, and the choice among its forms
-    ops/norm/plain.py         35  The plain form of batch norm: the statistics of each channel, and the formula with its gradient
+    ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
     ops/norm/__init__.py      93  Normalization: batch norm over all but the last axis, and rows of unit length
-    ops/pool/plain.py         30  The plain form of max-pooling: pad with −∞, then take the larger of what the taps of the window show
-    ops/pool/__init__.py      36  Max-pooling of feature maps (H,W,N,C): the operation, its checks, and the choice of a form
+    ops/pool/plain.py         30  The plain form of max-pooling: pad with −∞, then the largest of the taps
+    ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
-    ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: first composed from operations, then by hand
+    ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       150  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which sees what the others miss
-    module.py                119  Modules: what a layer and a whole network have in common. Their parameters have names, are saved and moved
-    nn.py                    137  Layers, and the one setting that says in which form each operation of a network runs
-    resnet.py                187  Residual networks (He et al. 2016), version "B": ResNet-18/34/50/101/152, and a small one for CPUs
+    module.py                119  Modules, the layers and networks: their parameters have names, are saved and moved
+    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
+    resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
-    views/plain.py            60  The plain form of a view: one image, one step after the other, as appendix A of the paper lists them
+    views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        174  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       172  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       67  The two views of each step: made when the step asks for them, or ahead of it by worker processes
-    training/train.py         61  Pre-training: images in, a trained SimCLR out. This is Algorithm 1 of the paper with its loop around it
-    evaluation/embed.py       34  Representations of images: the output of the frozen encoder, and of the projection head
-    evaluation/knn.py         67  Nearest neighbours: a representation is good if images of one class lie close to each other in it
+    training/batches.py       67  The two views of each step, made when the step asks for them or ahead of it
+    training/train.py         61  Pre-training: Algorithm 1 of the paper with its loop; images in, a trained SimCLR out
+    evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
+    evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,146 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,148 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
-    processor.py             194  Use of the processor: many threads for the work on arrays, one for BLAS, and memory that is kept for the next step
+    processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py         92  What Python, NumPy and help() see of a tensor and of an operation
+    engine/surface.py         92  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
-    ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS multiplies without packing
+    ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
     ops/conv/cublas.py        53  Add a matrix product to an array: in one launch where CuPy lends us NVIDIA's cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
-    ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() … are operations of this package
-    ntxent/exact.py          120  NT-Xent to the last digit: the plain form loses digits in four places; here is each, and its cure
-    ntxent/tiled.py          267  NT-Xent in O(N·D) memory: the plain form builds matrices of shape (2N,2N), several of them, and computes each twice
-    ntxent/cuda.py           119  NT-Xent on an NVIDIA GPU: the plain form writes matrices of shape (2N,2N) to memory and reads them back ten times
-    checks/table.py          386  Every operation with an independent reference, sample inputs, and inputs that it must refuse
-    checks/report.py         123  `minisimclr gradcheck`: every operation of the table against its reference and the three gradient checks
+    ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
+    ntxent/exact.py          120  NT-Xent to the last digit: the plain form loses digits in four places; their cures
+    ntxent/tiled.py          268  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
+    checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
+    checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     views/transforms.py      171  Operations on the pixels of a whole stack of images at once
     views/augment.py         119  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
-    data/doodles/styles.py    87  The paint of a doodle: a thing's colours, and the styles that turn its parts into layers of paint
-    data/doodles/things.py   332  The sixteen things of the doodles: one function each, from random proportions to coloured parts
-    data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded. Sixteen things that anyone recognises, in five styles
+    data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
+    data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
+    data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
     data/names.py             86  From the names of image files to the split and the class of each
-    data/files.py            145  Images from a folder or a zip file: find them, choose the split (`names.py`), decode them (`decode.py`)
+    data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      129  Worker processes that make the views of coming steps, while the training process computes
-    training/precision.py    122  The number formats in which a network computes: float32, TF32, or half precision with float32 where that matters
+    training/workers.py      129  Worker processes that make the views of coming steps ahead of time
+    training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      151  A session of training: it counts the steps of a run, reads and keeps their numbers, saves, and stops when asked
+    training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      101  A linear classifier on the frozen representation h
-    protocols/compare.py      67  The table of a run: raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z
+    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       176  Four pictures of a run, drawn with Pillow
-    cli/console.py            74  The lines that a command shows while it works: progress and notes on stderr, and one line for an error
-    cli/common.py             35  The parts that several commands share: options, the splits of a data set, and a free folder
-    cli/demo.py               48  `minisimclr demo`: draw a data set, pre-train on it, evaluate, and show what was learned
+    cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/common.py             35  The parts that several commands share: options, splits, and a free folder
+    cli/demo.py               48  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py           97  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           50  `minisimclr evaluate`: measure how well the classes can be told apart by h, and by z
     cli/report.py             16  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              25  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/gradcheck.py          16  `minisimclr gradcheck`: hold every operation's value and gradient against independent ones
-    cli/__init__.py           87  The command line: `minisimclr demo`, `pretrain`, `evaluate`, `embed`, `report`, `gradcheck`
+    cli/gradcheck.py          16  `minisimclr gradcheck`: hold every operation against independent references
+    cli/__init__.py           87  The command line: demo, pretrain, evaluate, embed, report, gradcheck
 """
 
 from . import ops

@@ -1,4 +1,4 @@
-"""Every name that the package asks of an array module is there in CuPy too, and means the same: checked without running it.
+"""Every name that the package asks of an array module is in CuPy too, and means the same: checked without running it.
 
 The list of CuPy's names is tests/stand_in/cupy/names.txt.
 """
