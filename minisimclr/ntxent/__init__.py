@@ -151,7 +151,7 @@ def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
     if not 0 < temperature < np.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
     # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ.
-    if 2 / temperature > float(np.finfo(_computing_dtype(za, zb)).max):
+    if 2 / float(temperature) > float(np.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
 
