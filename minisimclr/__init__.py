@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,574 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       194  Reverse-mode automatic differentiation: the whole engine
@@ -14,7 +14,7 @@ First reading, 2,574 lines: the whole of SimCLR, in the order in which one thing
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      52  Convolution of feature maps: the operation, its checks, and the choice among its forms
     ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
-    ops/norm/__init__.py      93  Normalization: batch norm over all but the last axis, and rows of unit length
+    ops/norm/__init__.py      97  Normalization: batch norm over all but the last axis, and rows of unit length
     ops/pool/plain.py         30  The plain form of max-pooling: pad with −∞, then the largest of the taps
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value

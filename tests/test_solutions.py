@@ -57,7 +57,7 @@ def solutions(chapter: int) -> Any:
     return module
 
 
-PAGES = [page for page in sorted(DOCS.glob("[0-9][0-9]_*.md")) if cells(page)]
+PAGES = [page for page in sorted(DOCS.glob("[0-9][0-9]_*.md")) if "\n>>> " in GENERATED.sub("", page.read_text())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -142,7 +142,7 @@ def test_solution_checkpoint_gives_the_same_gradients_from_less_memory():
     matrices = rng.standard_normal((10, 5, 5))
 
     def gradients(step: Any) -> tuple[list[Any], int]:
-        x = ms.Tensor(np.ones((3, 5)), requires_grad=True)
+        x = ms.Tensor(np.ones((300, 5)), requires_grad=True)
         weights = [ms.Tensor(w, requires_grad=True) for w in matrices]
         y = x
         for w in weights:

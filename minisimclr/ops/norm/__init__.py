@@ -26,6 +26,11 @@ def moments(xp: Any, x: Array, *, method: str = "auto") -> tuple[Array, Array]:
 
     Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x, or in float32 if that is half precision
     Raises: ValueError for an unknown method
+
+    >>> import numpy as np
+    >>> mean, variance = moments(np, np.array([[1.0], [3.0]]))  # two rows of one channel
+    >>> mean.tolist(), variance.tolist()
+    ([2.0], [1.0])
     """
     _check_method("moments", method)
     if method == "plain":
