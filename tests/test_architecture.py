@@ -285,13 +285,8 @@ def chapters() -> dict[str, str]:
 def test_every_equation_that_the_code_names_is_in_the_book():
     r"""A tag such as (5.6) in code stands as \tag{5.6} in chapter 5, once that is written."""
     code = "\n".join(path.read_text() for path in FILES.values())
-<<<<<<< HEAD
     for chapter, number in set(re.findall(r"(?<!\w)\((\d+)\.([1-9]\d*)\)", code)):  # no call, no (2.0)
         if chapter in chapters():
-=======
-    for chapter, number in set(re.findall(r"(?<!\w)\((\d)\.(\d+)\)", code)):  # f(1.0) is a call
-        if "\\tag{" in chapters().get(chapter, ""):
->>>>>>> book
             assert rf"\tag{{{chapter}.{number}}}" in chapters()[chapter]
 
 
