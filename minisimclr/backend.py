@@ -136,7 +136,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError:
         raise RuntimeError(
-            'device "cuda" needs CuPy: pip install "minisimclr[cuda12]" (or cuda13); or use device "cpu"'
+            'device "cuda" needs CuPy: pip install "cupy-cuda12x[ctk]" (or 13x); or use device "cpu"'
         ) from None
     if not cupy.cuda.is_available():  # `import cupy` succeeds without a GPU
         raise RuntimeError('device "cuda": CuPy finds no usable GPU or driver; use device "cpu"')

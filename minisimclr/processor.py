@@ -207,8 +207,7 @@ class _Worker:
 def blas_at_one_thread() -> Iterator[None]:
     """Hold BLAS at one thread; its former number of threads is restored when the last holder leaves.
 
-    A long computation, such as a training run, holds BLAS once for all its steps. Each `parallel` inside then finds
-    it held already, which costs nothing.
+    A long computation, such as a training run, holds BLAS once for all steps, so that `parallel` need not do it.
     """
     global _blas, _holders, _limiter
     with _hold:

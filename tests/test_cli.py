@@ -369,7 +369,7 @@ def no_driver() -> ModuleType:
 
 @pytest.mark.parametrize(
     ("cupy", "says"),
-    [(None, r'pip install "minisimclr\[cuda12\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')],
+    [(None, r'pip install "cupy-cuda12x\[ctk\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')],
 )
 @pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed"])
 def test_without_cupy_or_a_gpu_there_is_one_line_that_says_what_to_do(
