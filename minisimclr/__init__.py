@@ -36,7 +36,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,152 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,152 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only

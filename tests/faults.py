@@ -183,7 +183,7 @@ FAULTS = [
     Fault("cross-entropy-not-meant", "operations", "ops/loss.py", "dlogits * (g / len(rows))", "dlogits * g", "ops"),
     Fault("cross-entropy-overflows", "operations", "ops/loss.py",
           "shifted = logits - logits.max(axis=1, keepdims=True)", "shifted = logits - 0", "ops"),
-    Fault("kernel-turned-round", "operations", "ops/conv/slabs.py",  # forward and back alike: no differences see it
+    Fault("kernel-flipped", "operations", "ops/conv/slabs.py",  # forward and back alike: no differences see it
           "reads.append((k, range", "reads.append((kernel - 1 - k, range", "ops winograd"),
     Fault("thin-kernel-gradient", "operations", "ops/conv/slabs.py",
           "parts.sum(axis=0).reshape(w.shape)", "parts[:1].sum(axis=0).reshape(w.shape)", "ops simclr"),
@@ -197,7 +197,7 @@ FAULTS = [
           "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
 
     # ── The plain forms ───────────────────────────────────────────────────────────────────────────
-    Fault("plain-kernel-turned-round", "operations", "ops/conv/plain.py",
+    Fault("plain-kernel-flipped", "operations", "ops/conv/plain.py",
           "@ w[i, j] for i, j in taps", "@ w[-1 - i, -1 - j] for i, j in taps", "ops plain"),
     Fault("plain-gradient-of-the-last-tap", "operations", "ops/conv/plain.py",
           "dpadded[below(i, j)] += g", "dpadded[below(i, j)] = g", "ops plain"),
@@ -255,7 +255,7 @@ FAULTS = [
           "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
     Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
           "nn resnet simclr"),
-    Fault("way-around-detached", "layers", "resnet.py",
+    Fault("shortcut-detached", "layers", "resnet.py",
           'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
           "resnet simclr"),
     Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",

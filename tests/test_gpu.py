@@ -101,7 +101,9 @@ def off(got: Any, exact: Any) -> float:
     ("entry", "inputs", "settings"),
     [pytest.param(entry, *sample, id=f"{entry.name} {k}") for entry in TABLE for k, sample in enumerate(entry.samples)],
 )
-def test_every_operation(entry: Entry, inputs: Any, settings: Any, dtype: str) -> None:
+def test_every_operation_on_a_gpu_is_that_of_float64_rounded(
+    entry: Entry, inputs: Any, settings: Any, dtype: str
+) -> None:
     inputs = [np.asarray(x, dtype) for x in inputs]
     results = []
     for place, kind in ((lambda x, _: x, np.float64), (gpu, dtype)):

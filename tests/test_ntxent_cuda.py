@@ -373,7 +373,7 @@ def test_equal_rows_stay_equal_in_bfloat16(fibres: Fibres, name: str) -> None:
     assert max(abs(da).max(), abs(db).max()) < 1e-4
 
 
-def test_zero_rows(fibres: Fibres, name: str) -> None:
+def test_zero_rows_get_no_gradient(fibres: Fibres, name: str) -> None:
     a, b = single(4, 16, seed=14)
     a[1] = 0
     expected = exactly(a, b, 0.1)
@@ -406,7 +406,7 @@ def test_one_image_has_no_negatives(fibres: Fibres) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-30, 1e30, 1e300])
-def test_any_temperature(fibres: Fibres, temperature: float) -> None:
+def test_any_temperature_gives_finite_numbers(fibres: Fibres, temperature: float) -> None:
     loss, da, db = fibres(*single(3, 4), temperature)
     assert np.isfinite(loss)
     assert np.isfinite(da).all()
@@ -489,7 +489,7 @@ def sanitized(folder: Path, methods: str, change: tuple[str, str] = ("", "")) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_address_sanitizer(name: str, tmp_path: Path) -> None:
+def test_the_address_sanitizer_finds_nothing(name: str, tmp_path: Path) -> None:
     done = sanitized(tmp_path, name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "done\n"
@@ -616,7 +616,7 @@ def test_auto_on_a_gpu(on_gpu: Any, dtype: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_what_a_gpu_cannot(on_gpu: Any) -> None:
+def test_what_a_gpu_cannot_compute_is_refused(on_gpu: Any) -> None:
     z = np.ones((2, 2))
     with pytest.raises(TypeError, match="float32"):
         on_gpu(z, z, 0.1)

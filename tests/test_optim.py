@@ -161,7 +161,7 @@ def test_options_left_out_have_the_values_of_the_papers_code(left_out, written_o
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtypes_stay(kind, dtype):
+def test_weights_and_velocity_keep_their_dtype(kind, dtype):
     params = [tensor(array, requires_grad=True) for array in start(dtype)]
     optimizer = kind(params, lr=0.1, weight_decay=0.1)
     for step in range(2):

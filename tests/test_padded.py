@@ -60,14 +60,14 @@ def assert_equal(x: Any, w: Any, tolerance: float, **geometry: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 2e-3)])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding"), SHAPES)
-def test_equals_the_plain_form(
+def test_the_padded_form_equals_the_plain_form(
     shape: Any, kernel: Any, stride: int, padding: int, dtype: Any, tolerance: float
 ) -> None:
     assert_equal(*case(shape, kernel, dtype), tolerance, stride=stride, padding=padding)
 
 
 @given(st.data())
-def test_equals_the_plain_form_on_any_geometry(data: st.DataObject) -> None:
+def test_the_padded_form_equals_the_plain_form_on_any_geometry(data: st.DataObject) -> None:
     number = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
     K, stride, padding = number(1, 7), number(1, 4), number(0, 4)
     H, W = (number(max(1, K - 2 * padding), 11) for _ in "HW")

@@ -229,7 +229,7 @@ def test_an_overflow_changes_nothing_in_the_whole_network_but_the_scale(images, 
     assert float(optimizer.loss_scale.value) == 2.0**126
 
 
-def test_a_step_that_did_not_is_that_of_the_unscaled_gradient(optimizer):
+def test_a_step_without_overflow_is_that_of_the_unscaled_gradient(optimizer):
     other = type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1)
     other.velocity[0][...] = optimizer.velocity[0]
     assert step(other, 3) == step(optimizer, 3) == 3

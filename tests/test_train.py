@@ -424,7 +424,7 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], No
 
 
 @pytest.mark.usefixtures("every_fourth")
-def test_reading_seldom_changes_when_a_number_is_known_and_not_what_it_is(whole, tmp_path):
+def test_reading_seldom_changes_when_a_number_is_known_but_not_the_number(whole, tmp_path):
     seen: list[list[int]] = []
     pretrain(CONFIG, IMAGES, folder=tmp_path, progress=lambda line: seen.append([line["step"], len(metrics(tmp_path))]))
     assert kept(tmp_path) == kept(whole)
