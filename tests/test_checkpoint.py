@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    """The one line, naming the file, with which it is refused."""
+    """Return the one line with which the file is refused; it names the file."""
     with pytest.raises(CheckpointError) as error:
         load(path)
     message = str(error.value)
@@ -86,7 +86,7 @@ def test_others_may_read_it(path):
 
 
 class Full(Exception):
-    """The disk is."""
+    """The error that stands for a full disk."""
 
 
 def fails(*args: object, **kwargs: object) -> None:
@@ -267,7 +267,7 @@ def test_a_format_of_the_future_is_named(path):
 
 
 class Trap:
-    """Unpickling it would leave a trace."""
+    """An object whose unpickling would leave a trace."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, ("trace",)
@@ -291,7 +291,7 @@ def test_nothing_in_the_package_opens_pickles():
 
 
 def test_an_archive_that_would_unpack_to_too_much_is_refused_unread(path, monkeypatch):
-    """Measured by what the members declare; nothing of them is unpacked."""
+    """The size is what the members declare; nothing is unpacked."""
     monkeypatch.setattr(checkpoint, "LARGEST", path.stat().st_size // 2)
     monkeypatch.setattr(np, "load", fails)
     assert "would unpack to" in refused(path)

@@ -329,7 +329,7 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
 
 
 def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(photos, tmp_path, capsys, monkeypatch):
-    """One line; none on a processor."""
+    """The command prints one line about the device, and none on a processor."""
     train_there = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--out"]
     assert main([*train_there, str(tmp_path / "fits")]) == 0
     monkeypatch.setattr("minisimclr.training.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)

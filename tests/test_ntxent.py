@@ -395,8 +395,8 @@ def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Ar
 
 
 def tolerance(method: str, kind: str, temperature: float) -> float:
-    """5e-6, below τ = 0.05 as the rounding of the cosines grows; 6 times that where the gradient is what is left of
-    a cancellation."""
+    """5e-6, and more below τ = 0.05, where the rounding of the cosines grows; 6 times that where the gradient is left
+    over from a cancellation."""
     on_gpu = method not in ("exact", "tiled")
     if on_gpu and kind == "opposed" and temperature >= 1:  # the GPU's kernels do not have (5.13) yet
         return 2e-4 * max(1, temperature / 10)
@@ -408,7 +408,7 @@ def tolerance(method: str, kind: str, temperature: float) -> float:
 def check_accuracy(
     method: str, kind: str, n: int, d: int, temperature: float, seed: int, times: float = 1, tiny: float = 1e-36
 ) -> None:
-    """Value and gradient to the tolerance, or `times` that for methods that multiply with less than float32.
+    """Check value and gradient to the tolerance, or to `times` that for methods that multiply with less than float32.
 
     Below `tiny`, float32 has no full precision to offer.
     """
@@ -767,7 +767,7 @@ def test_the_checks_accept_the_right_form(method: str) -> None:
 
 
 def refused(module: ModuleType, function: str, right: str, wrong: str, closed_form: bool) -> bool:
-    """Exchange a piece of a module's source, and see whether the checks refuse what it then computes."""
+    """Exchange a piece of a module's source; the checks must refuse the result."""
     source = inspect.getsource(module)
     assert source.count(right) == 1, f"{module.__name__} has changed: {right!r}"
     broken: dict[str, Any] = {"__name__": module.__name__, "__package__": "minisimclr.ntxent"}

@@ -3,7 +3,7 @@
     python tests/test_ntxent_rungs.py          prints the table of the chapter, and what was measured
 
 A cell of the table is a power of ten that the error stays below, on any BLAS: the smallest that is at least twice what
-was measured. Here a cell must be true (no error is above it) and not modest (the error is above a hundredth of it).
+was measured. Here a cell must be true (no error is above it) and not modest (some error is above a hundredth of it).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_neither_inputs_nor_gradient_are_written_to_or_handed_out() -> None:
 
 @pytest.mark.host
 def test_what_lies_beyond_the_edge_is_never_read() -> None:
-    """In the columns that are computed for nothing stands a huge number; no result shows it."""
+    """The columns whose results are never read hold a huge number; no result shows it."""
     x, w = case((6, 6, 2, 20), (3, 4))
     x[:, 0] = 1e300  # around the edge: what the junk columns of the row above reach
     w[:, 0] = 0  # the tap that would read it at its proper place
