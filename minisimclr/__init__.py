@@ -36,7 +36,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,152 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 5,154 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
@@ -75,13 +75,13 @@ Second reading, 5,152 lines: the exact, fast, safe and resumable forms of the sa
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       176  Four pictures of a run, drawn with Pillow
     cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             35  The parts that several commands share: options, splits, and a free folder
+    cli/common.py             37  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               48  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py           97  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           50  `minisimclr evaluate`: measure how well the classes can be told apart by h, and by z
+    cli/evaluate.py           50  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             16  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              25  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/gradcheck.py          16  `minisimclr gradcheck`: hold every operation against independent references
+    cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py           87  The command line: demo, pretrain, evaluate, embed, report, gradcheck
 """
 
