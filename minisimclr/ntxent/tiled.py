@@ -65,7 +65,7 @@ def value_and_grad(
                 _spare[:] = [problem.room]
 
 
-_spare: list[Array] = []  # at most one array, for the next call's E: in a training loop touching new memory is slow
+_spare: list[Array] = []  # at most one array, kept for the next call's E: new memory is slow to touch
 
 
 def release() -> None:
@@ -123,7 +123,7 @@ class _Problem:
         a, b = self.exact[:images], self.exact[images:]
         # Vectors of length 2N are cheap: they are kept in float64.
         cosine = np.einsum("nd,nd->n", a, b, dtype=np.float64)
-        positive = np.concatenate([cosine, cosine])  # of each anchor with its positive
+        positive = np.concatenate([cosine, cosine])  # the cosine of each anchor with its positive
 
         # The exponent of a tile is (cosine − top)/τ.
         self.top = positive.astype(self.dtype) if self.shifted else np.zeros(n, self.dtype)

@@ -38,7 +38,7 @@ def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8
     started: list[_Worker] = []
     try:
         for k in range(workers):
-            # every n-th step from the k-th on: no worker waits for another
+            # worker k makes every n-th step from the k-th on, so no worker waits for another
             started.append(_Worker(f"{k + 1} of {workers}", make, config, shared, images.shape, steps[k::workers]))
 
         def views(step: int) -> tuple[Array, Array]:

@@ -138,8 +138,8 @@ def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
     A group is cut where it is too large for a few copies of it to fit a processor's cache.
     """
     code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)  # (V,) a number for each order; 0: no change
-    by_code = np.argsort(code, kind="stable")  # (V,) views of one code are neighbours now
-    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # and are cut where the code changes
+    by_code = np.argsort(code, kind="stable")  # (V,) the views, sorted so that those of one code are neighbours
+    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # one array for each code
     most = max(1, GROUP_PIXELS // size**2)  # images in a group
     return [group[part] for group in same for part in pieces(xp, len(group), most)]
 

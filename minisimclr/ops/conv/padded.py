@@ -82,7 +82,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
     thin = is_thin(w.shape)
 
     if thin:
-        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)  # one product in all
+        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)  # a single product
     else:
         slab = xp.zeros((out_h * grid.phase[1] * N, D), sum_dtype(xp, dtype))  # Y (H'·Wₚ·N, D)
         phases = _split(xp, x, grid)  # (Hₚ·Wₚ·N, C) each

@@ -326,7 +326,7 @@ def _buffer(xp: Any, name: str, places: int, *shape: int) -> Array:
     places shift them against each other, which is 1.6 times as fast.
     """
     size = math.prod(shape)
-    apart = size + PADDING_FLOATS  # from one place to the next
+    apart = size + PADDING_FLOATS  # distance from one place to the next
     flat = vars(_kept).get(name)
     if flat is None or flat.size < places * apart:
         flat = vars(_kept)[name] = xp.empty(places * apart, "float32")

@@ -39,7 +39,7 @@ def pool(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tuple[Arr
 
         def hand_back(images: slice) -> None:
             x_, y_, g_, dx_ = (a[:, :, images] for a in (x, y, g, dx))
-            waiting = xp.ones(y_.shape, bool)  # as in the plain form
+            waiting = xp.ones(y_.shape, bool)  # windows whose gradient was not handed back yet, as in the plain form
             for windows, pixels in taps:
                 first = waiting[windows] & is_largest(xp, x_[pixels], y_[windows])
                 dx_[pixels] += g_[windows] * first
