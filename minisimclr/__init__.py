@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,582 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       194  Reverse-mode automatic differentiation: the whole engine
@@ -19,9 +19,9 @@ First reading, 2,582 lines: the whole of SimCLR, in the order in which one thing
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
-    ntxent/__init__.py       150  NT-Xent in several forms of one function, and the choice between them
+    ntxent/__init__.py       151  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
-    module.py                119  Modules: layers and networks, whose parameters have names and can be saved, loaded and moved
+    module.py                119  Modules: layers and networks whose parameters have names, are saved, and moved to a GPU
     nn.py                    137  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper

@@ -1,11 +1,11 @@
-"""Modules: layers and networks, whose parameters have names and can be saved, loaded and moved.
+"""Modules: layers and networks whose parameters have names, are saved, and moved to a GPU.
 
 A module is a plain object. Nothing is registered: parameters and layers are found among its attributes.
 
 * A Tensor attribute is a parameter, an array attribute a buffer (running statistics), a Module a child.
   Names are the attribute names joined by dots, in the order of assignment, and are torchvision's.
 * Training or evaluating is an argument of the call, model(x, train=True), not a mode that one forgets.
-* Inside, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` speaks
+* Inside the network, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` uses
   torchvision's layout, (D,C,K,K) and (out,in).
 """
 
@@ -39,7 +39,7 @@ class Module:
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        """Return the tree of layers, a line each: what it is, the shapes of its parameters, and their number."""
+        """Return the tree of layers, one a line, with its type, the shapes of its parameters, and their number."""
         rows = []
         # A table: the tree on the left, what each layer owns in the middle, and the totals on the right.
         for prefix, module in self.modules():
@@ -111,7 +111,7 @@ class Module:
             module._put(name, to_device(array, device_of(old)))
 
     def _require_state(self, given: Mapping[str, Any]) -> None:
-        """Refuse a state whose names, shapes or kinds of numbers are not ours."""
+        """Refuse a state whose names, shapes or dtypes do not fit this module."""
         own = self.state_dict()  # in the stored layout, so that shapes can be compared as they are
         for verb, names in (("misses", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
             if names:

@@ -78,7 +78,7 @@ class Linear(Module):
         self, in_dim: int, out_dim: int, *, bias: bool = True, product_dtype: Any = None, rng: np.random.Generator
     ) -> None:
         self.product_dtype = product_dtype
-        bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in, which keeps x W about as large as x
+        bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in, which keeps x W of the order of x
         drawn = rng.uniform(-bound, bound, (in_dim, out_dim))  # (in,out)
         self.weight = parameter(drawn)
         if bias:
@@ -141,8 +141,8 @@ class BatchNorm2d(Module):
     method  the form in which ops.batch_norm computes it
 
     Shapes: x (…,C) -> (…,C)
-    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training on one value per
-            channel, of which there is no variance.
+    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training for one value per
+            channel, which has no variance.
     """
 
     eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value

@@ -28,7 +28,7 @@ Norm: TypeAlias = "partial[BatchNorm2d]"
 def _makers(rng: Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
     """Return two constructors, of convolutions and of batch norms, with the settings that all layers share."""
     conv = partial(Conv2d, method=method_of("conv", method), product_dtype=product_dtype, rng=rng)
-    return conv, partial(BatchNorm2d, method=method_of("norm", method))  # each called with its sizes alone
+    return conv, partial(BatchNorm2d, method=method_of("norm", method))  # only the sizes are left to give
 
 
 class BasicBlock(Module):
@@ -60,7 +60,7 @@ class BasicBlock(Module):
 
 
 class Bottleneck(Module):
-    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a shortcut past them.
+    """Three convolutions (1×1 to few channels, 3×3 with the stride, 1×1 to four times as many) and a shortcut.
 
     Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,4·dim)
     """
@@ -74,7 +74,7 @@ class Bottleneck(Module):
         out_dim = dim * self.expansion
         self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
         self.bn1 = norm(dim)
-        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # He et al. had the stride in conv1: it skips pixels
+        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # not in conv1, as in He et al.: a 1×1 skips pixels
         self.bn2 = norm(dim)
         self.conv3 = conv(dim, out_dim, 1)  # all channels again, for the sum with the shortcut
         self.bn3 = norm(out_dim)

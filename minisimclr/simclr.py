@@ -2,7 +2,7 @@
 
     two views of each image  ──f──>  representation h  ──g──>  embedding z  ──>  NT-Xent
 
-The loss acts on z; what is used afterwards is h, because z learns to drop whatever the augmentations
+The loss acts on z. Afterwards h is used and g thrown away, because z learns to drop whatever the augmentations
 change, colour and orientation included (paper §4.2).
 """
 
@@ -52,7 +52,7 @@ class ProjectionHead(Module):
         method: str = METHOD,
         product_dtype: Any = None,
     ) -> None:
-        if layers < 1:
+        if layers < 1:  # then z would be h itself
             raise ValueError(f"a projection head needs at least one layer, not {layers}")
         rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
@@ -111,8 +111,8 @@ class SimCLR(Module):
     def loss(self, views_a: Array, views_b: Array, temperature: float = 0.1) -> tuple[Tensor, Array, Array]:
         """Compute the loss of one batch, Algorithm 1: the loss, z of the views a, z of the views b.
 
-        Both views go through the network in ONE batch of 2N: batch norm must see them together. Forwarded
-        one after the other, the gradient has next to nothing in common with this one (cosine 0.08).
+        Both views go through the network in ONE batch of 2N: batch norm must see them together. If they went through
+        it one after the other, the gradient would have next to nothing in common with this one (cosine 0.08).
 
         Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """

@@ -32,7 +32,7 @@ Gradient: TypeAlias = "Array | Callable[[], Array] | None"
 Vjp: TypeAlias = "Callable[[Array], Gradient | tuple[Gradient, ...]]"
 
 _recording = ContextVar("recording", default=True)  # a context variable, so that no_grad holds in its own thread only
-_ages = itertools.count()  # one for the whole process: only the order matters
+_ages = itertools.count()  # numbers nodes in the order in which they are made; one counter for the whole process
 
 
 # The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp keeps
@@ -50,7 +50,7 @@ class Node:
         self.parents: tuple[Node | None, ...] = parents  # one per input; None if the input wants no gradient
         self.hold = hold  # keeps the arrays of this step read-only
         self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
-        self.age = next(_ages)  # smaller than the age of everything computed from it
+        self.age = next(_ages)  # a serial number, smaller than that of everything computed from this node
         self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
         self.leaf: Array | None = value if vjp is None else None  # None says that the value was computed
 
@@ -179,8 +179,8 @@ def no_grad() -> Iterator[None]:
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
     """Add ∂L/∂leaf to the `grad` of every leaf below `tensor`, where `grad` (default 1, for a scalar) is ∂L/∂tensor.
 
-    Raises: RuntimeError if nothing here needs a gradient, if the graph was used before, if a parameter was changed
-    since, or if `grad` is missing and the tensor has more than one element; ValueError if `grad` has another shape.
+    Raises: RuntimeError if nothing here needs a gradient, if a backward pass went through the graph before, if a
+    parameter was changed since, or if `grad` is needed and missing; ValueError if `grad` has another shape.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> backward(x * x, [10.0, 1.0])
@@ -191,8 +191,8 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
     if root is None:
         raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")
     gradients: dict[Node, Array] = {root: _seed(tensor, grad)}  # the sum of what has arrived so far
-    waiting = [(-root.age, root)]  # a heap with the youngest node on top
-    # A node is older than all that was computed from it. So when it is the youngest that waits, every contribution
+    waiting = [(-root.age, root)]  # a heap, with the node on top that was made last
+    # A node is made before all that is computed from it. So when none that waits was made later, every contribution
     # to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
     while waiting:
         _, node = heapq.heappop(waiting)

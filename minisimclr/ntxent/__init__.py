@@ -18,11 +18,11 @@ from ..backend import Array, array_module, is_array
 from ..engine.autograd import Tensor, Vjp, primitive
 from . import cuda, exact, plain, tiled
 from .exact import contrastive_accuracy as contrastive_accuracy_on_device
-from .tiled import release
+from .tiled import release  # frees the memory that the tiled form holds for its next call
 
 __all__ = ["contrastive_accuracy", "contrastive_accuracy_on_device", "nt_xent", "nt_xent_value_and_grad", "release"]
 
-ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
+ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]  # za, zb, τ -> loss, dza, dzb
 
 
 # ── The public functions ──────────────────────────────────────────────────────────────────────────
@@ -87,13 +87,14 @@ def nt_xent_value_and_grad(
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0 ("plain" divides by zero).
 
     method  the form that computes it:
-            "composed", "plain"  plain.py: from operations, by autograd; by hand. The forms to read.
+            "composed"           plain.py: composed from operations; autograd finds the gradient.
+            "plain"              plain.py: the loss line by line, with its gradient by hand.
             "exact"              exact.py: loses no digits. "reference" is another name of it.
             "tiled"              tiled.py: fast, for NumPy arrays only. It keeps exp(u·uᵀ/τ) between its two passes if
-                                 that fits into 160 MiB (float32: N up to 4,500), and the memory for the next call;
-                                 `release()` frees it.
+                                 that fits into 160 MiB (float32: N up to 4,500). It holds this memory for the next
+                                 call; `release()` frees it.
             "cuda"               cuda.py: fast, for CuPy arrays only, in float32.
-            "cuda-bf16x3", "cuda-bf16"  the same on tensor cores: cuda.py says what accuracy that leaves.
+            "cuda-bf16x3", "cuda-bf16"  the same on tensor cores; cuda.py has a table of their accuracy.
             "auto"               tiled for NumPy arrays. For CuPy arrays cuda, or exact if one of them is float64 or
                                  CuPy cannot compile kernels here.
 
@@ -141,7 +142,7 @@ def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
     array_module(za, zb)  # raises if they are on different devices
     if not (is_array(za) and is_array(zb)):  # a list has no dtype, and a number no rows
         raise TypeError(f"embeddings must be NumPy or CuPy arrays, not {type(za).__name__} and {type(zb).__name__}")
-    if za.ndim != 2 or za.shape != zb.shape:
+    if za.ndim != 2 or za.shape != zb.shape:  # a third axis is most likely a map that was not averaged
         raise ValueError(f"za and zb must be (N, D), the two views of N images, not {za.shape} and {zb.shape}")
     if za.size == 0:  # the mean over no anchors would be 0/0
         raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")

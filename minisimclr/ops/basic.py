@@ -156,7 +156,7 @@ def matmul(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
     return x @ y, vjp  # (…,N,M)
 
 
-# ── Functions with a kink: a corner has a slope on each side; each docstring says which one is taken ─
+# ── Functions with a kink: it has a slope on either side; each docstring says which one is taken ──
 
 
 @primitive
@@ -204,7 +204,7 @@ def sum(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     [4.0, 6.0]
     """
     kept, shape = _kept_shape(x, axis), x.shape  # the vjp keeps the shapes, not x
-    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)  # a view
+    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)  # no copy
 
 
 @primitive
@@ -233,7 +233,7 @@ def max(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     [2.0, 4.0]
     """
     kept = _kept_shape(x, axis)  # with it the value broadcasts against x, whatever keepdims says
-    value = x.max(axis=axis, keepdims=keepdims)
+    value = x.max(axis=axis, keepdims=keepdims)  # NaN wherever there is one among the elements
 
     def vjp(g: Array) -> Array:
         # A NaN is the maximum wherever there is one. But it differs from itself, so == does not find it.

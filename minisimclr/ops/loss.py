@@ -1,6 +1,6 @@
 """Softmax cross-entropy: how surprised a classifier is by the right answers.
 
-NT-Xent, the loss of SimCLR, is this loss with 2N images as the classes; its forms live in ntxent/.
+NT-Xent, the loss of SimCLR, is this loss with the 2N embeddings of a batch as the classes; its forms live in ntxent/.
 """
 
 from __future__ import annotations

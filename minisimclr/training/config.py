@@ -20,7 +20,7 @@ from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
 # drawn for different purposes are independent, although all of them come from one seed.
-WEIGHTS, ORDER, VIEWS = 1, 2, 3
+WEIGHTS, ORDER, VIEWS = 1, 2, 3  # arbitrary numbers; with others no stored run could be repeated
 
 # The choices are spelled out here, so that one can read the settings without the files that serve them. A test
 # compares these names with those of each room.
@@ -83,13 +83,13 @@ class Config:
     # The training.
     batch: int = _setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
     epochs: int = _setting(20, "passes over the images", least=1, most=1_000_000)
-    temperature: float = _setting(
+    temperature: float = _setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
-    optimizer: str = _setting(
+    optimizer: str = _setting(  # the paper takes LARS, for batches of 4,096
         "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
-    lr: float = _setting(
+    lr: float = _setting(  # 0.3 is the paper's, §2.3
         0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256", above=0, most=1e6
     )
     momentum: float = _setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
@@ -105,7 +105,7 @@ class Config:
     )
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
 
-    # The computation: a run keeps its meaning, though not its last bits, when one of these changes; seed excepted.
+    # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = _setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
     device: str = _setting("cpu", "device that computes", choices=("cpu", "cuda"))
     precision: str = _setting(
@@ -148,13 +148,14 @@ class Config:
 
     def to_evaluate(self, device: str) -> Config:
         """Return a copy of this configuration for evaluation: float32 on `device`, whatever the training used."""
-        return dataclasses.replace(self, device=device, precision="float32")  # a table must not depend on rounding
+        # So runs that were trained in different precisions can be compared.
+        return dataclasses.replace(self, device=device, precision="float32")
 
     def rng(self, purpose: int, index: int) -> np.random.Generator:
         """Return the generator for one purpose: for epoch number `index` (ORDER), for step number `index` (VIEWS).
 
         Nothing random is carried from step to step, so a resumed run draws what the uninterrupted one would have
-        drawn, bit for bit, and what one step draws does not depend on who prepares it.
+        drawn, bit for bit, and what one step draws does not depend on the process that prepares it.
         """
         # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
@@ -194,7 +195,7 @@ def _check_method(method: str) -> None:
 
 def method_of_conv(conv: Any) -> str:
     """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:
+    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
         raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
     return OLD_CONV[conv]
 

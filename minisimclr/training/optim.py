@@ -16,8 +16,8 @@ from ..processor import parallel, pieces
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
     """Compute the learning rate of step t = 0, 1, …: it rises along a straight line, then falls along half a cosine.
 
-    t < W:   peak · t/W
-    t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   0 from T on
+    t < W:   peak · t/W                                        with W = warmup_steps, T = total_steps
+    t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   and 0 from t = T on
 
     Raises: ValueError unless 0 ≤ warmup_steps ≤ total_steps.
     Source: §2.3 of the paper, "Default setting"; the formula is that of Google's code and of optax.
@@ -52,7 +52,7 @@ class Optimizer:
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.loss_scale = loss_scale
-        # One buffer per parameter, of its shape and on its device. At first nothing has been learned: zeros.
+        # One buffer per parameter, of its shape and on its device. It starts at 0: there is no earlier gradient.
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def backward(self, loss: Tensor) -> Array:
@@ -133,7 +133,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as in torch:
+    """Stochastic gradient descent with momentum μ and weight decay λ, as in torch:
 
     g ← g + λw;   v ← μv + g;   w ← w − lr·v        (Nesterov: w ← w − lr·(g + μv))
 
@@ -176,8 +176,8 @@ class LARS(Optimizer):
 
         g ← g + λw;   trust = η‖w‖/‖g‖, or 1 if either norm is 0;   v ← μv + lr·trust·g;   w ← w − v
 
-    so that one step moves each layer by about the same share of its norm, at any batch size. Parameters
-    with ndim ≤ 1 (biases, batch norm) get neither decay nor trust.
+    with weight decay λ, momentum μ and trust coefficient η. So one step moves each layer by about the same share of
+    its norm, at any batch size. Parameters with ndim ≤ 1 (biases, batch norm) get neither decay nor trust.
 
     Raises: ValueError if there are no parameters, or for a setting that is negative or not finite.
 

@@ -53,9 +53,9 @@ def pretrain(
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
-    peak = config.lr * config.batch / 256  # twice the images give a gradient half as noisy: twice the rate, paper §2.3
+    peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
-    run, optimizer = begin(config, images, folder, resume)  # the network is built here, or read from the checkpoint
+    run, optimizer = begin(config, images, folder, resume)  # builds the network; to resume is to load its weights
     with (
         Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers) as views,

@@ -17,7 +17,7 @@ CROP_TRIES = 10  # draws of a crop before the central one is taken; torchvision'
 FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5  # probability of each change; the paper's, appendix A
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the colour changes, by their numbers in `order` and `factor`
 JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # largest change of each at strength 1; the paper's
-MAX_STRENGTH = 2.5  # largest strength; here the hue turns by up to ±1/2, which is the whole circle
+MAX_STRENGTH = 2.5  # largest strength; with it the hue turns by up to ±1/2, which is the whole circle
 BLUR_SIGMA = (0.1, 2.0)  # range of the blur's standard deviation, pixels of the view; the paper's
 
 

@@ -32,7 +32,7 @@ def max_pool2d(
     >>> ops.max_pool2d(row, kernel=2, stride=1).data.ravel().tolist()
     [3.0, 3.0]
     """
-    if method not in METHODS:
+    if method not in METHODS:  # a misspelled "plain" must not quietly run the fast form
         raise ValueError(f"max_pool2d: method must be one of {', '.join(METHODS)}; not {method!r}")
     if x.ndim != 4 or kernel < 1 or stride < 1 or padding < 0:  # slices would go wrong without a word
         raise ValueError(
