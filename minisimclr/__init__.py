@@ -21,7 +21,7 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       151  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
-    module.py                119  Modules: layers and networks whose parameters have names, are saved, and moved to a GPU
+    module.py                119  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    137  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper

@@ -1,4 +1,4 @@
-"""Modules: layers and networks whose parameters have names, are saved, and moved to a GPU.
+"""Modules: layers and networks whose parameters have names, and can be saved and moved.
 
 A module is a plain object. Nothing is registered: parameters and layers are found among its attributes.
 
