@@ -36,22 +36,22 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,161 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,167 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py         92  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/surface.py         93  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
-    ops/conv/cublas.py        53  Add a matrix product to an array: in one launch where CuPy lends us NVIDIA's cuBLAS
+    ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
-    ntxent/exact.py          120  NT-Xent to the last digit: the plain form loses digits in four places; their cures
-    ntxent/tiled.py          268  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
+    ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
@@ -65,7 +65,7 @@ Second reading, 5,161 lines: the same again: exact, fast, safe, resumable, and w
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      129  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      130  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
@@ -75,13 +75,13 @@ Second reading, 5,161 lines: the same again: exact, fast, safe, resumable, and w
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       176  Four pictures of a run, drawn with Pillow
     cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             35  The parts that several commands share: options, splits, and a free folder
+    cli/common.py             37  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py           97  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           50  `minisimclr evaluate`: measure how well the classes can be told apart by h, and by z
+    cli/evaluate.py           50  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             16  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              25  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/gradcheck.py          16  `minisimclr gradcheck`: hold every operation against independent references
+    cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py           87  The command line: demo, pretrain, evaluate, embed, report, gradcheck
 """
 

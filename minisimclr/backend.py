@@ -136,7 +136,7 @@ def _cupy() -> Any:
         import cupy  # not at the top of the file: it takes seconds, and most machines do not have it
     except ImportError:
         raise RuntimeError(
-            'device "cuda" needs CuPy: pip install "minisimclr[cuda12]" (or cuda13); or use device "cpu"'
+            'device "cuda" needs CuPy: pip install "cupy-cuda12x[ctk]" (or 13x); or use device "cpu"'
         ) from None  # the ImportError itself would say less, in ten lines more
     if not cupy.cuda.is_available():  # `import cupy` succeeds without a GPU
         raise RuntimeError('device "cuda": CuPy finds no usable GPU or driver; use device "cpu"')

@@ -60,8 +60,8 @@ def batch_norm(
 
     Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
     VJP:    g ← g where y > 0, if relu;   dshortcut = g
-            dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
-            dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch
+            dscale = Σ g·x̂,  dshift = Σ g                                                           (4.4)
+            dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch                   (4.7)
     Raises: ValueError for a shape that does not fit x, and for an unknown method
 
     >>> import numpy as np
