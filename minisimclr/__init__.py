@@ -4,25 +4,25 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       194  Reverse-mode automatic differentiation: the whole engine
-    ops/basic.py             178  Arithmetic, kinks and reductions: one primitive each
-    ops/shapes.py             82  Shapes and dtypes: the same elements, elsewhere or rounded
+    ops/basic.py             178  Arithmetic, functions with a kink, and reductions; each is one primitive
+    ops/shapes.py             82  Changes of shape and dtype: elements are moved, picked, joined or rounded
     ops/loss.py               34  Softmax cross-entropy: how surprised a classifier is by the right answers
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
-    ops/conv/__init__.py      52  Convolution of feature maps: the operation, its checks, and the choice among its forms
+    ops/conv/__init__.py      53  Convolution of feature maps: the operation, its checks, and the choice among its forms
     ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
-    ops/norm/__init__.py      97  Normalization: batch norm over all but the last axis, and rows of unit length
-    ops/pool/plain.py         30  The plain form of max-pooling: pad with −∞, then the largest of the taps
+    ops/norm/__init__.py      97  Normalization: batch norm over all but the last axis, and rows scaled to unit length
+    ops/pool/plain.py         33  The plain form of max-pooling: pad with −∞, then take the largest value below the taps
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
-    ntxent/__init__.py       150  NT-Xent in several forms of one function, and the choice between them
-    checks/gradcheck.py      189  Three checks of a gradient, each of which sees what the others miss
-    module.py                119  Modules, the layers and networks: their parameters have names, are saved and moved
-    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
+    ntxent/__init__.py       151  NT-Xent in several forms of one function, and the choice between them
+    checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
+    module.py                119  Modules: layers and networks whose parameters have names, and can be saved and moved
+    nn.py                    137  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
@@ -30,13 +30,13 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        174  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       172  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       67  The two views of each step, made when the step asks for them or ahead of it
-    training/train.py         61  Pre-training: Algorithm 1 of the paper with its loop; images in, a trained SimCLR out
+    training/config.py       174  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       67  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         61  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,154 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 5,167 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
@@ -76,7 +76,7 @@ Second reading, 5,154 lines: the exact, fast, safe and resumable forms of the sa
     report/pictures.py       176  Four pictures of a run, drawn with Pillow
     cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             37  The parts that several commands share: options, splits, and a free folder
-    cli/demo.py               48  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py           97  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           50  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             16  `minisimclr report`: draw the pictures of a run again

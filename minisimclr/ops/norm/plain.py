@@ -25,7 +25,7 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     rows = tuple(range(x.ndim - 1))  # every axis but the channels
     mean = x.mean(axis=rows)  # (C,)
     centred = x - mean  # (…,C)
-    # not E[x²] − E[x]²: that loses its digits when the mean is large beside the deviations
+    # We do not compute E[x²] − E[x]², which loses its digits where the mean is large beside the deviations.
     return mean, (centred * centred).mean(axis=rows)
 
 
@@ -44,7 +44,7 @@ def batch_norm(
     def vjp(g: Array) -> tuple[Array, Array, Array]:  # g (…,C)
         dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)  (4.4)
         if batch:
-            # moving all x alike, or stretching them, leaves x̂ as it is: take both directions out of g
+            # Moving all x alike, or stretching them, leaves x̂ as it is. So we take both directions out of g.
             g = g - (dshift + xhat * dscale) / M  # (…,C)  (4.7)
         return scale / sigma * g, dscale, dshift
 
