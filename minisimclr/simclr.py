@@ -111,8 +111,8 @@ class SimCLR(Module):
     def loss(self, views_a: Array, views_b: Array, temperature: float = 0.1) -> tuple[Tensor, Array, Array]:
         """Compute the loss of one batch, Algorithm 1: the loss, z of the views a, z of the views b.
 
-        Both views go through the network in ONE batch of 2N: batch norm must see them together. If they went through
-        it one after the other, the gradient would have next to nothing in common with this one (cosine 0.08).
+        Both views go through the network in ONE batch of 2N: batch norm must see them together. Forwarded one
+        after the other, they have another gradient (its cosine with this one: 0.19 to 0.92, see chapter 4).
 
         Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """
