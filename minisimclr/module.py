@@ -50,8 +50,8 @@ class Module:
             count = sum(math.prod(p.shape) for p in module.parameters())  # of all layers below, too
             title = "  " * len(parents) + (f"{name}: " if name else "") + type(module).__name__
             rows.append((title, shapes, f"{count:,}"))
-        wide = [max(len(row[k]) for row in rows) for k in range(3)]  # the width of each column
-        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
+        wide = [max(len(row[k]) for row in rows) for k in range(3)]
+        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]  # columns of equal width
         return "\n".join([lines[0] + " parameters", *lines[1:]])
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:

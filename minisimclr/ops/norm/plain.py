@@ -44,7 +44,7 @@ def batch_norm(
     def vjp(g: Array) -> tuple[Array, Array, Array]:  # g (…,C)
         dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)
         if batch:
-            # Moving all x alike, or stretching them, leaves x̂ as it is. So we take both directions out of g.
+            # moving all x alike, or stretching them, leaves x̂ as it is: take both directions out of g
             g = g - (dshift + xhat * dscale) / M  # (…,C)  (3.4)
         return scale / sigma * g, dscale, dshift
 
