@@ -31,33 +31,33 @@ class Module:
     stored_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __call__(self, x: Any, train: bool = False) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no __call__")  # a subclass defines it
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
-            value._label = f"{type(self).__name__}.{name}"  # so an error can say which of many layers refused
+            value._label = f"{type(self).__name__}.{name}"  # an error can then say which of many layers it was
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        """Return the tree of layers, one a line, with its type, the shapes of its parameters, and their number."""
+        """Return the tree of layers, a line each: what it is, the shapes of its parameters, and their number."""
         rows = []
         # A table: the tree on the left, what each layer owns in the middle, and the totals on the right.
         for prefix, module in self.modules():
             *parents, name = ("." + prefix).rstrip(".").split(".")
             own = {name: p.shape for name, p in vars(module).items() if isinstance(p, Tensor)}
-            # For example "weight (3,3,64,64)", in the layout inside the network.
+            # as in "weight (3,3,64,64)": the layout inside the network
             shapes = ", ".join(f"{name} ({','.join(map(str, shape))})" for name, shape in own.items())
             count = sum(math.prod(p.shape) for p in module.parameters())  # of all layers below, too
             title = "  " * len(parents) + (f"{name}: " if name else "") + type(module).__name__
             rows.append((title, shapes, f"{count:,}"))
-        wide = [max(len(row[k]) for row in rows) for k in range(3)]  # the width of each column
-        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
+        wide = [max(len(row[k]) for row in rows) for k in range(3)]
+        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]  # columns of equal width
         return "\n".join([lines[0] + " parameters", *lines[1:]])
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield this module and all below it, each with the prefix of its parameters' names."""
         yield prefix, self  # "" at the top, "encoder.conv1." below
-        for name, value in vars(self).items():  # a dictionary keeps the order of assignment
+        for name, value in vars(self).items():
             if isinstance(value, Module):  # depth first: torchvision's order
                 yield from value.modules(f"{prefix}{name}.")
 
@@ -67,7 +67,7 @@ class Module:
             for name, value in list(vars(module).items()):  # a list, because callers replace buffers
                 if isinstance(value, Tensor):
                     yield prefix + name, module, name, value.data
-                elif is_array(value):  # a buffer; anything else, such as a stride, is neither saved nor moved
+                elif is_array(value):
                     yield prefix + name, module, name, value
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
@@ -102,7 +102,7 @@ class Module:
 
         Raises: ValueError, before anything is changed, if names or shapes differ.
         """
-        # torch counts batches for another kind of running average, which we do not offer.
+        # torch counts batches for another kind of running average, which we do not offer
         given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         self._require_state(given)  # all of it first: half a state would be worse than none
         for full_name, module, name, old in self._arrays():
@@ -124,7 +124,7 @@ class Module:
 
     def astype(self, dtype: Any) -> Self:
         """Convert parameters and buffers, so that the module computes in this floating-point dtype from now on."""
-        return self._convert(lambda array: array.astype(dtype))  # running statistics, too: they meet the activations
+        return self._convert(lambda array: array.astype(dtype))
 
     def to(self, device: str) -> Self:
         """Move parameters and buffers to "cpu" or "cuda"."""
@@ -133,7 +133,7 @@ class Module:
     def _convert(self, change: Any) -> Self:
         for _, module, name, array in self._arrays():
             module._put(name, change(array))
-        return self  # so that one can write model = SimCLR(…).to("cuda")
+        return self
 
     def _put(self, name: str, array: Array) -> None:
         """Replace a parameter's or buffer's array."""

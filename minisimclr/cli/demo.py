@@ -45,6 +45,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser, "device that computes")
 
 
+def check_pooling() -> None:
+    """Check the gradient of max-pooling in its plain form, the one plain form that the demo's small network leaves out.
+
+    So whoever steps through the demo meets every operation of the first reading list.
+    """
+    pool = functools.partial(ops.max_pool2d, kernel=3, stride=2, padding=1, method="plain")  # as in a ResNet's stem
+    with saying("checking max-pooling, which this network leaves out"):
+        gradcheck(pool, np.random.default_rng(0).standard_normal((5, 5, 2, 1)))  # (H,W,N,C)
+
+
 def run_command(options: argparse.Namespace) -> None:
     """Run the demo: its table is printed, and kept with the pictures in the folder of the run.
 
@@ -64,13 +74,3 @@ def run_command(options: argparse.Namespace) -> None:
         run = pretrain(config, train.images, folder=folder, progress=progress)
     evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
     print(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")
-
-
-def check_pooling() -> None:
-    """Check the gradient of max-pooling in its plain form, the one plain form that the demo's small network leaves out.
-
-    So whoever steps through the demo meets every operation of the first reading list.
-    """
-    pool = functools.partial(ops.max_pool2d, kernel=3, stride=2, padding=1, method="plain")  # as in a ResNet's stem
-    with saying("checking max-pooling, which this network leaves out"):
-        gradcheck(pool, np.random.default_rng(0).standard_normal((5, 5, 2, 1)))  # (H,W,N,C)

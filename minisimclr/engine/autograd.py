@@ -32,7 +32,7 @@ Gradient: TypeAlias = "Array | Callable[[], Array] | None"
 Vjp: TypeAlias = "Callable[[Array], Gradient | tuple[Gradient, ...]]"
 
 _recording = ContextVar("recording", default=True)  # a context variable, so that no_grad holds in its own thread only
-_ages = itertools.count()  # numbers nodes in the order in which they are made; one counter for the whole process
+_ages = itertools.count()  # one for the whole process: only the order matters
 
 
 # The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp keeps
@@ -50,7 +50,7 @@ class Node:
         self.parents: tuple[Node | None, ...] = parents  # one per input; None if the input wants no gradient
         self.hold = hold  # keeps the arrays of this step read-only
         self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
-        self.age = next(_ages)  # a serial number, smaller than that of everything computed from this node
+        self.age = next(_ages)  # smaller than the age of everything computed from it
         self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
         self.leaf: Array | None = value if vjp is None else None  # None says that the value was computed
 
@@ -142,7 +142,7 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
 
     @shown_as(function, returns=Tensor)
     def op(*inputs: Any, **hyperparameters: Any) -> Tensor:
-        # Tensors are unwrapped; any other argument is copied, so that the caller may change the original afterwards.
+        # Tensors are unwrapped; anything else is copied, so that the caller may change his own afterwards.
         arrays = [x._data if isinstance(x, Tensor) else owned_input(x) for x in inputs]
         settings = {name: owned_setting(setting) for name, setting in hyperparameters.items()}
         try:

@@ -14,16 +14,15 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     """Round to another floating-point dtype.
 
     Shapes: x (…) -> (…)
-    VJP:    dx = g, in the dtype of x
+    VJP:    dx = g, in the dtype of x   (the derivative of the line x, not of the staircase that rounding makes of it)
     >>> from minisimclr import Tensor
     >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
     [2.0]
     """
-    # Rounding is a staircase, whose derivative is 0 almost everywhere. Its steps between floats are so small that we
-    # take the derivative of the line instead, 1. Between integers they are not.
+    # the derivative of rounding is 0 almost everywhere; between floats we take that of x itself, 1
     if xp.dtype(dtype).kind in "iub":
         raise TypeError(f"cast takes a floating-point dtype, not {xp.dtype(dtype)}: rounding has no gradient")
-    before = x.dtype  # the vjp keeps the dtype; if it kept x, x could not be freed before the backward pass
+    before = x.dtype  # the vjp keeps the dtype, not x
     return x.astype(dtype), lambda g: g.astype(before)
 
 
@@ -37,7 +36,7 @@ def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
     >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), shape=(2, -1)).data.tolist()
     [[1.0, 2.0], [3.0, 4.0]]
     """
-    before = x.shape  # the vjp keeps the shape, not x
+    before = x.shape  # the vjp keeps the shape, not x, which may then be freed before the backward pass
     return x.reshape(shape), lambda g: g.reshape(before)  # a view wherever NumPy can: no element moves
 
 
@@ -69,7 +68,7 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     >>> getitem(Tensor([1.0, 2.0, 3.0]), index=slice(1, None)).data.tolist()
     [2.0, 3.0]
     """
-    parts = index if isinstance(index, tuple) else (index,)  # x[i] and x[i, j] alike
+    parts = index if isinstance(index, tuple) else (index,)
     repeats = any(is_array(part) or isinstance(part, list) for part in parts)
     shape = x.shape  # the vjp keeps the shape, not x
 

@@ -134,9 +134,9 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = dict(settings)  # a copy, because the caller's dictionary must stay as it is
-        if "conv" in settings and "method" not in settings:  # stored before version 0.2
-            settings["method"] = method_of_conv(settings.pop("conv"))
+        settings = dict(settings)  # a copy: the caller's own stays as it is
+        if "conv" in settings and "method" not in settings:
+            settings["method"] = method_of_conv(settings.pop("conv"))  # stored before version 0.2
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}
         if unknown:  # from a newer version, or misspelled: neither may be passed over
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}")
