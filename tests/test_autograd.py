@@ -265,6 +265,20 @@ def test_a_second_backward_raises_and_leaves_gradients_alone() -> None:
         assert_same(x.grad, once)
 
 
+def test_only_leaves_collect_a_gradient_whatever_stays_between_them_and_the_loss() -> None:
+    """A computed tensor passes its gradient on and keeps nothing of it: neither the root, nor one that is used twice."""
+    x, y = leaf(3), leaf(3)
+    product = x * y
+    both = product + ops.exp(product)
+    loss = both.sum()
+    loss.backward()
+    assert [t.grad is None for t in (x, y, product, both, loss)] == [False, False, True, True, True]
+    assert_close(x.grad, y.data * (1 + host(ops.exp(x * y).data)))
+    again = (x * 2).sum()
+    again.backward()
+    assert again.grad is None
+
+
 def test_a_leaf_is_its_own_graph() -> None:
     x = tensor(3.0, requires_grad=True)
     x.backward()

@@ -103,6 +103,15 @@ def test_the_rate_warms_up_to_lr_per_256_images_and_comes_down(whole):
     assert [line["lr"] for line in metrics(whole)] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(0.05, 0), (0.25, 2), (0.4, 2), (0.45, 3)])
+def test_the_rate_warms_up_to_its_peak_in_the_nearest_whole_number_of_steps(warmup, steps, monkeypatch):
+    """0.3, 1.5, 2.4 and 2.7 of six steps; a half goes to the even number, as Python rounds."""
+    asked: list[int] = []
+    monkeypatch.setattr(train, "warmup_cosine", lambda step, total, warmup_steps, peak: asked.append(warmup_steps) or 0)
+    pretrain(Config(**{**CONFIG.as_dict(), "warmup": warmup, "epochs": 3}), IMAGES)
+    assert asked == [steps] * STEPS
+
+
 def test_a_run_without_folder_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = pretrain(CONFIG, IMAGES)
@@ -126,7 +135,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole):
 
 def test_a_run_is_its_loop_written_out():
     """Algorithm 1 once more, in the plainest way: which images, which views, which loss, which rate, which update."""
-    config = Config(**{**CONFIG.as_dict(), "temperature": 0.5, "weight_decay": 0.1, "strength": 1.0})
+    changed = {"temperature": 0.5, "weight_decay": 0.1, "strength": 1.0, "warmup": 0.25}  # 1.5 steps are rounded to 2
+    config = Config(**{**CONFIG.as_dict(), **changed})
     model = build_model(config)
     velocity = [np.zeros_like(p.data) for p in model.parameters()]
     for step in range(STEPS):
@@ -135,7 +145,7 @@ def test_a_run_is_its_loop_written_out():
         a, b = two_views(images, config.rng(VIEWS, step), 8, strength=1.0)
         _, z = model(np.concatenate([a, b]), train=True)
         nt_xent(z[:4], z[4:], 0.5).backward()
-        lr = 0 if step == 0 else 2.0 * 4 / 256 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 5))
+        lr = 2.0 * 4 / 256 * (step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 4)))
         for p, v in zip(model.parameters(), velocity):
             assert p.grad is not None
             v[...] = 0.9 * v + p.grad + 0.1 * p.data
