@@ -36,7 +36,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,148 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,155 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
@@ -47,7 +47,7 @@ Second reading, 5,148 lines: the same again: exact, fast, safe, resumable, and w
     ops/conv/cublas.py        53  Add a matrix product to an array: in one launch where CuPy lends us NVIDIA's cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
-    ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
+    ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          120  NT-Xent to the last digit: the plain form loses digits in four places; their cures

@@ -227,7 +227,7 @@ FAULTS = [
     Fault("batch-mean-is-a-constant", "layers", "ops/norm/fused.py",
           "part += dshift", "part += 0", "ops simclr"),
     Fault("variance-by-squares", "layers", "ops/norm/fused.py",
-          "_sum(xp, centred) / len(part)", "_sum(xp, part * part) / len(part) - means[chunk] ** 2", "ops plain"),
+          "_sum(xp, centred) / len(part) - d * d", "_sum(xp, part * part) / len(part) - means[chunk] ** 2", "ops plain"),
     Fault("variance-within-the-chunks-only", "layers", "ops/norm/fused.py",
           "share @ (variances + (means - mean) ** 2)", "share @ variances", "ops plain"),
     Fault("eps-outside-the-root", "layers", "ops/norm/fused.py",

@@ -519,6 +519,43 @@ def test_moments_are_numpys_mean_and_variance_also_far_from_zero(
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("drift", [False, True], ids=["far", "far and drifting"])
+def test_the_fused_moments_are_numpys_to_the_last_digits_where_the_mean_is_far_above_the_deviation(
+    drift: bool, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the rounding of the result itself, which is float32; a sum of the entries would lose four digits here."""
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 1 << 16)
+    x = 1e4 + normal(5000, 3)
+    x[0] += 30  # the rows that stand for the others need not be like them
+    x = (x + (np.linspace(0, 20, 5000)[:, None] if drift else 0)).astype(np.float32)
+    mean, variance = host(ops.moments(xp, on_device(x), method="fused"))
+    wide = x.astype(float)
+    np.testing.assert_allclose(mean, wide.mean(axis=0), rtol=2**-24)
+    np.testing.assert_allclose(variance, wide.var(axis=0), rtol=2e-6)
+
+
+@pytest.mark.parametrize("ratio", [10, 1000])
+def test_the_accuracy_of_batch_norm_is_that_of_sums_in_float64_where_the_mean_is_far_above_the_deviation(
+    ratio: float, xp: Any
+) -> None:
+    """Value and gradient err no more than with statistics that were summed in float64 and rounded, as torch's are."""
+    x, g = (ratio + normal(8, 8, 64, 4)).astype(np.float32), normal(8, 8, 64, 4, seed=1).astype(np.float32)
+
+    def computed(dtype: Any, moments: Any) -> list[Array]:
+        mean, variance = (on_device(np.asarray(host(m), dtype)) for m in moments)
+        statistics = {"mean": mean, "variance": variance, "batch": True}
+        z = tensor(x.astype(dtype), requires_grad=True)
+        y = ops.batch_norm(z, *on_device((np.ones(4, dtype), np.zeros(4, dtype))), **statistics, method="fused")
+        y.backward(on_device(g.astype(dtype)))
+        return host([y.data, z.grad])
+
+    wide = x.astype(float)
+    in_float64 = wide.mean(axis=(0, 1, 2)), wide.var(axis=(0, 1, 2))
+    exact, rounded = computed(np.float64, in_float64), computed(np.float32, in_float64)
+    for got, best, right in zip(computed(np.float32, ops.moments(xp, on_device(x))), rounded, exact):
+        assert relative(got, right) <= 1.5 * relative(best, right) + 1e-6
+
+
 def test_the_order_of_rows_does_not_matter_to_their_moments(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "CHUNK_BYTES", 200)
     x = np.sort(normal(100, 3), axis=0)

@@ -539,15 +539,17 @@ def test_a_checkpoint_of_before_there_were_devices_was_made_on_a_processor_in_fl
         del meta["environment"][name]
     checkpoint.save(tmp_path / "checkpoint.npz", arrays, meta)
     on_a_processor = dataclasses.replace(CONFIG, device="cpu")
-    assert environment_changes(tmp_path, on_a_processor) == []
+    arithmetic = f"numerics was 1, is {checkpoint.NUMERICS}"
+    assert environment_changes(tmp_path, on_a_processor) == [arithmetic]
     changed = environment_changes(tmp_path, dataclasses.replace(on_a_processor, precision="float16"))
-    assert changed == ["precision was float32, is float16"]
+    assert changed == [arithmetic, "precision was float32, is float16"]
 
 
 def test_a_checkpoint_of_another_arithmetic_is_resumed_and_the_change_is_told(whole, monkeypatch):
     """`numerics` is raised by each change that alters bits; a checkpoint without it has the first one."""
-    monkeypatch.setattr(checkpoint, "NUMERICS", 2)
-    assert environment_changes(whole, CONFIG) == ["numerics was 1, is 2"]
+    now = checkpoint.NUMERICS
+    monkeypatch.setattr(checkpoint, "NUMERICS", now + 1)
+    assert environment_changes(whole, CONFIG) == [f"numerics was {now}, is {now + 1}"]
 
 
 def test_a_run_goes_on_with_another_method_and_the_change_is_told(whole, tmp_path):
@@ -592,7 +594,10 @@ OLD_SETTINGS = {
     ("conv", "method"), [("direct", "conv=slabs"), ("winograd", "conv=winograd"), ("auto", "conv=auto")]
 )
 def test_a_checkpoint_of_version_0_1_loads_and_resumes_bit_for_bit(tmp_path, conv, method):
-    """It knew no `method` but `conv`, and its environment no `numerics`."""
+    """It knew no `method` but `conv`, and its environment no `numerics`.
+
+    (That its own steps were made with another arithmetic is told: this one was made with today's.)
+    """
     config = dataclasses.replace(CONFIG, method=method)
     with pytest.raises(Interrupted):
         pretrain(config, IMAGES, folder=tmp_path / "old", progress=stop_at(2))
@@ -601,7 +606,7 @@ def test_a_checkpoint_of_version_0_1_loads_and_resumes_bit_for_bit(tmp_path, con
     del meta["environment"]["numerics"]
     checkpoint.save(tmp_path / "old" / "checkpoint.npz", arrays, meta)
     assert load_run(tmp_path / "old").config == config
-    assert environment_changes(tmp_path / "old", config) == []
+    assert environment_changes(tmp_path / "old", config) == [f"numerics was 1, is {checkpoint.NUMERICS}"]
     pretrain(config, IMAGES, folder=tmp_path / "old", resume=True)
     pretrain(config, IMAGES, folder=tmp_path / "new")
     assert kept(tmp_path / "old") == kept(tmp_path / "new")
