@@ -36,9 +36,10 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,155 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,206 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
-    processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
+    cores.py                  41  The cores that this process may use
+    processor.py             189  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py         92  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
@@ -65,11 +66,11 @@ Second reading, 5,155 lines: the same again: exact, fast, safe, resumable, and w
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      129  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      142  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
+    training/session.py      153  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      101  A linear classifier on the frozen representation h
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text

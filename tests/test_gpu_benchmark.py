@@ -58,7 +58,7 @@ def test_every_section_is_measured(smoke: Any, gpu: Any) -> None:
 
 
 def test_all_that_the_stand_in_can_do_is_timed(smoke: Any) -> None:
-    """The stand-in can do neither bfloat16 nor kernels of its own."""
+    """The stand-in can do no kernels of its own, and bfloat16 only with ml_dtypes."""
     _, report = smoke
     for row in report["rows"]:
         if row["precision"] != "bfloat16" and "cuda" not in row["name"]:
@@ -80,7 +80,8 @@ def test_all_compute_the_same(smoke: Any) -> None:
     _, report = smoke
     for row in report["rows"]:
         if "median" in row and row["section"] != "ceilings" and "with views" not in row["name"]:
-            assert row["off by"] < 1e-2, row
+            # bfloat16, which the stand-in has where ml_dtypes is installed, keeps 8 bits at each of 18 layers
+            assert row["off by"] < (0.3 if row["precision"] == "bfloat16" else 1e-2), row
 
 
 def test_the_report_says_what_was_measured_where(smoke: Any) -> None:

@@ -184,7 +184,8 @@ def test_closed_values_of_more_rows_than_a_strip_holds(images: int, temperature:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "dtype", "tolerance"), [(0.1, np.float64, 1e-11), (3.0, np.float64, 1e-11), (0.01, np.float32, 1e-5)]
+    ("temperature", "dtype", "tolerance"),
+    [(0.1, np.float64, 1e-11), (3.0, np.float64, 1e-11), (0.01, np.float32, 1e-5)],
 )
 def test_gradients_of_1100_images_agree_with_the_exact_form(temperature: float, dtype: Any, tolerance: float) -> None:
     """At the last temperature the sums need a shift: e¹⁰⁰ is no float32."""

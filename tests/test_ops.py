@@ -338,7 +338,7 @@ def test_a_number_or_an_array_on_the_left_gives_numpys_value_and_its_gradient(le
 
 
 def test_the_left_and_the_right_of_an_operator_are_told_apart() -> None:
-    """a − x = −(x − a), (a/x)·(x/a) = 1, a @ x = (xᵀ @ aᵀ)ᵀ: with a number or an array, the left one is the left one."""
+    """a − x = −(x − a), (a/x)·(x/a) = 1, a @ x = (xᵀ @ aᵀ)ᵀ, with a number or an array for a."""
     x, a = tensor(normal(3, 3)), on_device(normal(3, 3, seed=1))
     for left in (a, 2.0):
         assert_close((left - x).data, -(x - left).data)
