@@ -125,7 +125,7 @@ def running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, signum: signal.Signals) -> None:
     """Ctrl-C in a terminal reaches the workers too: they leave it to the training process, which goes on to its end."""
     command = [
