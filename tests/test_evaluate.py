@@ -78,6 +78,13 @@ def test_one_near_neighbour_outvotes_two_far_ones_if_the_temperature_is_low():
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=1, temperature=1.02 * even) == 1
 
 
+def test_the_nearest_alone_decides_at_a_temperature_at_which_votes_would_overflow():
+    """e^(s/τ) = e^1000 is no number; a vote is taken relative to that of the nearest."""
+    train_h, train_y = directions(1, 30, 31, 32), np.array([0, 1, 1, 1])
+    assert knn_accuracy(train_h, train_y, directions(0), np.array([0]), k=4, temperature=1e-3) == 1
+    assert knn_accuracy(train_h, train_y, directions(40), np.array([1]), k=4, temperature=1e-3) == 1
+
+
 def test_a_tie_goes_to_the_first_class():
     train_h, train_y = directions(0, 0, 0, 0), np.array([2, 1, 2, 1])
     assert knn_accuracy(train_h, train_y, directions(0), np.array([1]), k=4) == 1
@@ -204,7 +211,12 @@ def test_of_penalties_that_tie_the_strongest_is_taken():
     """Their order is that of L2_VALUES, from strong to weak, and only a better one replaces what was found."""
     h, y = clusters(90)
     assert fit_linear_probe(h, y).l2 == max(probe.L2_VALUES) == probe.L2_VALUES[0]
-    assert fit_linear_probe(h, y, l2_values=(0.01, 0.1)).l2 == 0.01
+
+
+def test_a_tie_goes_to_the_first_penalty_in_whatever_order_they_come():
+    h, y = clusters(90)
+    for values in ((0.01, 0.1), (0.1, 0.01), (0.1, 1.0, 0.1)):
+        assert fit_linear_probe(h, y, l2_values=values).l2 == values[0]
 
 
 def test_the_penalty_is_chosen_on_training_rows_alone():

@@ -9,8 +9,6 @@ import devices
 import numpy as np
 import pytest
 from devices import on_device, tensor
-from hypothesis import given
-from hypothesis import strategies as st
 
 import minisimclr as ms
 from minisimclr import GradcheckError, Tensor, check_direction, check_path, gradcheck, ops, primitive

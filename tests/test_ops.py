@@ -194,6 +194,7 @@ def test_inputs_seed_and_settings_are_left_alone(entry: Entry, inputs: Any, sett
         assert_same(leaf.data, x)
         assert not share_memory(leaf.grad, seed)
     assert_same(value.data, before)
+    assert value.grad is None  # only leaves keep a gradient
     assert_same(seed, ones)
     for name, setting in settings.items():
         if isinstance(setting, np.ndarray):

@@ -218,6 +218,34 @@ def test_closed_values_of_one_bright_pixel_that_four_windows_of_the_stem_see():
     assert_close(net(on_device(images)).data, [[8 / np.sqrt(1 + 1e-5) * 4 / 16]], rtol=1e-12)
 
 
+# ── A bottleneck ──────────────────────────────────────────────────────────────────────────────────
+
+
+def bottleneck(*factors):
+    """A block of 4 channels, 1 inside, whose kernels scale: the sum of the channels, then one number, then all four."""
+    block = placed(module.Bottleneck(4, 1, 1, np.random.default_rng(0))).astype(np.float64)
+    for conv, factor in zip((block.conv1, block.conv2, block.conv3), factors):
+        kernel = np.zeros(conv.weight.shape)
+        kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = factor
+        conv.weight.data = on_device(kernel)
+    return block
+
+
+def test_a_bottleneck_is_the_papers_formula():
+    """relu(x + bn(conv3(relu(bn(conv2(relu(bn(conv1 x)))))))), with batch norm an identity here."""
+    x, scale = np.random.default_rng(1).standard_normal((2, 2, 30, 4)), 1 / np.sqrt(1 + 1e-5)
+    for a, b, c in ((1.0, -2.0, 3.0), (1.0, 2.0, 3.0), (-1.0, 2.0, -3.0)):
+        first = np.maximum(a * scale * x.sum(axis=3, keepdims=True), 0)
+        second = np.maximum(b * scale * first, 0)
+        assert_close(bottleneck(a, b, c)(tensor(x)).data, np.maximum(x + c * scale * second, 0), rtol=1e-12)
+
+
+def test_a_bottleneck_whose_second_convolution_is_silent_under_its_relu_is_its_shortcut():
+    """What the first ReLU lets through is turned negative, and the second lets nothing through."""
+    x = np.random.default_rng(1).standard_normal((2, 2, 30, 4))
+    assert_same(bottleneck(1.0, -1.0, 1.0)(tensor(x)).data, np.maximum(x, 0))
+
+
 def last_map(net, images):
     x = net.bn1(net.conv1(Tensor(images.transpose(1, 2, 0, 3))), relu=True)
     return net.layer3(net.layer2(net.layer1(x))).data
