@@ -36,9 +36,10 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,167 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 5,225 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
+    cores.py                  41  The cores that this process may use
+    processor.py             189  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py         93  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
@@ -47,7 +48,7 @@ Second reading, 5,167 lines: the exact, fast, safe and resumable forms of the sa
     ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
-    ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
+    ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
@@ -65,11 +66,11 @@ Second reading, 5,167 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      130  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      143  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
+    training/session.py      153  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      101  A linear classifier on the frozen representation h
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text

@@ -27,8 +27,8 @@ TOP = {"__init__.py", "__main__.py"}  # the public names, and the command: above
 
 # The rooms, lowest first: a room imports from lower ones only.
 ROOMS = [
-    *("backend", "processor", "engine", "ops", "ntxent", "checks", "module", "nn", "resnet", "simclr", "views", "data"),
-    *("training", "evaluation", "protocols", "report", "cli"),
+    *("backend", "cores", "processor", "engine", "ops", "ntxent", "checks", "module", "nn", "resnet", "simclr"),
+    *("views", "data", "training", "evaluation", "protocols", "report", "cli"),
 ]
 
 

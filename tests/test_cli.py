@@ -21,6 +21,7 @@ from minisimclr import cli
 from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError
 from minisimclr.engine.autograd import Tensor
+from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError
 from minisimclr.training.config import Config
 from minisimclr.training.optim import Optimizer
@@ -193,10 +194,11 @@ def test_a_method_is_chosen_and_its_old_spelling_still_read_with_a_note(
 
 def test_a_run_of_another_arithmetic_says_so_in_one_line_before_it_goes_on(trained, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("minisimclr.training.checkpoint.NUMERICS", 2)
+    now = checkpoint.NUMERICS
+    monkeypatch.setattr(checkpoint, "NUMERICS", now + 1)
     assert main(["pretrain", "--resume", "--out", str(run), *THERE]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
-    assert said == ["minisimclr: note: numerics was 1, is 2; the run goes on, but not bit for bit"]
+    assert said == [f"minisimclr: note: numerics was {now}, is {now + 1}; the run goes on, but not bit for bit"]
 
 
 def test_a_run_that_is_resumed_with_another_method_says_so_in_one_line(trained, tmp_path, capsys):

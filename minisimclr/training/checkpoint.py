@@ -25,7 +25,7 @@ from ..processor import blas_kernels, threads
 
 FORMAT = 1  # number of the layout described above; another one is refused
 LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread, because the file is untrusted
-NUMERICS = 1  # number of our arithmetic: raised by each change after which a step computes other bits than before
+NUMERICS = 2  # number of our arithmetic: raised by each change after which a step computes other bits than before
 
 
 class CheckpointError(OSError):

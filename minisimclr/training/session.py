@@ -25,6 +25,7 @@ from . import precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, make_folder, opened, restore, save
+from .workers import leave_if_only_imported
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
@@ -38,6 +39,7 @@ def begin(
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
     """
+    leave_if_only_imported()
     model, optimizer = precision.build(config)
     run = Run(config, model, folder=make_folder(folder, resume), images=fingerprint(images))
     if resume:

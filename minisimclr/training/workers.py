@@ -24,6 +24,7 @@ from ..backend import Array
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
 
+NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
@@ -51,6 +52,16 @@ def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8
     finally:  # also after an error, or a signal: no worker outlives its use
         for worker in started:
             worker.stop()
+
+
+def leave_if_only_imported() -> None:
+    """End this process if it is a worker that imports the user's script, and the script trains as it is imported.
+
+    A new process begins with that import. Were the script to train there, the worker would write into the folder of
+    the run and start workers of its own. It ends without a word; the training process says what is missing.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself knows it
+        raise SystemExit(NO_GUARD)
 
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads' locks without the threads
@@ -89,6 +100,11 @@ class _Worker:
             error = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
+            if self.process.exitcode == NO_GUARD:
+                raise RuntimeError(
+                    "workers need a main guard: each of them imports the script first, so what trains must stand "
+                    'below `if __name__ == "__main__":`'
+                ) from None
             raise ChildProcessError(
                 f"worker process {self.label} ended with exit code {self.process.exitcode}; "
                 "a negative one is the signal that killed it (−9: perhaps for want of memory)"
