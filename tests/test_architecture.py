@@ -27,7 +27,21 @@ TOP = {"__init__.py", "__main__.py"}  # the public names, and the command: above
 
 # The rooms, lowest first: a room imports from lower ones only.
 ROOMS = [
-    *("backend", "processor", "engine", "ops", "ntxent", "checks", "module", "nn", "resnet", "simclr", "views", "data"),
+    *(
+        "backend",
+        "processor",
+        "storage",
+        "engine",
+        "ops",
+        "ntxent",
+        "checks",
+        "module",
+        "nn",
+        "resnet",
+        "simclr",
+        "views",
+        "data",
+    ),
     *("training", "evaluation", "protocols", "report", "cli"),
 ]
 
