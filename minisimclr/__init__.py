@@ -36,7 +36,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,880 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,893 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               139  Files that are written whole or not at all, and looked at before they are read
@@ -64,13 +64,13 @@ Second reading, 5,880 lines: the same again: exact, fast, safe, resumable, and w
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
     data/names.py             86  From the names of image files to the split and the class of each
-    data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
+    data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      129  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/archive.py      125  Reading a NumPy archive (.npz) from an untrusted file
+    training/archive.py      135  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    92  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py        98  The checkpoint of a run, compared with the configuration that it names before memory is taken for it
+    training/stored.py        99  The checkpoint of a run, compared with the configuration that it names before memory is taken for it
     training/record.py        89  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          183  A run and its folder: what is kept of it, and how it is found again
