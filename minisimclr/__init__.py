@@ -36,7 +36,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,893 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,889 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               139  Files that are written whole or not at all, and looked at before they are read
@@ -70,7 +70,7 @@ Second reading, 5,893 lines: the same again: exact, fast, safe, resumable, and w
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      135  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    92  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py        99  The checkpoint of a run, compared with the configuration that it names before memory is taken for it
+    training/stored.py       100  The checkpoint of a run, compared with the configuration that it names
     training/record.py        89  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          183  A run and its folder: what is kept of it, and how it is found again
@@ -79,7 +79,7 @@ Second reading, 5,893 lines: the same again: exact, fast, safe, resumable, and w
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
-    cli/streams.py            73  Standard streams that cannot spoil a command: closed, full, of another encoding, or not there at all
+    cli/streams.py            73  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            84  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             63  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               48  `minisimclr demo`: draw images, pre-train on them, and show what was learned
@@ -88,7 +88,7 @@ Second reading, 5,893 lines: the same again: exact, fast, safe, resumable, and w
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
     cli/gradcheck.py          16  `minisimclr gradcheck`: hold every operation against independent references
-    cli/__init__.py          114  The command line: demo, pretrain, evaluate, embed, report, gradcheck
+    cli/__init__.py          109  The command line: demo, pretrain, evaluate, embed, report, gradcheck
 """
 
 from . import ops

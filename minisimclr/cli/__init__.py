@@ -114,12 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="minisimclr", description="SimCLR from scratch in NumPy and CuPy.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP[0].upper() + module.HELP[1:] + ".")
         sub.set_defaults(command=module.run_command)
         sub.add_argument(
             "--threads",

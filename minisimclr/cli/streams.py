@@ -1,4 +1,4 @@
-"""Standard streams that cannot spoil a command: closed, full, of another encoding, or not there at all.
+"""Standard streams that cannot spoil a command, be they closed, full or not there at all.
 
 Python makes a stream None that was closed when it started, raises in the midst of a print when the reader is gone or
 the encoding lacks a letter, and once more at the exit. A command's work must not be lost for that. So while it runs,

@@ -1,7 +1,8 @@
-"""The checkpoint of a run, compared with the configuration that it names before memory is taken for it.
+"""The checkpoint of a run, compared with the configuration that it names.
 
-A checkpoint is untrusted. Its text is checked for type and range; then the network of its configuration is built, once
-it is known to be no larger than the file, and says which arrays there must be, of which shape.
+A checkpoint is untrusted, and memory is taken only for what fits. Its text is checked for type and range; then the
+network of its configuration is built, once it is known to be no larger than the file, and says which arrays there must
+be, and of which shape.
 """
 
 from __future__ import annotations
