@@ -47,6 +47,7 @@ class _Safe:
 
     def __init__(self, stream: Any, forgiving: bool) -> None:
         self._stream, self._forgiving = stream, forgiving
+        self._error: OSError | None = None  # argparse, for one, passes over what `write` raises: `flush` tells again
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -65,6 +66,8 @@ class _Safe:
 
     def flush(self) -> None:
         """Flush the stream."""
+        if self._error is not None:
+            raise self._error
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -85,4 +88,5 @@ class _Safe:
             os.close(nowhere)
         gone = (errno.EPIPE, errno.EBADF, errno.EIO)  # the reader, the descriptor, the terminal
         if isinstance(error, OSError) and error.errno not in gone and not self._forgiving:
-            raise OSError(error.errno, error.strerror, "standard output") from None
+            self._error = OSError(error.errno, error.strerror, "standard output")
+            raise self._error from None
