@@ -27,7 +27,20 @@ TOP = {"__init__.py", "__main__.py"}  # the public names, and the command: above
 
 # The rooms, lowest first: a room imports from lower ones only.
 ROOMS = [
-    *("backend", "cores", "processor", "engine", "ops", "ntxent", "checks", "module", "nn", "resnet", "simclr"),
+    *(
+        "backend",
+        "cores",
+        "processor",
+        "storage",
+        "engine",
+        "ops",
+        "ntxent",
+        "checks",
+        "module",
+        "nn",
+        "resnet",
+        "simclr",
+    ),
     *("views", "data", "training", "evaluation", "protocols", "report", "cli"),
 ]
 

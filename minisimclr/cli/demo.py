@@ -16,8 +16,8 @@ from ..data import load_dataset
 from ..nn import method_of
 from ..training.config import Config
 from ..training.train import pretrain
-from .common import add_device, free_folder
-from .console import saying, training
+from .common import add_device, free_folder, path_name
+from .console import saying, show, training
 from .evaluate import evaluated
 
 HELP = "draw a data set, pre-train on it, evaluate, and show what was learned"
@@ -28,7 +28,7 @@ DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the few settings that may differ from the demo's."""
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
+    parser.add_argument("--out", type=path_name, metavar="FOLDER", help="folder of the run (default: runs/demo)")
     parser.add_argument(
         "--seed", type=int, default=DEMO.seed, metavar="N", help=f"seed of all random numbers (default: {DEMO.seed})"
     )
@@ -73,4 +73,4 @@ def run_command(options: argparse.Namespace) -> None:
     with training(config, start=0) as progress:
         run = pretrain(config, train.images, folder=folder, progress=progress)
     evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
-    print(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")
+    show(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")

@@ -134,7 +134,7 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = dict(settings)  # a copy: the caller's own stays as it is
+        settings = {name: value for name, value in settings.items() if name != "run"}  # config.json says whose it is
         if "conv" in settings and "method" not in settings:
             settings["method"] = method_of_conv(settings.pop("conv"))  # stored before version 0.2
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}

@@ -161,12 +161,12 @@ def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM from a process that is started inside: the training process decides when to stop."""
+    """Keep signals that ask to stop from a process that is started inside: the training process decides when to stop."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
