@@ -361,10 +361,10 @@ FAULTS = [
           "0.2989 * x[..., 0] + 0.587 * x[..., 1]", "0.587 * x[..., 0] + 0.2989 * x[..., 1]", "views"),
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────
-    Fault("written-in-place", "checkpoint", "training/checkpoint.py",
+    Fault("written-in-place", "checkpoint", "storage.py",
           "os.replace(temporary, path)", "path.write_bytes(Path(temporary).read_bytes())", "checkpoint"),
-    Fault("not-on-the-disk", "checkpoint", "training/checkpoint.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
-    Fault("pickles-opened", "checkpoint", "training/checkpoint.py",
+    Fault("not-on-the-disk", "checkpoint", "storage.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
+    Fault("pickles-opened", "checkpoint", "training/archive.py",
           "allow_pickle=False", "allow_pickle=True", "checkpoint"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),

@@ -265,7 +265,7 @@ def test_a_second_backward_raises_and_leaves_gradients_alone() -> None:
         assert_same(x.grad, once)
 
 
-def test_only_leaves_collect_a_gradient_whatever_stays_between_them_and_the_loss() -> None:
+def test_only_leaves_collect_a_gradient_and_what_lies_between_keeps_none() -> None:
     """A computed tensor passes its gradient on and keeps nothing of it, be it the root or used twice."""
     x, y = leaf(3), leaf(3)
     product = x * y

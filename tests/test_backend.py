@@ -221,6 +221,22 @@ def test_the_first_exception_arrives_and_the_pool_survives() -> None:
     test_every_item_is_done_once(4)
 
 
+def test_an_exception_of_another_thread_alone_arrives_too() -> None:
+    """The caller does its item to the end; what the other one raised meanwhile must not be lost."""
+    set_threads(2)
+    raised = threading.Event()
+
+    def task(item: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert raised.wait(timeout=30)
+        else:
+            raised.set()
+            raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        parallel(task, range(2))
+
+
 def test_a_nested_call_runs_its_items_itself() -> None:
     seen: list[tuple[int, int, bool]] = []
 

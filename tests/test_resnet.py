@@ -241,7 +241,7 @@ def test_a_bottleneck_is_the_papers_formula():
 
 
 def test_a_bottleneck_whose_second_convolution_is_silent_under_its_relu_is_its_shortcut():
-    """What the first ReLU lets through is turned negative, and the second lets nothing through."""
+    """The second convolution turns all numbers negative that the first ReLU lets through."""
     x = np.random.default_rng(1).standard_normal((2, 2, 30, 4))
     assert_same(bottleneck(1.0, -1.0, 1.0)(tensor(x)).data, np.maximum(x, 0))
 

@@ -117,7 +117,7 @@ class Config:
     method: str = _setting(
         METHOD,
         "form of each operation: plain, the forms to read; auto, the fastest; or some by name, as in "
-        "conv=winograd,ntxent=exact",
+        "conv=winograd,ntxent=exact; winograd spreads a NaN or the rounding of an outlier over a tile of 4x4 pixels",
         metavar="NAMES",
     )
 
