@@ -161,7 +161,7 @@ def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Keep signals that ask to stop from a process that is started inside: the training process decides when to stop."""
+    """Keep signals that ask to stop from a process started inside: the training process decides when to stop."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
