@@ -36,10 +36,10 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,889 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,914 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               139  Files that are written whole or not at all, and looked at before they are read
+    storage.py               141  Files that are written whole or not at all, and looked at before they are read
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py         92  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
@@ -66,12 +66,12 @@ Second reading, 5,889 lines: the same again: exact, fast, safe, resumable, and w
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      129  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      138  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/archive.py      135  Reading a NumPy archive (.npz) from an untrusted file
-    training/checkpoint.py    92  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
+    training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
+    training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       100  The checkpoint of a run, compared with the configuration that it names
-    training/record.py        89  The record of a run, metrics.jsonl: one JSON object per step
+    training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          183  A run and its folder: what is kept of it, and how it is found again
     training/session.py      206  A session of training: it records the steps of a run, saves, and stops when asked
@@ -79,7 +79,7 @@ Second reading, 5,889 lines: the same again: exact, fast, safe, resumable, and w
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
-    cli/streams.py            73  Standard streams that cannot spoil a command, be they closed, full or not there at all
+    cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            84  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             63  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               48  `minisimclr demo`: draw images, pre-train on them, and show what was learned
