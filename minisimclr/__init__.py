@@ -69,10 +69,10 @@ Second reading, 5,970 lines: the exact, fast, safe and resumable forms of the sa
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      143  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/archive.py      135  Reading a NumPy archive (.npz) from an untrusted file
-    training/checkpoint.py    92  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
+    training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
+    training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       100  The checkpoint of a run, compared with the configuration that it names
-    training/record.py        89  The record of a run, metrics.jsonl: one JSON object per step
+    training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          183  A run and its folder: what is kept of it, and how it is found again
     training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked

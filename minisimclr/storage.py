@@ -69,9 +69,11 @@ def write_all(contents: Mapping[Path, Content]) -> None:
             os.chmod(waiting[path], 0o644)  # mkstemp makes files private
         for path, temporary in waiting.items():
             os.replace(temporary, path)  # of the name itself, so a link that appeared meanwhile is not followed
-    except BaseException:
+    except BaseException as error:
         for temporary in waiting.values():
             Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, *waiting.values()):
+            error.filename = str(path)  # a full disk names no file; and the temporary one is gone
         raise
     for folder in {path.parent for path in contents}:
         _sync_folder(folder)

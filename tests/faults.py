@@ -370,7 +370,7 @@ FAULTS = [
           "if not stat.S_ISREG(mode):", "if stat.S_ISDIR(mode):", "run_folder"),
     Fault("pipes-opened", "checkpoint", "storage.py",
           "if not stat.S_ISREG(found.st_mode):", "if stat.S_ISDIR(found.st_mode):", "run_folder"),
-    Fault("two-processes-in-a-folder", "checkpoint", "storage.py", "fcntl.LOCK_EX | fcntl", "fcntl.LOCK_SH | fcntl",
+    Fault("two-processes-in-a-folder", "checkpoint", "storage.py", "fcntl.LOCK_EX | fcntl", "0 | fcntl",
           "run_folder"),
     Fault("momentum-of-any-shape", "checkpoint", "training/archive.py", "if header.shape != rule.shape:", "if False:",
           "run_folder"),

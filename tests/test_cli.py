@@ -280,6 +280,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(
     [
         (Interrupted("stopped", signal.SIGINT), 130),
         (Interrupted("stopped", signal.SIGTERM), 143),
+        (Interrupted("stopped", signal.SIGHUP), 129),
         (NonFiniteError("loss"), 3),
         (CheckpointError("cut off"), 4),
         (PermissionError(13, "denied"), 4),
@@ -376,7 +377,8 @@ def test_a_command_that_fails_leaves_what_was_there(trained, tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", fsync)
     arguments = {"embed": ["--to", str(tmp_path / "e.npz")], "evaluate": ["--k", "3"], "report": []}[command]
     assert main([command, str(run), *arguments, *THERE]) == 4
-    assert error_line(capsys) == "minisimclr: error: No space left on device"
+    last = {"evaluate": run / PICTURES[-1], "report": run / PICTURES[-1], "embed": tmp_path / "e.npz"}[command]
+    assert error_line(capsys) == f"minisimclr: error: {last}: No space left on device"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -481,7 +483,7 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
 # ── In a process of its own ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_prints_one_line(photos, tmp_path, signum, code):
     run = tmp_path / "run"
     command = [

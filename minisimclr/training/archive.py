@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,7 +137,8 @@ class Archive:
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
     """Open an archive. Raises: FileNotFoundError; OSError for what is no regular file; what Archive raises."""
-    with _Sips(open_regular(path, LARGEST), "rb") as file:
+    with _Sips(open_regular(path, LARGEST), "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that an old Python wrote: what matters is refused
         yield Archive(file)
 
 

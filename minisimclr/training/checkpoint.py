@@ -64,9 +64,10 @@ def load_meta(path: Path) -> dict[str, Any]:
 
 
 def _meta(opened: archive.Archive) -> dict[str, Any]:
+    text = opened.text("meta")
     try:
-        meta = json.loads(opened.text("meta"))
-    except (json.JSONDecodeError, RecursionError):
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
         raise ValueError("meta is no JSON") from None
     if not isinstance(meta, dict) or "format" not in meta:
         raise ValueError("meta names no format")

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..storage import open_regular, write
+from ..storage import open_regular, shown, write
 
 Metrics = dict[str, Any]  # one line of metrics.jsonl
 LONGEST = 1 << 16  # length of a line, bytes; ours have 250
 LONGEST_RUN = 1 << 27  # number of steps of which each is looked for, so that memory stays small
-LARGEST = 1 << 40  # size of the file, bytes: four thousand million steps
+LARGEST = 1 << 26  # size of the file, bytes, with this many more for each step:
+LARGEST_LINE = 1 << 12
 
 
 class Line(NamedTuple):
@@ -29,9 +30,9 @@ class Line(NamedTuple):
     step: int | None
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of the file. Raises: OSError if it is missing or no regular file."""
-    with os.fdopen(open_regular(path, LARGEST), "rb") as file:
+def _lines(path: Path, steps: int) -> Iterator[Line]:
+    """Yield the lines of the file. Raises: OSError if it is missing, no regular file, or too large for the steps."""
+    with os.fdopen(open_regular(path, LARGEST + LARGEST_LINE * steps), "rb") as file:
         while raw := file.readline(LONGEST):
             yield Line(raw, *_parsed(raw))
 
@@ -50,7 +51,11 @@ def _parsed(raw: bytes) -> tuple[Metrics | None, int | None]:
 def read(path: Path, steps: int) -> list[Metrics]:
     """Return the metrics of the steps before `steps`: of whole lines, in the order of the file; none without a file."""
     try:
-        return [line.metrics for line in _lines(path) if line.metrics is not None and 0 <= line.metrics["step"] < steps]
+        return [
+            line.metrics
+            for line in _lines(path, steps)
+            if line.metrics is not None and 0 <= line.metrics["step"] < steps
+        ]
     except OSError:
         return []
 
@@ -63,14 +68,16 @@ def cut(path: Path, steps: int) -> None:
     Raises: OSError if the file is no regular file, or cannot be written.
     """
     try:
-        if all(_stays(line, steps) and line.raw.endswith(b"\n") for line in _lines(path)):
+        if all(_stays(line, steps) and line.raw.endswith(b"\n") for line in _lines(path, steps)):
             return
     except FileNotFoundError:
         write(path, b"")
         return
+    except OSError as error:
+        raise OSError(f"{shown(path)} cannot be read: {error}; move it away to go on") from None
 
     def content(file: IO[bytes]) -> None:
-        for line in _lines(path):
+        for line in _lines(path, steps):
             if _stays(line, steps):
                 # a long line comes in pieces; only the last of the file may want its end
                 file.write(line.raw if len(line.raw) == LONGEST or line.raw.endswith(b"\n") else line.raw + b"\n")
@@ -90,7 +97,7 @@ def remarks(path: Path, steps: int) -> list[str]:
     damaged = unknown = doubled = unordered = 0
     seen, last = bytearray(steps // 8 + 1), -1  # a bit for each step
     try:
-        for line in _lines(path):
+        for line in _lines(path, steps):
             if line.step is None:
                 unknown += 1
             elif 0 <= line.step < steps:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -136,7 +138,12 @@ def _work(
     shape: tuple[int, ...],
     steps: range,
 ) -> None:
+<<<<<<< HEAD
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
+=======
+    """Run in the worker: fill its slots in turn, say so, and wait for the word before a slot is filled again."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+>>>>>>> w2-run
     set_threads(1)  # the other cores have workers of their own
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
@@ -152,6 +159,14 @@ def _work(
         return  # the training process is gone
     except Exception as error:
         connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process when the training process is gone, also in the midst of a view."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
