@@ -36,11 +36,11 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,970 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 5,991 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     cores.py                  41  The cores that this process may use
     processor.py             189  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               139  Files that are written whole or not at all, and looked at before they are read
+    storage.py               141  Files that are written whole or not at all, and looked at before they are read
     engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py         93  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
@@ -67,7 +67,7 @@ Second reading, 5,970 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      143  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      152  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit

@@ -138,12 +138,8 @@ def _work(
     shape: tuple[int, ...],
     steps: range,
 ) -> None:
-<<<<<<< HEAD
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
-=======
-    """Run in the worker: fill its slots in turn, say so, and wait for the word before a slot is filled again."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
->>>>>>> w2-run
     set_threads(1)  # the other cores have workers of their own
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
