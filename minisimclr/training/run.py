@@ -101,8 +101,8 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = ms.pretrain(ms.Config(size=16, batch=4, epochs=1), images, folder=folder)
     ...     run = ms.load_run(folder)
-    >>> run.steps, len(run.history)
-    (2, 2)
+    ...     print(run.steps, len(run.history))
+    2 2
     """
     folder = Path(folder)
     found = stored.read(folder / "checkpoint.npz")
