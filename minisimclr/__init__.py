@@ -4,10 +4,10 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,593 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
-    engine/autograd.py       194  Reverse-mode automatic differentiation: the whole engine
+    engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
     ops/basic.py             178  Arithmetic, kinks and reductions: one primitive each
     ops/shapes.py             82  Shapes and dtypes: the same elements, elsewhere or rounded
     ops/loss.py               34  Softmax cross-entropy: how surprised a classifier is by the right answers
@@ -21,7 +21,7 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       150  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which sees what the others miss
-    module.py                119  Modules, the layers and networks: their parameters have names, are saved and moved
+    module.py                138  Modules, the layers and networks: their parameters have names, are saved and moved
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
@@ -36,11 +36,12 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,148 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,424 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
+    values.py                189  Values that come through a door: what is taken, as what, and what is refused in one line
     processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
-    engine/guard.py          142  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py         92  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/guard.py          171  The guard: arrays that a recorded graph still needs are read-only
+    engine/surface.py        131  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
@@ -49,7 +50,7 @@ Second reading, 5,148 lines: the same again: exact, fast, safe, resumable, and w
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
-    ops/operators.py          54  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
+    ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          120  NT-Xent to the last digit: the plain form loses digits in four places; their cures
     ntxent/tiled.py          268  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU

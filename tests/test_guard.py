@@ -489,7 +489,7 @@ def test_nothing_is_printed_by_a_hold_that_was_never_finished(capfd: Any) -> Non
         Hold()  # type: ignore[call-arg]
     del_me = Hold.__new__(Hold)
     del del_me
-    again = copy.copy(Hold((leaf(2),), leaf(2)._guard))
+    again = copy.copy(Hold((leaf(2),), leaf(2)._guard, 0))
     del again
     gc.collect()
     assert capfd.readouterr().err == ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from ..backend import Array, is_array
+from ..backend import Array
 from ..engine.autograd import Vjp, primitive
+from ..values import float_dtype
 
 
 @primitive
@@ -20,8 +21,7 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     [2.0]
     """
     # the derivative of rounding is 0 almost everywhere; between floats we take that of x itself, 1
-    if xp.dtype(dtype).kind in "iub":
-        raise TypeError(f"cast takes a floating-point dtype, not {xp.dtype(dtype)}: rounding has no gradient")
+    dtype = float_dtype("cast", dtype)
     before = x.dtype  # the vjp keeps the dtype, not x
     return x.astype(dtype), lambda g: g.astype(before)
 
@@ -69,7 +69,7 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     [2.0, 3.0]
     """
     parts = index if isinstance(index, tuple) else (index,)
-    repeats = any(is_array(part) or isinstance(part, list) for part in parts)
+    repeats = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
     shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:
