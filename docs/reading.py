@@ -33,7 +33,8 @@ training/optim.py training/config.py training/batches.py training/train.py
 evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
-values.py processor.py
+values/settings.py values/arrays.py values/__init__.py
+processor.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/pool/threaded.py ops/operators.py

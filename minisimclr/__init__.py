@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,593 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -14,35 +14,37 @@ First reading, 2,593 lines: the whole of SimCLR, in the order in which one thing
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      52  Convolution of feature maps: the operation, its checks, and the choice among its forms
     ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
-    ops/norm/__init__.py      97  Normalization: batch norm over all but the last axis, and rows of unit length
+    ops/norm/__init__.py     102  Normalization: batch norm over all but the last axis, and rows of unit length
     ops/pool/plain.py         30  The plain form of max-pooling: pad with −∞, then the largest of the taps
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
-    ntxent/__init__.py       150  NT-Xent in several forms of one function, and the choice between them
+    ntxent/__init__.py       132  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which sees what the others miss
     module.py                138  Modules, the layers and networks: their parameters have names, are saved and moved
-    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
-    resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
-    simclr.py                 97  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
+    nn.py                    141  Layers, and the one setting that says in which form each operation of a network runs
+    resnet.py                186  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
+    simclr.py                 99  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
-    training/optim.py        174  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       172  Every setting of a run, with its unit and its range, and what is built from it
+    training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
+    training/config.py       173  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       67  The two views of each step, made when the step asks for them or ahead of it
     training/train.py         61  Pre-training: Algorithm 1 of the paper with its loop; images in, a trained SimCLR out
-    evaluation/embed.py       34  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         67  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
+    evaluation/knn.py         59  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,424 lines: the same again: exact, fast, safe, resumable, and what goes with it.
+Second reading, 5,566 lines: the same again: exact, fast, safe, resumable, and what goes with it.
 
-    values.py                189  Values that come through a door: what is taken, as what, and what is refused in one line
-    processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
-    engine/guard.py          171  The guard: arrays that a recorded graph still needs are read-only
+    values/settings.py       115  Settings that come through a door, and the words in which one is refused
+    values/arrays.py         147  Arrays that come through a door: taken as plain arrays, or refused in one line
+    values/__init__.py        43  The values that come through a door: taken as plain ones, or refused in one line
+    processor.py             193  The processor: threads, BLAS, and memory that is kept for the next step
+    engine/guard.py          184  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        131  The surface of a tensor and of an operation: what Python, NumPy and help() see
-    engine/ledger.py          93  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
+    engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
     ops/conv/cublas.py        53  Add a matrix product to an array: in one launch where CuPy lends us NVIDIA's cuBLAS
@@ -56,8 +58,8 @@ Second reading, 5,424 lines: the same again: exact, fast, safe, resumable, and w
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
-    views/transforms.py      171  Operations on the pixels of a whole stack of images at once
-    views/augment.py         119  Two random views of every image, and their fast form: a whole batch at a time
+    views/transforms.py      172  Operations on the pixels of a whole stack of images at once
+    views/augment.py         122  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
@@ -65,13 +67,13 @@ Second reading, 5,424 lines: the same again: exact, fast, safe, resumable, and w
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
-    data/__init__.py          41  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      129  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
     training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      101  A linear classifier on the frozen representation h
+    evaluation/probe.py      107  A linear classifier on the frozen representation h
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       176  Four pictures of a run, drawn with Pillow

@@ -78,7 +78,7 @@ class Module:
         return [member for name, value in vars(self).items() for member in members(name, value)]
 
     def _arrays(self) -> Iterator[tuple[str, Module, str, Any, Array]]:
-        """Yield each parameter and buffer: its full name, the module that holds it, its name there, itself, its array."""
+        """Yield each parameter and buffer: its full name, the module that holds it, its name there, it, its array."""
         for prefix, module in self.modules():
             for name, value in module._own():
                 if isinstance(value, Tensor):
@@ -119,7 +119,7 @@ class Module:
         """
         given = {name: np.asarray(unmasked(value, name)) for name, value in state.items() if not name.endswith(IGNORED)}
         self._require_state(given)  # all of it first: half a state would be worse than none
-        rows, seen = [], {}  # seen: a parameter, or a buffer of a layer, may have two names
+        rows, seen = [], dict[Any, Any]()  # seen: a parameter, or a buffer of a layer, may have two names
         for full_name, module, name, value, old in self._arrays():
             axes = module.stored_axes.get(name, tuple(range(old.ndim)))
             array = given[full_name].transpose(np.argsort(axes)).astype(old.dtype, order="C")  # (K,K,C,D) or (in,out)

@@ -14,8 +14,7 @@ the same bit for bit at any fixed number of threads.
 
 Memory. A training step allocates arrays of the same sizes as the step before. But glibc, the C library of most Linux
 systems, returns large ones to the system as soon as they are freed, and then the system must clear and map every page
-anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes it keep them, as CuPy and PyTorch
-do on a GPU.
+anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes it keep them, as CuPy does.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import threadpoolctl
+
+from .values import by_default, whole
 
 Item = TypeVar("Item")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings, as numbers; those of malloc.h
@@ -57,7 +58,7 @@ def threads() -> int:
         return _threads
     asked = os.environ.get("MINISIMCLR_THREADS", "")
     if asked:
-        if not asked.isdigit() or int(asked) < 1:
+        if not asked.isdecimal() or int(asked) < 1:
             raise ValueError(f"MINISIMCLR_THREADS must be a whole number from 1 on, not {asked!r}")
         return int(asked)
     return _usable_cores()
@@ -72,9 +73,7 @@ def set_threads(count: int | None) -> None:
     Raises: ValueError for a number below 1.
     """
     global _threads
-    if count is not None and count < 1:
-        raise ValueError(f"the number of threads must be at least 1, not {count}")
-    _threads = count
+    _threads = None if count is None else whole("the number of threads", count, 1)
 
 
 @functools.cache
@@ -113,6 +112,7 @@ def pieces(xp: ModuleType, total: int, size: int) -> list[slice]:
     return blocks(total, max(1, total) if prefers_large_calls(xp) else size)
 
 
+@by_default  # the threads inherit NumPy's answers to floating-point errors from the caller
 def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
     """Run task(item) for every item on `threads()` threads, BLAS held at one thread each.
 

@@ -19,6 +19,7 @@ from .module import Module
 from .nn import METHOD, BatchNorm2d, Linear, in_dtype, method_of
 from .ntxent import nt_xent
 from .resnet import ResNet
+from .values import generator, shown, truth, whole
 
 
 class ProjectionHead(Module):
@@ -52,12 +53,11 @@ class ProjectionHead(Module):
         method: str = METHOD,
         product_dtype: Any = None,
     ) -> None:
-        if layers < 1:
-            raise ValueError(f"a projection head needs at least one layer, not {layers}")
-        rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
+        layers, batch_norm = whole("layers", layers, 1), truth("batch_norm", batch_norm)
+        rng = generator(rng, seed=1)  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
         # widths: what goes in, the hidden layers, what comes out
-        dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
+        dims = [whole("a width", dim, 1) for dim in (in_dim, *[hidden_dim] * (layers - 1), out_dim)]
         self.layers = layers
         for k in range(1, layers + 1):
             linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
@@ -99,6 +99,8 @@ class SimCLR(Module):
     """
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
+        if not (isinstance(encoder, Module) and isinstance(head, Module)):  # another function would never be trained
+            raise TypeError(f"SimCLR takes two modules, not {shown(encoder)} and {shown(head)}")
         self.encoder, self.head = encoder, head  # f and g of the paper
         self.method = method_of("ntxent", method)
 

@@ -134,7 +134,7 @@ FAULTS = [
     Fault("gradients-promoted", "engine", "engine/autograd.py",
           "return gradient.astype(parent.dtype, copy=False)", "return gradient.astype('f8')", "autograd ops"),
     Fault("saved-arrays-unguarded", "engine", "engine/autograd.py",
-          "vjp, Hold(inputs, guard))", "vjp, Hold((), Guard(value)))", "guard"),
+          "vjp, Hold(inputs, guard, age))", "vjp, Hold((), Guard(value), age))", "guard"),
 
     # ── What a graph keeps ────────────────────────────────────────────────────────────────────────
     Fault("needed-at-most-once", "kept", "engine/guard.py",
@@ -144,13 +144,13 @@ FAULTS = [
     Fault("locked-for-ever", "kept", "engine/guard.py",
           "array.setflags(write=free)", "array.setflags(write=False)", "guard optim"),
     Fault("looked-at-once", "kept", "engine/guard.py",  # a thread that comes between leaves the flag wrong
-          "while free != (free := self.open", "if free != (free := self.open", "guard"),
+          "while free != (free := bool(self.open)", "if free != (free := bool(self.open)", "guard"),
     Fault("change-unnoticed", "kept", "engine/guard.py",
-          "if guard.needed_by[key] != guard.version:", "if False:", "guard"),
+          "if guard.written > self.age:", "if False:", "guard"),
     Fault("change-uncounted", "kept", "engine/guard.py",
-          "guard.version += 1", "guard.version += 0", "guard"),
-    Fault("door-left-open", "kept", "engine/guard.py", "guard.open = False", "pass", "guard"),
-    Fault("door-closed-to-optimizers", "kept", "engine/guard.py", "guard.open = True", "pass", "guard"),
+          "guard.written = next(clock)  # … and", "pass  # … and", "guard"),
+    Fault("door-left-open", "kept", "engine/guard.py", "guard.open.discard(me)", "pass", "guard"),
+    Fault("door-closed-to-optimizers", "kept", "engine/guard.py", "guard.open.add(me)", "pass", "guard"),
     Fault("shared-array-counted-twice", "kept", "engine/ledger.py", "counted.add(id(array))", "pass", "autograd"),
 
     # ── The gradient checks ───────────────────────────────────────────────────────────────────────
@@ -411,7 +411,7 @@ FAULTS = [
     Fault("embedding-in-training-mode", "evaluation", "evaluation/embed.py",
           "images[part], device)), train=False)", "images[part], device)), train=True)", "evaluate"),
     Fault("last-batch-dropped", "evaluation", "evaluation/embed.py",
-          "in blocks(len(images), batch):", "in blocks(len(images) // batch * batch or len(images), batch):",
+          "in blocks(count, whole(", "in blocks(count // batch * batch or count, whole(",
           "evaluate"),
     Fault("length-of-rows-counts", "evaluation", "evaluation/knn.py",
           "train_u, test_u = unit_rows(xp, train_h), unit_rows(xp, test_h)", "train_u, test_u = train_h, test_h",

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..backend import Array, array_module, is_array
-from ..values import number, plain_array
+from ..values import number, plain_array, shown
 from .surface import Surface
 
 clock = itertools.count()  # the order of all operations and writes of the process; to take a number is one atomic step
@@ -157,6 +157,22 @@ place, so the gradient would be wrong; call backward() before step(), or compute
         guard.written = next(clock)  # … and after it, for a graph that began meanwhile
         guard.open.discard(me)
         guard.settle()
+
+
+def trained(params: Any) -> list[Any]:
+    """Return the parameters that an optimizer is given as a list, each of them once.
+
+    Raises: TypeError for anything but leaves: steps of a copy, or of a tensor that was computed, would train nothing.
+    """
+    if isinstance(params, Surface) or is_array(params) or not hasattr(params, "__iter__"):
+        raise TypeError(f"the optimizer takes a list of Tensors, not {shown(params)}")
+    found = list({id(p): p for p in params}.values())  # a parameter that is named twice is stepped once
+    for p in found:
+        if not isinstance(p, Surface):
+            raise TypeError(f"the optimizer takes a list of Tensors, not one of {shown(p)}")
+        if not p.is_leaf:
+            raise TypeError(f"the optimizer takes parameters, not a computed tensor (of shape {p.shape})")
+    return found
 
 
 # ── Copies of what comes in ───────────────────────────────────────────────────────────────────────

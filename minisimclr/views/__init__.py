@@ -6,6 +6,6 @@
 """
 
 from .augment import METHODS, two_views
-from .transforms import to_float
+from .transforms import check_images, to_float
 
-__all__ = ["METHODS", "to_float", "two_views"]
+__all__ = ["METHODS", "check_images", "to_float", "two_views"]

@@ -1,0 +1,45 @@
+"""The values that come through a door: taken as plain ones, or refused in one line."""
+
+from .arrays import (
+    NUMBERS,
+    check_pixels,
+    class_labels,
+    computing_dtype,
+    embeddings,
+    features_and_labels,
+    finite_rows,
+    float_dtype,
+    members,
+    need_array,
+    plain_array,
+    readers_of,
+    refuse_hidden,
+)
+from .settings import by_default, generator, not_negative, number, numbers, one_of, shown, text, truth, unmasked, whole
+
+__all__ = [
+    "NUMBERS",
+    "by_default",
+    "check_pixels",
+    "class_labels",
+    "computing_dtype",
+    "embeddings",
+    "features_and_labels",
+    "finite_rows",
+    "float_dtype",
+    "generator",
+    "members",
+    "need_array",
+    "not_negative",
+    "number",
+    "numbers",
+    "one_of",
+    "plain_array",
+    "readers_of",
+    "refuse_hidden",
+    "shown",
+    "text",
+    "truth",
+    "unmasked",
+    "whole",
+]
