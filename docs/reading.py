@@ -53,7 +53,7 @@ cli/__init__.py
 
 HEADINGS = {
     "First reading": (FIRST, "the whole of SimCLR, in the order in which one thing needs another."),
-    "Second reading": (SECOND, "the same again: exact, fast, safe, resumable, and what goes with it."),
+    "Second reading": (SECOND, "the exact, fast, safe and resumable forms of the same, and what goes with them."),
 }
 
 

@@ -1,13 +1,13 @@
-"""Modules, the layers and networks: their parameters have names, are saved and moved.
+"""Modules: layers and networks whose parameters have names, and can be saved and moved.
 
-A module is a plain object whose attributes are found by looking at it.
+A module is a plain object. Nothing is registered: parameters and layers are found among its attributes.
 
 * A Tensor attribute is a parameter, an array attribute a buffer (running statistics), a Module a child.
   Names are the attribute names joined by dots, in the order of assignment, and are torchvision's.
 * Parameters and children are found in lists, tuples and dicts, too: "blocks.0.weight".
 * A parameter with two names is one parameter: it is stepped once, and both names have the same value.
 * Training or evaluating is an argument of the call, model(x, train=True), not a mode that one forgets.
-* Inside, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` speaks
+* Inside the network, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` uses
   torchvision's layout, (D,C,K,K) and (out,in).
 """
 
@@ -27,28 +27,26 @@ IGNORED = "num_batches_tracked"  # torch counts batches for another kind of runn
 
 
 class Module:
-    """Something with parameters that can be called, saved, loaded and moved."""
+    """An object with parameters that can be called, saved, loaded and moved."""
 
-    # The label stands in a slot of its own, so that vars(module) holds what the constructor assigned and nothing else.
+    # The label has a slot of its own, so that vars(module) holds what the constructor assigned and nothing else.
     __slots__ = ("__dict__", "_label")
 
-    # parameter -> the axes of its array in the order in which torchvision stores them
+    # For each parameter, the axes of its array in the order in which torchvision stores them.
     stored_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __call__(self, x: Any, train: bool = False) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")  # a subclass defines it
 
     def __setattr__(self, name: str, value: Any) -> None:
         for full_name, member in members(name, value):
-            if isinstance(member, Module):
-                member._label = (
-                    f"{type(self).__name__}.{full_name}"  # an error can then say which of many layers it was
-                )
+            if isinstance(member, Module):  # so an error can say which of many layers refused
+                member._label = f"{type(self).__name__}.{full_name}"
         refuse_hidden(name, value, (Module, Tensor))  # in a set, for example: they would never be trained
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        """Return the tree of layers, a line each: what it is, the shapes of its parameters, and their number."""
+        """Return the tree of layers, one a line, with its type, the shapes of its parameters, and their number."""
         rows, above = [], [""]  # above: the prefixes of the modules in which this one lies
         # A table: the tree on the left, what each layer owns in the middle, and the totals on the right.
         for prefix, module in self.modules():
@@ -56,20 +54,20 @@ class Module:
                 above.pop()
             name = prefix.removeprefix(above[-1]).rstrip(".")  # "conv1", or "blocks.0" for one in a list
             own = {name: p.shape for name, p in module._own() if isinstance(p, Tensor)}
-            # as in "weight (3,3,64,64)": the layout inside the network
+            # For example "weight (3,3,64,64)", in the layout inside the network.
             shapes = ", ".join(f"{name} ({','.join(map(str, shape))})" for name, shape in own.items())
             count = sum(math.prod(p.shape) for p in module.parameters())  # of all layers below, too
             title = "  " * (len(above) - (not prefix)) + (f"{name}: " if name else "") + type(module).__name__
             rows.append((title, shapes, f"{count:,}"))
             above += [prefix] if prefix else []
-        wide = [max(len(row[k]) for row in rows) for k in range(3)]
+        wide = [max(len(row[k]) for row in rows) for k in range(3)]  # the width of each column
         lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
         return "\n".join([lines[0] + " parameters", *lines[1:]])
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield this module and all below it, each with the prefix of its parameters' names."""
         yield prefix, self  # "" at the top, "encoder.conv1." below
-        for name, value in self._own():
+        for name, value in self._own():  # a dictionary keeps the order of assignment
             if isinstance(value, Module):  # depth first: torchvision's order
                 yield from value.modules(f"{prefix}{name}.")
 
@@ -83,7 +81,7 @@ class Module:
             for name, value in module._own():
                 if isinstance(value, Tensor):
                     yield prefix + name, module, name, value, value.data
-                elif is_array(value) and name in vars(module):  # in a list it would be no buffer, because lists grow
+                elif is_array(value) and name in vars(module):  # a buffer; one in a list is neither saved nor moved
                     yield prefix + name, module, name, value, value
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
@@ -96,13 +94,13 @@ class Module:
 
     def parameters(self) -> list[Tensor]:
         """Return every parameter, in the order of `named_parameters`: an optimizer takes this list."""
-        # a list and not a set: momentum is stored by position
+        # A list and not a set, because a checkpoint stores the optimizer's momentum by position.
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
         for parameter in self.parameters():
-            parameter.grad = None
+            parameter.grad = None  # not zeros: None costs no memory, and says that there is no gradient
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return every parameter and buffer: a NumPy copy in torchvision's layout, under torchvision's name."""
@@ -132,8 +130,8 @@ class Module:
             module._put(name, value, array)
 
     def _require_state(self, given: Mapping[str, Any]) -> None:
-        """Refuse a state whose names, shapes or kinds of numbers are not ours."""
-        own = self.state_dict()  # the layout that is stored, so shapes compare as they are
+        """Refuse a state whose names, shapes or dtypes do not fit this module."""
+        own = self.state_dict()  # in the stored layout, so that shapes can be compared as they are
         for verb, names in (("misses", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
             if names:
                 raise ValueError(f"load_state_dict: the state {verb} {_listed(names)}")
@@ -145,6 +143,7 @@ class Module:
 
     def astype(self, dtype: Any) -> Self:
         """Convert parameters and buffers, so that the module computes in this floating-point dtype from now on."""
+        # running statistics, too: they meet the activations
         return self._convert(lambda array: array.astype(float_dtype("astype", dtype)))
 
     def to(self, device: str) -> Self:
@@ -154,7 +153,7 @@ class Module:
     def _convert(self, change: Any) -> Self:
         for _, module, name, value, array in self._arrays():
             module._put(name, value, change(array))
-        return self
+        return self  # so that one can write model = SimCLR(…).to("cuda")
 
     def _put(self, name: str, value: Any, array: Array) -> None:
         """Replace a parameter's or buffer's array."""
@@ -164,13 +163,13 @@ class Module:
             setattr(self, name, array)  # a buffer is the array itself
 
     def _refuse(self, takes: str, x: Tensor) -> NoReturn:
-        """Raise the ValueError for an input of the wrong size: the layer, the shape that it takes, the one it got."""
-        # "ProjectionHead.linear1"; a layer that nobody holds has but its type
+        """Raise ValueError for an input of the wrong size, with the layer's name and both shapes."""
+        # "ProjectionHead.linear1", for example. A layer that is part of no other has the name of its type alone.
         label = getattr(self, "_label", type(self).__name__)
         raise ValueError(f"{label} takes ({takes}), got ({','.join(map(str, x.shape))})")
 
 
 def _listed(names: Any) -> str:
     names = sorted(names)
-    # three names tell what is wrong; a ResNet-152 has hundreds
+    # Three names tell what is wrong; a ResNet-152 has hundreds.
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One bug: what it is called, what it is about, where it goes, and which test files should notice."""
+    """One bug: its name, its area, its place, and the test files that should notice it."""
 
     name: str
     about: str
@@ -87,7 +87,7 @@ FAULTS = [
           "if j in (i, i + self.half):", "if j == i:", "ntxent"),
     Fault("tile-shift-of-rows-only", "loss", "ntxent/tiled.py",
           "np.maximum(self.top[J], cosine.max(axis=0)", "np.maximum(self.top[J], -1", "ntxent"),
-    Fault("another-temperature", "loss", "ntxent/__init__.py",  # value and gradient alike: no differences see it
+    Fault("another-temperature", "loss", "ntxent/__init__.py",  # no difference quotient sees it
           "copy=False), float(temperature)", "copy=False), 2 * float(temperature)", "ntxent"),
     Fault("seed-ignored", "loss", "ntxent/__init__.py", "return g * dza, g * dzb", "return dza, dzb", "ntxent ops"),
 
@@ -183,7 +183,7 @@ FAULTS = [
     Fault("cross-entropy-not-meant", "operations", "ops/loss.py", "dlogits * (g / len(rows))", "dlogits * g", "ops"),
     Fault("cross-entropy-overflows", "operations", "ops/loss.py",
           "shifted = logits - logits.max(axis=1, keepdims=True)", "shifted = logits - 0", "ops"),
-    Fault("kernel-turned-round", "operations", "ops/conv/slabs.py",  # forward and back alike: no differences see it
+    Fault("kernel-flipped", "operations", "ops/conv/slabs.py",  # both passes change alike: no quotient sees it
           "reads.append((k, range", "reads.append((kernel - 1 - k, range", "ops winograd"),
     Fault("thin-kernel-gradient", "operations", "ops/conv/slabs.py",
           "parts.sum(axis=0).reshape(w.shape)", "parts[:1].sum(axis=0).reshape(w.shape)", "ops simclr"),
@@ -197,7 +197,7 @@ FAULTS = [
           "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
 
     # ── The plain forms ───────────────────────────────────────────────────────────────────────────
-    Fault("plain-kernel-turned-round", "operations", "ops/conv/plain.py",
+    Fault("plain-kernel-flipped", "operations", "ops/conv/plain.py",
           "@ w[i, j] for i, j in taps", "@ w[-1 - i, -1 - j] for i, j in taps", "ops plain"),
     Fault("plain-gradient-of-the-last-tap", "operations", "ops/conv/plain.py",
           "dpadded[below(i, j)] += g", "dpadded[below(i, j)] = g", "ops plain"),
@@ -255,7 +255,7 @@ FAULTS = [
           "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
     Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
           "nn resnet simclr"),
-    Fault("way-around-detached", "layers", "resnet.py",
+    Fault("shortcut-detached", "layers", "resnet.py",
           'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
           "resnet simclr"),
     Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",
@@ -326,7 +326,7 @@ FAULTS = [
     Fault("aspect-not-logarithmic", "augmentation", "views/parameters.py",
           "np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))",
           "rng.uniform(*CROP_ASPECT, tries)", "views"),
-    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # as workers that draw alike: pytorch#3880
+    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # pytorch#3880
           "rng.uniform(low, high, (count, 4))", "rng.uniform(low, high, (1, 4)).repeat(count, 0)", "views"),
     Fault("blur-left-on", "augmentation", "views/parameters.py", "blur=blurred & blur,", "blur=blurred,", "views"),
     Fault("strength-ignored", "augmentation", "views/parameters.py",

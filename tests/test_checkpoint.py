@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    """The one line, naming the file, with which it is refused."""
+    """Return the one line with which the file is refused; it names the file."""
     with pytest.raises(CheckpointError) as error:
         load(path)
     message = str(error.value)
@@ -86,7 +86,7 @@ def test_others_may_read_it(path):
 
 
 class Full(Exception):
-    """The disk is."""
+    """The error that stands for a full disk."""
 
 
 def fails(*args: object, **kwargs: object) -> None:
@@ -179,15 +179,15 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
 # ── Refusing ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_no_file_at_all(tmp_path):
+def test_a_missing_file_is_no_checkpoint(tmp_path):
     assert refused(tmp_path / "nothing.npz").startswith("there is no checkpoint ")
 
 
-def test_a_folder(tmp_path):
+def test_a_folder_is_no_checkpoint(tmp_path):
     refused(tmp_path)
 
 
-def test_a_file_cut_off_anywhere(path):
+def test_a_file_that_is_cut_off_anywhere_is_no_checkpoint(path):
     whole = path.read_bytes()
     for size in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:size])
@@ -213,7 +213,7 @@ def test_a_damaged_byte_is_noticed_or_harmless(path, compressed):
 
 
 @pytest.mark.parametrize("size", [0, 1, 22, 1000])
-def test_random_bytes(path, size):
+def test_random_bytes_are_no_checkpoint(path, size):
     path.write_bytes(np.random.default_rng(size).bytes(size))
     refused(path)
 
@@ -235,13 +235,13 @@ def as_text(meta: object) -> np.ndarray:
     return np.frombuffer(json.dumps(meta).encode(), np.uint8)
 
 
-def test_a_zip_of_something_else(path):
+def test_a_zip_of_something_else_is_no_checkpoint(path):
     refused(archive(path, readme=b"hello"))
     refused(archive(path, meta=b"hello"))  # the right name, but no array
     refused(archive(path))
 
 
-def test_an_archive_without_meta(path):
+def test_an_archive_without_meta_is_no_checkpoint(path):
     refused(archive(path, w__npy=npy(np.ones(3))))
 
 
@@ -258,16 +258,16 @@ def test_an_archive_without_meta(path):
         np.frombuffer(b"[" * 100_000, np.uint8),
     ],
 )
-def test_meta_that_is_not_ours(path, meta):
+def test_meta_of_another_program_make_no_checkpoint(path, meta):
     refused(archive(path, meta__npy=npy(meta)))
 
 
-def test_a_format_of_the_future(path):
+def test_a_format_of_the_future_is_named(path):
     assert "format 2, this version reads 1" in refused(archive(path, meta__npy=npy(as_text({"format": 2}))))
 
 
 class Trap:
-    """Unpickling it would leave a trace."""
+    """An object whose unpickling would leave a trace."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, ("trace",)
@@ -291,12 +291,12 @@ def test_nothing_in_the_package_opens_pickles():
 
 
 def test_an_archive_that_would_unpack_to_too_much_is_refused_unread(path, monkeypatch):
-    """Measured by what the members declare; nothing of them is unpacked."""
+    """The size is what the members declare; nothing is unpacked."""
     monkeypatch.setattr(checkpoint, "LARGEST", path.stat().st_size // 2)
     monkeypatch.setattr(np, "load", fails)
     assert "would unpack to" in refused(path)
 
 
-def test_an_array_that_declares_more_than_there_is(path):
+def test_an_array_that_declares_too_many_numbers_is_in_no_checkpoint(path):
     header = npy(np.zeros(3)).replace(b"(3,), ", b"(3333333333333,), ")
     refused(archive(path, meta__npy=npy(as_text({"format": 1})), w__npy=header))

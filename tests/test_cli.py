@@ -329,7 +329,7 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
 
 
 def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(photos, tmp_path, capsys, monkeypatch):
-    """One line; none on a processor."""
+    """The command prints one line about the device, and none on a processor."""
     train_there = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--out"]
     assert main([*train_there, str(tmp_path / "fits")]) == 0
     monkeypatch.setattr("minisimclr.training.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)
@@ -369,7 +369,7 @@ def no_driver() -> ModuleType:
 
 @pytest.mark.parametrize(
     ("cupy", "says"),
-    [(None, r'pip install "minisimclr\[cuda12\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')],
+    [(None, r'pip install "cupy-cuda12x\[ctk\]"'), (no_driver(), 'no usable GPU or driver; use device "cpu"')],
 )
 @pytest.mark.parametrize("command", ["demo", "pretrain", "evaluate", "report", "embed"])
 def test_without_cupy_or_a_gpu_there_is_one_line_that_says_what_to_do(

@@ -73,7 +73,7 @@ class TestEqualToTheExactForm:
 
 
 @pytest.mark.parametrize("n", [257, 300, 511, 600])
-def test_sizes_around_the_real_tile(n: int) -> None:
+def test_sizes_next_to_that_of_a_tile_give_the_exact_form(n: int) -> None:
     a, b = views(n, dtype=np.float32)
     assert_equal_to_the_exact_form(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
 
@@ -169,7 +169,7 @@ def test_memory_grows_with_n_not_with_n_squared(monkeypatch: pytest.MonkeyPatch)
     assert large - small < 5 * (1000 * 2 * 8 * 4)
 
 
-def test_memory_at_4096_images() -> None:
+def test_memory_at_4096_images_is_within_the_promise() -> None:
     n = 4096
     assert extra_bytes(n, 128, keep_bytes=0) <= 16 * 2**20
     e = 2 * n * n * 4

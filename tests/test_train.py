@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole):
 
 
 def test_a_run_is_its_loop_written_out():
-    """Algorithm 1 once more, in the plainest way: which images, which views, which loss, which rate, which update."""
+    """Algorithm 1 once more, in the plainest way: images, views, loss, rate and update."""
     config = Config(**{**CONFIG.as_dict(), "temperature": 0.5, "weight_decay": 0.1, "strength": 1.0})
     model = build_model(config)
     velocity = [np.zeros_like(p.data) for p in model.parameters()]
@@ -408,7 +408,7 @@ def test_what_has_changed_around_a_run_can_be_told(whole, monkeypatch):
 
 @pytest.fixture
 def every_fourth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are read together, four at a time and at the end: after steps 3 and 5."""
+    """Read the steps four at a time, and at the end: after steps 3 and 5."""
     monkeypatch.setitem(READ_EVERY, devices.DEVICE, 4)
 
 
@@ -424,7 +424,7 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], No
 
 
 @pytest.mark.usefixtures("every_fourth")
-def test_reading_seldom_changes_when_a_number_is_known_and_not_what_it_is(whole, tmp_path):
+def test_reading_seldom_changes_when_a_number_is_known_but_not_the_number(whole, tmp_path):
     seen: list[list[int]] = []
     pretrain(CONFIG, IMAGES, folder=tmp_path, progress=lambda line: seen.append([line["step"], len(metrics(tmp_path))]))
     assert kept(tmp_path) == kept(whole)
@@ -434,7 +434,7 @@ def test_reading_seldom_changes_when_a_number_is_known_and_not_what_it_is(whole,
 @pytest.mark.usefixtures("every_fourth")
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_between_readings_nothing_crosses_to_the_host(monkeypatch, optimizer):
-    """And a reading is one transfer, however many steps and numbers it is of."""
+    """A reading is one transfer, however many steps and numbers it fetches."""
     with devices.transfers():
         traffic = devices.xp()._traffic
         before: list[Any] = []
@@ -481,14 +481,14 @@ def test_a_signal_between_readings_ends_the_step_reads_and_saves(tmp_path, whole
 
 
 def assert_learnt_the_same(a: SimCLR, b: SimCLR) -> None:
-    """To within a twentieth of what was learnt: rounding decides about a ReLU now and then."""
+    """Check that two models agree to a twentieth of what was learnt: rounding opens or closes a ReLU now and then."""
     before, one, other = build_model(CONFIG).state_dict(), a.state_dict(), b.state_dict()
     for name in before:
         assert np.linalg.norm(one[name] - other[name]) < 0.05 * np.linalg.norm(one[name] - before[name]), name
 
 
 def test_a_device_trains_as_a_processor_does(whole):
-    """The same views and the same first weights; rounding is another, and is all that differs."""
+    """Both runs have the same views and the same first weights; only the rounding differs."""
     here, there = pretrain(dataclasses.replace(CONFIG, device="cpu"), IMAGES), load_run(whole)
     assert_learnt_the_same(here.model, there.model)
     for ours, theirs in zip(here.history, there.history):
@@ -582,7 +582,7 @@ OLD_SETTINGS = {
     ("conv", "method"), [("direct", "conv=slabs"), ("winograd", "conv=winograd"), ("auto", "conv=auto")]
 )
 def test_a_checkpoint_of_version_0_1_loads_and_resumes_bit_for_bit(tmp_path, conv, method):
-    """It knew no `method` but `conv`, and its environment no `numerics`."""
+    """Version 0.1 had a setting `conv` in place of `method`, and no `numerics` in its environment."""
     config = dataclasses.replace(CONFIG, method=method)
     with pytest.raises(Interrupted):
         pretrain(config, IMAGES, folder=tmp_path / "old", progress=stop_at(2))
@@ -679,7 +679,7 @@ def test_a_run_that_diverges_never_leaves_a_checkpoint_that_is_not_finite(tmp_pa
 
 @pytest.mark.parametrize("name", ["running_var", "weight"])
 def test_what_is_not_finite_is_not_saved_even_if_the_loss_is(tmp_path, name):
-    """At the end of a run no further loss would tell."""
+    """After the last step there is no further loss that would show it."""
     model = build_model(CONFIG)
     array = getattr(model.encoder.bn1, name)
     (array.data if isinstance(array, Tensor) else array)[0] = np.inf

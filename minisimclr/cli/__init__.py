@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
             type=int,
             default=None,
             metavar="N",
-            help="threads to work with (default: $MINISIMCLR_THREADS, else the usable cores)",
+            help="number of threads (default: $MINISIMCLR_THREADS, else the number of usable cores)",
         )
         sub.add_argument("--debug", action="store_true", help="show a traceback for an error")
         module.add_options(sub)

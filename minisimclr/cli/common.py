@@ -10,7 +10,9 @@ from ..training.run import Run
 from .console import saying
 
 
-def add_device(parser: argparse.ArgumentParser, help: str = "device that computes, whichever trained it") -> None:
+def add_device(
+    parser: argparse.ArgumentParser, help: str = "device that computes; any will do, whichever trained the run"
+) -> None:
     """Add --device."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"{help} (default: cpu)")
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..training.config import Config
 from ..training.run import Metrics
 
-LOG_EVERY = 10.0  # seconds between two lines of a log: a terminal shows a bar instead
+LOG_EVERY = 10.0  # seconds between two lines of a log; a terminal shows a bar instead
 BAR = "step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left"
 
 
@@ -31,7 +31,7 @@ def note(message: str) -> None:
 def saying(task: str) -> Iterator[Callable[[str], None]]:
     """On a terminal, show a line that says what is being done, and wipe it afterwards.
 
-    What is yielded is a function that shows a detail behind the task.
+    It yields a function that shows a detail behind the task.
     """
     shown = sys.stderr.isatty()
 

@@ -1,4 +1,4 @@
-"""`minisimclr evaluate`: measure how well the classes can be told apart by h, and by z."""
+"""`minisimclr evaluate`: measure how well h, and z, tell the classes apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..training.run import Run, load_run
 from .common import add_run, splits
 from .console import saying
 
-HELP = "measure how well the classes can be told apart by h, and by z"
+HELP = "measure how well h, and z, tell the classes apart"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

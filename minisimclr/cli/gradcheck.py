@@ -1,4 +1,4 @@
-"""`minisimclr gradcheck`: hold every operation against independent references."""
+"""`minisimclr gradcheck`: compare every operation with independent references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from ..checks import report
 from .console import saying
 
-HELP = "hold every operation's value and gradient against independent ones"
+HELP = "compare the value and the gradient of every operation with independent references"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -78,7 +78,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
     root, outside = path.resolve(), 0
 
     def stop(error: OSError) -> None:
-        raise error  # an unreadable folder is not an empty one
+        raise error  # else an unreadable folder would be taken for an empty one
 
     for folder, subfolders, files in os.walk(root, onerror=stop):  # does not follow links to folders
         here = Path(folder)
@@ -90,7 +90,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
                 continue
             if file.is_symlink() and not file.resolve().is_relative_to(root):
                 outside += 1
-            elif file.is_file():  # a pipe would wait for ever
+            elif file.is_file():  # opening a pipe would wait for ever
                 yield Entry(parts, partial(_read_file, file))
     if outside:
         report(f"{path}: {outside} symbolic links out of the folder, or to folders, were not followed")

@@ -1,4 +1,4 @@
-"""Shapes and dtypes: the same elements, elsewhere or rounded."""
+"""Changes of shape and dtype: elements are moved, picked, joined or rounded."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
     [2.0]
     """
-    # the derivative of rounding is 0 almost everywhere; between floats we take that of x itself, 1
+    # Rounding is a staircase, whose derivative is 0 almost everywhere. Its steps between floats are so small that we
+    # take the derivative of the line instead, 1. Between integers they are not.
     dtype = float_dtype("cast", dtype)
-    before = x.dtype  # the vjp keeps the dtype, not x
+    before = x.dtype  # the vjp keeps the dtype; if it kept x, x could not be freed before the backward pass
     return x.astype(dtype), lambda g: g.astype(before)
 
 
 @primitive
 def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
-    """Put the same elements, in the same order, under another shape; one entry may be −1.
+    """Give the same elements, in the same order, another shape; one entry may be −1, for as many as are left.
 
     Shapes: x (…) -> shape
-    VJP:    dx = g under the old shape
+    VJP:    dx = g in the old shape
     >>> from minisimclr import Tensor
     >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), shape=(2, -1)).data.tolist()
     [[1.0, 2.0], [3.0, 4.0]]
     """
     before = x.shape  # the vjp keeps the shape, not x
-    return x.reshape(shape), lambda g: g.reshape(before)
+    return x.reshape(shape), lambda g: g.reshape(before)  # a view wherever NumPy can: no element moves
 
 
 @primitive
@@ -52,8 +53,8 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
     [[1.0], [2.0]]
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes
-    value = x.transpose(axes)
-    # axis k of the value is axis axes[k] of x; sorting the k by that gives the permutation back
+    value = x.transpose(axes)  # a view: only the strides are permuted
+    # Axis k of the value is axis axes[k] of x. Sorting the numbers k by axes[k] gives the inverse permutation.
     back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
     return value, lambda g: g.transpose(back)
 
@@ -68,19 +69,19 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     >>> getitem(Tensor([1.0, 2.0, 3.0]), index=slice(1, None)).data.tolist()
     [2.0, 3.0]
     """
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = index if isinstance(index, tuple) else (index,)  # x[i] and x[i, j] alike
     repeats = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
     shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:
-        dx = xp.zeros(shape, g.dtype)
+        dx = xp.zeros(shape, g.dtype)  # an element that was not picked has no influence on the loss
         if repeats:  # dx[index] += g would add only once where an index repeats
             xp.add.at(dx, index, g)
         else:
             dx[index] = g  # every place is named once: assigning is adding to 0, and faster
         return dx
 
-    return x[index], vjp
+    return x[index], vjp  # slices give a view, masks and integer arrays a copy
 
 
 @primitive
@@ -94,11 +95,12 @@ def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
     [1.0, 2.0, 3.0]
     """
     ends = [0]  # array k lies between ends[k] and ends[k+1]
-    for array in arrays:
+    for array in arrays:  # only their lengths are kept, not the arrays
         ends.append(ends[-1] + array.shape[axis])
 
     def vjp(g: Array) -> tuple[Array, ...]:
         g = xp.moveaxis(g, axis, 0)  # (N₁+N₂+…, …)
+        # Each part of g has the shape of its array, with the axis back in its place.
         return tuple(xp.moveaxis(g[start:end], 0, axis) for start, end in itertools.pairwise(ends))
 
     return xp.concatenate(arrays, axis=axis), vjp
@@ -106,4 +108,4 @@ def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
 
 def sum_dtype(xp: Any, dtype: Any) -> Any:
     """The dtype in which sums of numbers of `dtype` are kept: float32 for half precision, else the same."""
-    return xp.result_type(dtype, xp.float32)
+    return xp.result_type(dtype, xp.float32)  # it never narrows: float64 stays float64

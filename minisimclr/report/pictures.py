@@ -60,7 +60,7 @@ def loss_curve(history: list[Metrics]) -> Image.Image:
     level = pixel(0, chance)[1]
     for x in range(70, 930, 10):
         draw.line([(x, level), (x + 5, level)], SOFT, 1)
-    # Above the line on the right, at the end of training, no curve is in the way of the label.
+    # The label stands at the right, above the line: at the end of training no curve is there.
     draw.text((928, level - 4), f"chance, log(2N - 1) = {chance:.2f}", SOFT, _font(14), anchor="rs")
     _curve(draw, pixel, steps, losses)
     pixel = _axes(
@@ -173,7 +173,7 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     models = {"before training": build_model(run.config.to_evaluate(device)).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
-        u = unit_rows(np, h - h.mean(axis=0))  # the part that all images share would hide how they differ
+        u = unit_rows(np, h - h.mean(axis=0))  # the mean, which all images share, would hide their differences
         x = left + panel * (side + 40)
         sheet.paste(Image.fromarray(_diverging(u @ u.T)).resize((side, side), Image.Resampling.NEAREST), (x, top))
         draw.text((x + side // 2, top - 14), title, INK, _font(16), anchor="ms")

@@ -35,8 +35,8 @@ class CheckpointError(OSError):
 def save(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
     """Write arrays and meta to `path`, or leave what was there untouched.
 
-    First to a temporary file in the same folder, then to the disk (fsync), then renamed: whoever looks,
-    also after a power cut or `kill -9`, finds the whole old file or the whole new one.
+    A temporary file in the same folder is written first, then sent to the disk (fsync), then renamed. So one always
+    finds the whole old file or the whole new one, even after a power cut or `kill -9`.
     """
     text = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -103,7 +103,7 @@ def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def environment(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
-    """Return all that must be the same for a resumed run to continue bit for bit, but for its settings."""
+    """Return all that must be the same, besides the settings, for a resumed run to continue bit for bit."""
     return {
         "numerics": NUMERICS,
         "device": device_name(device),
@@ -117,7 +117,7 @@ def environment(device: str = "cpu", precision: str = "float32") -> dict[str, An
     }
 
 
-# What the environment of a checkpoint was before its entry existed.
+# The environment of a checkpoint that was written before these entries existed.
 FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32"}
 
 

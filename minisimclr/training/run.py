@@ -183,12 +183,12 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
 def opened(run: Run) -> Iterator[Callable[[Metrics], None]]:
     """Open the folder for writing, and yield a function that adds a line to the run's history and metrics.jsonl.
 
-    A resumed run first drops the lines that were written after its checkpoint: those steps come again.
+    A resumed run first drops the lines that were written after its checkpoint: it makes those steps again.
     """
     if run.folder is None:
         yield run.history.append
         return
-    for left_over in run.folder.glob(".checkpoint.npz.*.part"):  # by a process that was killed while it saved
+    for left_over in run.folder.glob(".checkpoint.npz.*.part"):  # of a process that was killed while it saved
         left_over.unlink(missing_ok=True)
     (run.folder / "config.json").write_text(json.dumps(run.config.as_dict(), indent=2) + "\n")
     temporary = run.folder / ".metrics.jsonl.part"

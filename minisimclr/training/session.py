@@ -46,7 +46,7 @@ def begin(
 
 
 class Session:
-    """The steps of a run that are left, and what becomes of their numbers.
+    """The remaining steps of a run, with what is recorded and saved of them.
 
     with Session(run, optimizer, total_steps) as session:
         for step in session:                                  # saves in between, and stops at SIGINT or SIGTERM
