@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,589 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -14,7 +14,7 @@ First reading, 2,589 lines: the whole of SimCLR, in the order in which one thing
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      53  Convolution of feature maps: the operation, its checks, and the choice among its forms
     ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
-    ops/norm/__init__.py     102  Normalization: batch norm over all but the last axis, and rows scaled to unit length
+    ops/norm/__init__.py     104  Normalization: batch norm over all but the last axis, and rows scaled to unit length
     ops/pool/plain.py         33  The plain form of max-pooling: pad with −∞, then take the largest value below the taps
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
@@ -24,23 +24,23 @@ First reading, 2,589 lines: the whole of SimCLR, in the order in which one thing
     module.py                136  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                186  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
-    simclr.py                102  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
+    simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       175  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       67  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         61  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
-    evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         59  Nearest neighbours: in a good representation, images of one class lie close together
+    training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
+    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,583 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 5,642 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    values/settings.py       115  Settings that come through a door, and the words in which one is refused
-    values/arrays.py         147  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        43  The values that come through a door: taken as plain ones, or refused in one line
+    values/settings.py       126  Settings that come through a door, and the words in which one is refused
+    values/arrays.py         148  Arrays that come through a door: taken as plain arrays, or refused in one line
+    values/__init__.py        57  The values that come through a door: taken as plain ones, or refused in one line
     processor.py             193  The processor: threads, BLAS, and memory that is kept for the next step
     engine/guard.py          182  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        132  The surface of a tensor and of an operation: what Python, NumPy and help() see
@@ -68,19 +68,19 @@ Second reading, 5,583 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      130  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      160  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/run.py          171  A run and its folder: what is kept of it, and how it is found again
     training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      107  A linear classifier on the frozen representation h
+    evaluation/probe.py      108  A linear classifier on the frozen representation h
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       176  Four pictures of a run, drawn with Pillow
     cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             37  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py           97  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py           99  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           50  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             16  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              25  `minisimclr embed`: write h and z of every image to an .npz file

@@ -19,7 +19,7 @@ from .module import Module
 from .nn import METHOD, BatchNorm2d, Linear, in_dtype, method_of
 from .ntxent import nt_xent
 from .resnet import ResNet
-from .values import generator, shown, truth, whole
+from .values import generator, instance, truth, whole
 
 
 class ProjectionHead(Module):
@@ -103,9 +103,8 @@ class SimCLR(Module):
     """
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
-        if not (isinstance(encoder, Module) and isinstance(head, Module)):  # another function would never be trained
-            raise TypeError(f"SimCLR takes two modules, not {shown(encoder)} and {shown(head)}")
-        self.encoder, self.head = encoder, head  # f and g of the paper
+        # f and g of the paper; any other function would never be trained
+        self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
         self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:

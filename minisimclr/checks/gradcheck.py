@@ -117,7 +117,7 @@ def check_path(f: Function, start: Any, end: Any, *, nodes: int = 20, tolerance:
     """
     for panels in (1, 2, 4):  # the segment whole, in halves, in quarters
         comparison = compare_path(f, start, end, nodes=nodes, panels=panels, seed=seed)
-        if comparison.error <= tolerance:
+        if comparison.error <= not_negative("tolerance", tolerance):
             break
     return comparison.require(tolerance)
 

@@ -12,7 +12,7 @@ from ..engine.autograd import no_grad
 from ..module import Module
 from ..processor import blocks, keep_freed_memory
 from ..simclr import SimCLR
-from ..values import shown, whole
+from ..values import instance, whole
 from ..views import check_images, to_float
 
 Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it is used
@@ -35,9 +35,8 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
-    count, _, _ = check_images(images)
-    if not count or not isinstance(model, Module):
-        raise ValueError(f"embed takes a model, and images (N,H,W,3) with N from 1 on, not {shown(images)}")
+    count = whole("the number of images", check_images(images)[0], 1)
+    instance("model", model, Module)
     keep_freed_memory()  # each block of images reuses the memory of the block before
     device = device_of(model.parameters()[0].data)
     hs, zs = [], []  # blocks of h and z, on the host, because a GPU may not have room for all of them

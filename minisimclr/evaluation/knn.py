@@ -13,6 +13,7 @@ from ..values import by_default, features_and_labels, number, whole
 from .embed import Matrix
 
 
+@by_default
 def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     """Find the k training rows of largest cosine similarity to each test row, nearest first.
 

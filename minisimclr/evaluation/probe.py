@@ -31,6 +31,7 @@ class LinearProbe:
         self.weights = weights  # (D+1,K), the last row is b
         self.l2 = l2  # the penalty that was chosen
 
+    @by_default
     def accuracy(self, h: Array, y: NDArray[np.int64]) -> float:
         """Compute the fraction of rows that are given their class; h is on the device of the rows that were fitted."""
         return _fraction_right(_affine(_standardized(h, self.mean, self.std), self.weights), y)

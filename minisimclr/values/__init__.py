@@ -15,7 +15,20 @@ from .arrays import (
     readers_of,
     refuse_hidden,
 )
-from .settings import by_default, generator, not_negative, number, numbers, one_of, shown, text, truth, unmasked, whole
+from .settings import (
+    by_default,
+    generator,
+    instance,
+    not_negative,
+    number,
+    numbers,
+    one_of,
+    shown,
+    text,
+    truth,
+    unmasked,
+    whole,
+)
 
 __all__ = [
     "NUMBERS",
@@ -28,6 +41,7 @@ __all__ = [
     "finite_rows",
     "float_dtype",
     "generator",
+    "instance",
     "members",
     "need_array",
     "not_negative",

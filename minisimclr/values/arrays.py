@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, array_module, is_array
-from .settings import axes_of, dtype_name, number, shown, text, truth, unmasked, whole
+from .settings import axes_of, dtype_name, number, shape_of, shown, text, truth, unmasked, whole
 
 # NumPy's letters for bool, the integers, and float16, float32 and float64. The long double has another ("g").
 NUMBERS = frozenset("?bBhHiIlLqQefd")
@@ -50,7 +50,8 @@ def plain_array(data: Any, what: str = "Tensor") -> Array:
 def float_dtype(what: str, dtype: Any) -> np.dtype[Any]:
     """Return a floating-point dtype of at most 64 bits (or bfloat16) in this machine's byte order."""
     try:
-        if dtype is None:  # NumPy would take it for float64
+        of_an_array = hasattr(dtype, "dtype") and not isinstance(dtype, (type, np.dtype))
+        if dtype is None or of_an_array:  # NumPy would take the one for float64, the other for its dtype
             raise TypeError
         found: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError):
@@ -155,7 +156,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "str": text,
     "Array": need_array,
     "Axis": axes_of,
-    "tuple[int, ...]": axes_of,
+    "tuple[int, ...]": shape_of,
     "tuple[int, ...] | None": axes_of,
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..backend import is_array
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 # NumPy's own answers to floating-point errors, for those who asked it to raise them.
@@ -93,6 +94,13 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     return str(value)
 
 
+def instance(name: str, value: Any, kind: type[T]) -> T:
+    """Return an object of this class, or of one made from it."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {shown(value)}")
+    return value
+
+
 def generator(rng: Any, seed: int | None = None) -> np.random.Generator:
     """Return the generator; in place of None one with the seed, if a seed is given."""
     if rng is None and seed is not None:
@@ -100,6 +108,13 @@ def generator(rng: Any, seed: int | None = None) -> np.random.Generator:
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng must be a numpy.random.Generator, as default_rng(0) makes one, not {shown(rng)}")
     return rng
+
+
+def shape_of(name: str, value: Any) -> int | tuple[int, ...]:
+    """Return a whole number or a tuple of them."""
+    if (shape := axes_of(name, value)) is None:
+        raise TypeError(f"{name} must be a tuple of whole numbers, not None")
+    return shape
 
 
 def axes_of(name: str, value: Any) -> int | tuple[int, ...] | None:

@@ -120,6 +120,8 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
     >>> ops.l2_normalize(Tensor([[3.0, 4.0], [0.0, 0.0]])).data.tolist()
     [[0.6, 0.8], [0.0, 0.0]]
     """
+    if x.ndim != 2:
+        raise ValueError(f"l2_normalize takes rows (N,D), not {x.shape}")
     # Divide by the largest entry first: the squares of very long or short rows would overflow or vanish.
     largest = xp.abs(x).max(axis=1, keepdims=True)  # (N,1)
     empty = largest == 0  # (N,1), the rows of zeros: they are divided by 1
