@@ -10,6 +10,7 @@ from . import ops
 from .backend import Array, array_module
 from .engine.autograd import Tensor
 from .module import Module
+from .values import by_default, text
 
 # ── Which form of an operation runs ───────────────────────────────────────────────────────────────
 
@@ -32,7 +33,7 @@ def method_of(room: str, method: str) -> str:
     >>> method_of("ntxent", setting), method_of("norm", setting), method_of("norm", "plain")
     ('exact', 'auto', 'plain')
     """
-    if method in ("plain", "auto"):
+    if text("method", method) in ("plain", "auto"):
         return method
     pairs = [pair.partition("=") for pair in method.split(",")]  # (room, "=", form) each
     for named, sign, _ in pairs:
@@ -158,6 +159,7 @@ class BatchNorm2d(Module):
         # These two are buffers: they are stored with the parameters, but no gradient moves them.
         self.running_mean, self.running_var = zeros, ones
 
+    @by_default
     def __call__(self, x: Tensor, train: bool = False, *, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalize x; then add the shortcut, if there is one, and with relu=True take max(·, 0).
 

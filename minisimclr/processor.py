@@ -14,8 +14,7 @@ the same bit for bit at any fixed number of threads.
 
 Memory. A training step allocates arrays of the same sizes as the step before. But glibc, the C library of most Linux
 systems, returns large ones to the system as soon as they are freed, and then the system must clear and map every page
-anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes glibc keep such memory, as
-CuPy and PyTorch do on a GPU.
+anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes glibc keep it, as CuPy does.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ import numpy as np
 import threadpoolctl
 
 from .cores import usable_cores
+from .values import by_default, whole
 
 Item = TypeVar("Item")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers by which glibc knows two settings of malloc, from malloc.h
@@ -61,7 +61,7 @@ def threads() -> int:
         return _threads
     asked = os.environ.get("MINISIMCLR_THREADS", "")
     if asked:
-        if not asked.isdigit() or int(asked) < 1:
+        if not asked.isdecimal() or int(asked) < 1:
             raise ValueError(f"MINISIMCLR_THREADS must be a whole number from 1 on, not {asked!r}")
         return int(asked)
     most = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": 2 are for regions inside regions
@@ -77,9 +77,7 @@ def set_threads(count: int | None) -> None:
     Raises: ValueError for a number below 1.
     """
     global _threads
-    if count is not None and count < 1:
-        raise ValueError(f"the number of threads must be at least 1, not {count}")
-    _threads = count
+    _threads = None if count is None else whole("the number of threads", count, 1)
 
 
 @functools.cache
@@ -108,6 +106,7 @@ def pieces(xp: ModuleType, total: int, size: int) -> list[slice]:
     return blocks(total, max(1, total) if prefers_large_calls(xp) else size)
 
 
+@by_default  # the threads inherit NumPy's answers to floating-point errors from the caller
 def parallel(task: Callable[[Item], object], items: Iterable[Item]) -> None:
     """Run task(item) for every item on `threads()` threads, BLAS held at one thread each.
 

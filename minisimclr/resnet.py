@@ -10,13 +10,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, TypeAlias
 
-from numpy.random import Generator, default_rng
+from numpy.random import Generator
 
 from . import ops
 from .backend import array_module
 from .engine.autograd import Tensor
 from .module import Module
 from .nn import METHOD, BatchNorm2d, Conv2d, Linear, Sequential, in_dtype, method_of
+from .values import by_default, check_pixels, generator, one_of, plain_array, whole
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution
 
@@ -134,12 +135,12 @@ class ResNet(Module):
         product_dtype: Any = None,
         rng: Generator | None = None,
     ) -> None:
-        rng = default_rng(0) if rng is None else rng  # the same weights each time, unless the caller wants others
-        if stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
+        rng = generator(rng, seed=0)  # the same weights each time, unless the caller wants others
+        stem = one_of("stem", stem, tuple(STEMS))
         self.stem, self.pool, self.stages = stem, method_of("pool", method), len(depths)
         conv, norm = _makers(rng, method, product_dtype)
-        in_dim = dim = base * width  # channels that the next block takes, and channels inside it
+        # Channels that the next block takes, and channels inside it.
+        in_dim = dim = whole("base", base, 1) * whole("width", width, 1)
         kernel, stride = STEMS[stem]
         self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)  # 3: red, green, blue
         self.bn1 = norm(dim)
@@ -154,7 +155,8 @@ class ResNet(Module):
             dim *= 2
         self.features = in_dim  # dimensions of h
         if num_classes is not None:
-            self.fc = Linear(in_dim, num_classes, rng=rng)  # logits are never rounded to half precision
+            outputs = whole("num_classes", num_classes, 1)
+            self.fc = Linear(in_dim, outputs, rng=rng)  # logits are never rounded to half precision
 
     def __call__(self, images: Any, train: bool = False) -> Tensor:
         """Compute h (N,features), or logits (N,num_classes), of float images (N,H,W,3) in [0,1], array or Tensor."""
@@ -168,15 +170,13 @@ class ResNet(Module):
         return self.fc(h) if hasattr(self, "fc") else h  # (N,num_classes) or (N,features)
 
 
+@by_default
 def _pixels_first(images: Any, dtype: Any) -> Tensor:
     """Turn images (N,H,W,3) into the layout inside the network, (H,W,N,3), in the dtype of the weights."""
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"the encoder takes images of shape (N,H,W,3), not {images.shape}")
-    if images.dtype.kind != "f":  # bytes up to 255 would train, and badly: batch norm hides the mistake
-        raise TypeError(f"the encoder takes float images in [0,1], not {images.dtype}; see minisimclr.to_float")
+    check_pixels(images)  # bytes up to 255 would train, and badly: batch norm hides the mistake
     if isinstance(images, Tensor):  # somebody may want the gradient by the pixels
         return images.transpose(1, 2, 0, 3)  # (H,W,N,3)
-    xp = array_module(images)
+    xp, images = array_module(images), plain_array(images, "the encoder")
     # The copy is contiguous, so that the pixels which a tap of the kernel reads form one matrix.
     return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))  # (H,W,N,3)
 

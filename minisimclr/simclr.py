@@ -19,6 +19,7 @@ from .module import Module
 from .nn import METHOD, BatchNorm2d, Linear, in_dtype, method_of
 from .ntxent import nt_xent
 from .resnet import ResNet
+from .values import generator, instance, truth, whole
 
 
 class ProjectionHead(Module):
@@ -52,12 +53,14 @@ class ProjectionHead(Module):
         method: str = METHOD,
         product_dtype: Any = None,
     ) -> None:
-        if layers < 1:  # then z would be h itself
-            raise ValueError(f"a projection head needs at least one layer, not {layers}")
-        rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
+        layers, batch_norm = (
+            whole("layers", layers, 1),
+            truth("batch_norm", batch_norm),
+        )  # no layer: z would be h itself
+        rng = generator(rng, seed=1)  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
         # Dimensions between the layers: of h, of the hidden layers, and of z.
-        dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
+        dims = [whole("a width", dim, 1) for dim in (in_dim, *[hidden_dim] * (layers - 1), out_dim)]
         self.layers = layers
         for k in range(1, layers + 1):
             # Batch norm subtracts the mean of each channel, and a bias with it. So a layer has one or the other.
@@ -100,7 +103,8 @@ class SimCLR(Module):
     """
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
-        self.encoder, self.head = encoder, head  # f and g of the paper
+        # f and g of the paper; any other function would never be trained
+        self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
         self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ TOP = {"__init__.py", "__main__.py"}  # the public names, and the command: above
 ROOMS = [
     *(
         "backend",
+        "values",
         "cores",
         "processor",
         "storage",
@@ -40,8 +41,10 @@ ROOMS = [
         "nn",
         "resnet",
         "simclr",
+        "views",
+        "data",
     ),
-    *("views", "data", "training", "evaluation", "protocols", "report", "cli"),
+    *("training", "evaluation", "protocols", "report", "cli"),
 ]
 
 

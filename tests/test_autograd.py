@@ -897,8 +897,8 @@ def test_scalars_do_not_promote_float32(scalar: Any) -> None:
         lambda: x / scalar,
         lambda: scalar / x,
         lambda: ops.maximum(x, scalar),
-        lambda: ops.power(x, exponent=scalar),
-        lambda: ms.nt_xent(x[None], x[None], temperature=scalar),
+        lambda: ops.power(x, exponent=float(scalar)),
+        lambda: ms.nt_xent(x[None], x[None], temperature=1.0 if scalar in (True,) else scalar),
     ):
         x.grad = None
         y = operation()

@@ -10,12 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from minisimclr.cli import main
+from minisimclr.training import workers as worker_processes
 from minisimclr.training.batches import epoch_order, step_views, views_ahead
 from minisimclr.training.config import Config
+from minisimclr.training.run import Interrupted
 from minisimclr.training.train import pretrain
 
 pytestmark = pytest.mark.host
@@ -158,8 +162,60 @@ def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, si
 
 
 def test_a_negative_number_of_workers_is_refused() -> None:
-    with pytest.raises(ValueError, match="workers must be 0 or more, not -1"), views_ahead(CONFIG, IMAGES, STEPS, -1):
+    with pytest.raises(ValueError, match="workers must be at least 0, not -1"), views_ahead(CONFIG, IMAGES, STEPS, -1):
         pass
+
+
+@pytest.mark.parametrize("workers", [65, 2.0, True, "2", None])
+def test_a_number_of_workers_has_a_bound_that_is_said(workers: Any, capsys: Any) -> None:
+    ahead = views_ahead(CONFIG, IMAGES, STEPS, workers)
+    with pytest.raises((ValueError, TypeError), match="workers must be") as caught, ahead:
+        pass
+    if workers == 65:
+        assert str(caught.value) == "workers must be at most 64, not 65"
+        assert main(["pretrain", "--workers", "65"]) == 2
+        assert capsys.readouterr().err == "minisimclr: error: --workers must be at most 64, not 65\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
+def test_a_worker_that_is_stuck_is_not_waited_for_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_processes, "PATIENCE", 0.2)
+    stop: list[int] = []
+    with views_ahead(CONFIG, IMAGES, range(600), 1, stop) as views:
+        views(0)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+        stop.append(signal.SIGINT)
+        with pytest.raises(Interrupted, match=r"stopped after step . of 600") as caught:
+            [views(step) for step in range(1, 10)]
+        assert caught.value.signum == signal.SIGINT
+    assert not running(worker.pid or 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own watch is Linux's")
+def test_workers_that_are_stuck_end_when_the_training_process_is_killed() -> None:
+    code = (
+        "import multiprocessing, os, signal, time, numpy as np\n"
+        "from minisimclr.training.config import Config\n"
+        "from minisimclr.training.batches import views_ahead\n"
+        "if __name__ == '__main__':\n"
+        "    with views_ahead(Config(size=8, batch=4), np.zeros((11, 8, 8, 3), np.uint8), range(99), 1) as views:\n"
+        "        views(0)\n"
+        "        (worker,) = multiprocessing.active_children()\n"
+        "        os.kill(worker.pid, signal.SIGSTOP)\n"
+        "        print(worker.pid, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while running(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_there_are_no_more_workers_than_steps() -> None:

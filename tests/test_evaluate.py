@@ -300,8 +300,8 @@ def test_constant_columns_are_harmless_and_scales_do_not_matter():
     [
         (lambda a, y, b, z: (a[:, :2], y, b, z), r"one D, not \(12, 2\) and \(9, 3\)"),
         (lambda a, y, b, z: (a[0], y, b, z), r"must be \(N,D\)"),
-        (lambda a, y, b, z: (a, y[:-1], b, z), "12 rows and 11 labels for training"),
-        (lambda a, y, b, z: (a, y, b, z[:-1]), "9 and 8 for testing"),
+        (lambda a, y, b, z: (a, y[:-1], b, z), r"train_y must have the shape \(12,\)"),
+        (lambda a, y, b, z: (a, y, b, z[:-1]), r"test_y must have the shape \(9,\)"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(score, cut, says):

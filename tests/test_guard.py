@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -393,6 +394,81 @@ def test_a_thread_that_comes_between_does_not_leave_the_flag_wrong(step: int) ->
     assert array.flags.writeable == (len(guard.needed_by) == 0)
 
 
+def test_a_write_that_comes_while_an_operation_computes_is_noticed() -> None:
+    """Another thread's optimizer steps between the look at the array and the claim on it."""
+    w = leaf(3)
+
+    @primitive
+    def slow(xp: Any, x: Array) -> Any:
+        before = x.copy()
+        with writing(w) as array:  # another thread, at the worst moment
+            array += 1
+        return before * before, lambda g: 2 * g * x
+
+    with pytest.raises(RuntimeError, match="was changed after this graph used it"):
+        slow(w).sum().backward()
+    with writing(w) as array:  # a graph that begins while somebody writes
+        kept = (w * w).sum()
+        array += 1
+    with pytest.raises(RuntimeError, match="was changed"):
+        kept.backward()
+
+
+@LOCKS
+def test_two_optimizers_may_write_at_a_time_and_the_last_one_closes_the_door() -> None:
+    w = leaf(3)
+    kept = (w * w).sum()
+    with writing(w) as one:
+        with writing(w) as two:
+            two += 1
+        one += 1  # still open
+    assert_read_only(w)
+    del kept
+    assert_writable(w)
+
+
+@LOCKS
+def test_optimizers_step_while_other_threads_record() -> None:
+    """Every backward pass is right or raises, every step is made, and nothing stays read-only."""
+    w = leaf(4)
+    frequent, failures, made, stop = sys.getswitchinterval(), [], [], threading.Event()
+
+    def record() -> None:
+        try:
+            while not stop.is_set():
+                one, two = w * 1.0, w * 2.0
+                with contextlib.suppress(RuntimeError):  # the weight was changed meanwhile
+                    (one * two).sum().backward()
+        except BaseException as error:
+            failures.append(error)
+
+    def step() -> None:
+        try:
+            optimizer = ms.SGD([w], lr=0.0)
+            for _ in range(200):
+                optimizer.step()
+                made.append(1)
+        except BaseException as error:
+            failures.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for work in (record, record, step, step)]
+        for thread in threads:
+            thread.start()
+        for thread in threads[2:]:
+            thread.join()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+        sys.setswitchinterval(frequent)
+    assert failures == []
+    assert len(made) == 400
+    assert_writable(w)
+
+
 @LOCKS
 def test_a_graph_that_begins_while_another_ends_is_guarded() -> None:
     """The new graph comes just after the ending one has seen that nobody else needs the array."""
@@ -489,7 +565,7 @@ def test_nothing_is_printed_by_a_hold_that_was_never_finished(capfd: Any) -> Non
         Hold()  # type: ignore[call-arg]
     del_me = Hold.__new__(Hold)
     del del_me
-    again = copy.copy(Hold((leaf(2),), leaf(2)._guard))
+    again = copy.copy(Hold((leaf(2),), leaf(2)._guard, 0))
     del again
     gc.collect()
     assert capfd.readouterr().err == ""

@@ -47,6 +47,7 @@ ASKS = {
     "ops/conv/winograd.py": "its tiles are cut for a processor's cache",
     "views/augment.py": "cuts a batch to fit a processor's cache",
     "views/transforms.py": "finds the band of a matrix, which a GPU would have to wait for",
+    "values/arrays.py": "NumPy's arrays have kinds of which CuPy's have none: masked ones, matrices, other byte orders",
     "engine/guard.py": "only NumPy's arrays can be locked",
     "training/precision.py": "refuses number formats that a processor does not have",
     "cli/pretrain.py": "tells what a GPU is sent, and when",

@@ -100,7 +100,7 @@ def test_the_heads_output_is_centred_in_training():
 
 
 def test_a_head_without_layers_is_refused():
-    with pytest.raises(ValueError, match="at least one layer, not 0"):
+    with pytest.raises(ValueError, match="layers must be at least 1, not 0"):
         ProjectionHead(6, 5, 4, layers=0)
 
 

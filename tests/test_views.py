@@ -506,7 +506,7 @@ def test_evaluation_sees_the_image_itself():
         (np.zeros((2, 3, 8, 8), np.uint8), {}, ValueError, "shape"),
         (np.zeros((2, 0, 8, 3), np.uint8), {}, ValueError, "shape"),
         (noise(2, 8, 8), {"size": 0}, ValueError, "size must be at least 1, not 0"),
-        (noise(2, 8, 8), {"size": 8.0}, TypeError, "integer"),
+        (noise(2, 8, 8), {"size": 8.0}, TypeError, "whole number"),
         (noise(2, 8, 8), {"strength": -0.1}, ValueError, "strength must be from 0 to 2.5, not -0.1"),
         (noise(2, 8, 8), {"strength": 3}, ValueError, "strength"),
         (noise(2, 8, 8), {"strength": float("nan")}, ValueError, "strength"),

@@ -8,8 +8,7 @@
 * check_path uses the fundamental theorem of calculus along a segment,
       f(b) − f(a) = ∫₀¹ ⟨∇f(a + t(b−a)), b−a⟩ dt,
   with Gauss–Legendre quadrature. There is no difference quotient, so nothing cancels. For a smooth f the check is
-  exact to 1e-9 and better, detects a gradient that is too large by a factor of 1.00001, and covers a whole
-  segment instead of a point.
+  exact to 1e-9, detects a gradient that is too large by a factor of 1.00001, and covers a whole segment.
 
 Each returns True or raises GradcheckError. All compute in float64, and measure errors against the size
 of the gradient itself, so that a small gradient is held to the same standard as a large one. Given CuPy
@@ -26,6 +25,7 @@ import numpy as np
 
 from ..backend import device_of, is_array, to_device, to_numpy
 from ..engine.autograd import Tensor, no_grad
+from ..values import not_negative, plain_array
 
 Function = Callable[..., Tensor]
 EPS = float(np.finfo(float).eps)  # the relative rounding error of float64, 2e-16
@@ -60,7 +60,7 @@ class Comparison:
 
     def require(self, tolerance: float) -> bool:
         """Return True if the error is within the tolerance; raise GradcheckError otherwise, also for NaN."""
-        if not self.error <= tolerance:  # and not `>`, which a NaN would pass
+        if not self.error <= not_negative("tolerance", tolerance):  # and not `>`, which a NaN would pass
             raise GradcheckError(
                 f"{self.where}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, "
                 f"relative error {self.error:.2g} (allowed {tolerance:g})"
@@ -117,7 +117,7 @@ def check_path(f: Function, start: Any, end: Any, *, nodes: int = 20, tolerance:
     """
     for panels in (1, 2, 4):  # the segment whole, in halves, in quarters
         comparison = compare_path(f, start, end, nodes=nodes, panels=panels, seed=seed)
-        if comparison.error <= tolerance:
+        if comparison.error <= not_negative("tolerance", tolerance):
             break
     return comparison.require(tolerance)
 
@@ -202,7 +202,7 @@ def _unit(shape: tuple[int, ...], place: tuple[int, ...]) -> Any:
 
 
 def _on_host(arrays: Any) -> list[Any]:
-    return [np.array(to_numpy(a) if is_array(a) else a, dtype=float) for a in arrays]
+    return [np.array(to_numpy(plain_array(a)) if is_array(a) else plain_array(a), dtype=float) for a in arrays]
 
 
 class _Projection:

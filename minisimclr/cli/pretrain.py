@@ -10,10 +10,11 @@ from typing import Any
 from .. import backend
 from ..data import load_dataset
 from ..training import record, stored
-from ..training.batches import resident
+from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
 from ..training.run import environment_changes
 from ..training.train import pretrain
+from ..values import whole
 from .common import free_folder, path_name
 from .console import note, saying, show, training
 
@@ -35,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="processes that make the views of coming steps, for many cores and large images; the "
-        "views are the same with any number (default: 0: the training process makes them)",
+        help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
+        "the views are the same with any number (default: 0: the training process makes them)",
     )
     for item in dataclasses.fields(Config):
         _add_setting(parser, item)
@@ -53,6 +54,7 @@ def run_command(options: argparse.Namespace) -> None:
 
     Raises: what `pretrain` raises, and ValueError for options that do not fit together.
     """
+    whole("--workers", options.workers, 0, MOST_WORKERS)
     config, start = _configuration(options)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     with saying(f"loading {config.data}"):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..values import shown, text, whole
 from .dataset import DataError, Dataset
 
 __all__ = ["DataError", "Dataset", "load_dataset"]
@@ -39,10 +40,10 @@ def load_dataset(
 
     Raises: DataError for what cannot be used; OSError if reading fails; ValueError for a size or limit below 1.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+    size, limit = whole("size", size, 1), None if limit is None else whole("limit", limit, 1)
+    text("split", split)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"source must be a name or a path, not {shown(source)}")
     # Both sources are imported where they are used: Pillow, zip files and the drawings would be a tenth of the time
     # that `import minisimclr` takes.
     if source == "doodles":

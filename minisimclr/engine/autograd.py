@@ -16,15 +16,15 @@ a graph. The backward pass visits them from the loss down to the leaves, and app
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
-from ..backend import Array, array_module, is_array
-from .guard import Guard, Hold, guard_of, owned, owned_input, owned_setting
-from .surface import Surface, as_array, in_our_words, shown_as
+from ..backend import Array, array_module
+from ..values import by_default
+from .guard import Guard, Hold, clock, gradient_of, guard_of, owned, owned_input, owned_settings
+from .surface import Surface, as_array, once_more, shown_as
 
 # A vjp returns one entry per array argument; a single argument needs no tuple. An entry is an array, None (no
 # gradient for this argument), or a function without parameters, which is called only if that gradient is needed.
@@ -32,7 +32,6 @@ Gradient: TypeAlias = "Array | Callable[[], Array] | None"
 Vjp: TypeAlias = "Callable[[Array], Gradient | tuple[Gradient, ...]]"
 
 _recording = ContextVar("recording", default=True)  # a context variable, so that no_grad holds in its own thread only
-_ages = itertools.count()  # one for the whole process: only the order matters
 
 
 # The graph links node to node, never tensor to tensor. So an intermediate array lives only if some vjp keeps
@@ -50,7 +49,8 @@ class Node:
         self.parents: tuple[Node | None, ...] = parents  # one per input; None if the input wants no gradient
         self.hold = hold  # keeps the arrays of this step read-only
         self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
-        self.age = next(_ages)  # smaller than the age of everything computed from it
+        # A serial number, smaller than that of everything computed from this node.
+        self.age = next(clock) if hold is None else hold.age
         self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
         self.leaf: Array | None = value if vjp is None else None  # None says that the value was computed
 
@@ -116,7 +116,7 @@ class Tensor(Surface):
     def grad(self, value: Array | None) -> None:
         if self._node is None:
             raise RuntimeError("this tensor has no gradient: it was made with requires_grad=False")
-        self._node.grad = value
+        self._node.grad = None if value is None else gradient_of(self._data, value)
 
     def detach(self) -> Tensor:
         """Return the same values as a constant, from which no gradient flows back; the array is shared."""
@@ -141,20 +141,21 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
     """
 
     @shown_as(function, returns=Tensor)
-    def op(*inputs: Any, **hyperparameters: Any) -> Tensor:
-        # Tensors are unwrapped; anything else is copied, so that the caller may change his own afterwards.
+    def op(*inputs: Any, **given: Any) -> Tensor:
+        age = next(clock)  # before the arrays are looked at, so that another thread's write from now on is noticed
+        # Tensors are unwrapped; any other argument is copied, so that the caller may change the original afterwards.
         arrays = [x._data if isinstance(x, Tensor) else owned_input(x) for x in inputs]
-        settings = {name: owned_setting(setting) for name, setting in hyperparameters.items()}
+        settings = owned_settings(op, given) if given else given
         try:
             value, vjp = function(array_module(*arrays), *arrays, **settings)
-        except ValueError as error:
-            raise in_our_words(error, function.__name__, arrays) from None
+        except Exception as error:  # mostly: the shapes do not fit
+            value, vjp = once_more(error, function, arrays, settings)
         value = as_array(value)
         guard = guard_of(value, inputs)  # an input's own guard, if the value is a view of that input
         parents = tuple(x._node if isinstance(x, Tensor) else None for x in inputs)
         # If no input wants a gradient, neither does the value: the vjp, and all that it keeps, is dropped here.
         recorded = _recording.get() and any(parents)
-        node = Node(function.__name__, value, parents, vjp, Hold(inputs, guard)) if recorded else None
+        node = Node(function.__name__, value, parents, vjp, Hold(inputs, guard, age)) if recorded else None
         return Tensor._wrap(value, guard, node)
 
     return op
@@ -176,6 +177,7 @@ def no_grad() -> Iterator[None]:
         _recording.reset(token)
 
 
+@by_default
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
     """Add ∂L/∂leaf to the `grad` of every leaf below `tensor`, where `grad` (default 1, for a scalar) is ∂L/∂tensor.
 
@@ -225,16 +227,11 @@ def pull(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
 
 def _seed(tensor: Tensor, grad: Any) -> Array:
     """Return ∂L/∂tensor, with which the backward pass begins."""
-    xp = array_module(tensor._data)
     if grad is None:
         if tensor._data.size != 1:
             raise RuntimeError(f"backward from shape {tensor.shape} needs the gradient to start with: backward(grad)")
-        return xp.ones_like(tensor._data)  # ∂L/∂L
-    grad = grad._data if isinstance(grad, Tensor) else grad if is_array(grad) else xp.asarray(grad)
-    array_module(tensor._data, grad)  # raises if they are on different devices
-    if grad.shape != tensor.shape:
-        raise ValueError(f"backward: the gradient has shape {grad.shape}, the tensor {tensor.shape}")
-    return grad.astype(tensor.dtype, copy=False)
+        return array_module(tensor._data).ones_like(tensor._data)  # ∂L/∂L
+    return gradient_of(tensor._data, grad)
 
 
 def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:

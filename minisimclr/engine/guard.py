@@ -16,6 +16,7 @@ only what is written through `writing`, or by `tensor.data -= …`.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,26 +24,30 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..backend import Array, is_array
+from ..backend import Array, array_module, is_array
+from ..values import number, plain_array, shown
 from .surface import Surface
+
+clock = itertools.count()  # the order of all operations and writes of the process; to take a number is one atomic step
 
 
 class Guard:
-    """The guard of one array: who needs it unchanged, and how often it was changed on purpose.
+    """The guard of one array: who needs it unchanged, and when it was last changed on purpose.
 
     Every tensor holds the guard of the array that owns its memory, so a tensor and its views share one.
     """
 
-    __slots__ = ("array", "lockable", "needed_by", "open", "shape", "version")
+    __slots__ = ("array", "lockable", "needed_by", "open", "shape", "written")
 
     def __init__(self, owner: Array) -> None:
         self.array = weakref.ref(owner)  # weak: a graph that holds a guard does not keep the array alive
         self.shape: tuple[int, ...] = owner.shape
         # An array in a buffer that belongs to somebody else cannot be locked.
         self.lockable = isinstance(owner, np.ndarray) and owner.base is None
-        self.needed_by: dict[int, int] = {}  # the id of each living hold -> the version that it has seen
-        self.version = 0  # the number of writes through `writing`
-        self.open = False  # True while somebody writes through `writing`
+        self.needed_by: dict[int, int] = {}  # the id of each living hold -> the age of its node
+        self.written = -1  # the time of the last write through `writing`, by the clock
+        # Those who write through `writing` now: two threads may, each with an optimizer of its own.
+        self.open: set[object] = set()
 
     def settle(self) -> None:
         """Make the array writable if nobody needs it, read-only otherwise.
@@ -53,12 +58,13 @@ class Guard:
         array = self.array()
         if self.lockable and array is not None:
             free = None
-            while free != (free := self.open or not self.needed_by):
+            while free != (free := bool(self.open) or not self.needed_by):
                 array.setflags(write=free)
 
     def note_write(self) -> None:
-        """Count a write by the user, `tensor.data -= …`, unless the array was locked and so cannot have changed."""
-        self.version += not (self.lockable and self.needed_by)
+        """Note a write by the user, `tensor.data -= …`, unless the array was locked and so cannot have changed."""
+        if not (self.lockable and self.needed_by):
+            self.written = next(clock)
 
 
 def guard_of(value: Array, inputs: tuple[Any, ...]) -> Guard:
@@ -88,14 +94,15 @@ class Hold:
     CPython deletes the hold together with its node, whether the backward pass, `del` or an exception ends the node.
     """
 
-    __slots__ = ("guards",)
+    __slots__ = ("age", "guards")
 
-    def __init__(self, inputs: tuple[Any, ...], guard: Guard) -> None:
+    def __init__(self, inputs: tuple[Any, ...], guard: Guard, age: int) -> None:
+        self.age = age  # by the clock, before the operation read its arrays
         # Inputs that are no tensors need no guard: they are copies, which nobody else has.
         self.guards = [guard, *[x._guard for x in inputs if isinstance(x, Surface)]]
         key = id(self)
         for guard in self.guards:
-            guard.needed_by[key] = guard.version
+            guard.needed_by[key] = age
             guard.settle()
 
     def __del__(self) -> None:
@@ -106,9 +113,8 @@ class Hold:
 
     def check(self, name: str) -> None:
         """Raise RuntimeError if one of the arrays was changed since the operation `name` used it."""
-        key = id(self)
         for guard in self.guards:
-            if guard.needed_by[key] != guard.version:
+            if guard.written > self.age:
                 raise RuntimeError(
                     f"{name}: a parameter of shape {guard.shape} was changed after this graph used it, by an optimizer "
                     "or in place, so the gradient would be wrong; call backward() before step(), or compute the loss "
@@ -141,15 +147,32 @@ def writing(tensor: Guarded) -> Iterator[Array]:
     RuntimeError: multiply: a parameter of shape (2,) was changed after this graph used it, by an optimizer or in \
 place, so the gradient would be wrong; call backward() before step(), or compute the loss again
     """
-    guard = tensor._guard
-    guard.version += 1  # before the write, so that one that is interrupted counts too
-    guard.open = True
+    guard, me = tensor._guard, object()
+    guard.written = next(clock)  # before the write, for a backward pass that goes on meanwhile in another thread …
+    guard.open.add(me)
     guard.settle()
     try:
         yield tensor._data
     finally:
-        guard.open = False
+        guard.written = next(clock)  # … and after it, for a graph that began meanwhile
+        guard.open.discard(me)
         guard.settle()
+
+
+def trained(params: Any) -> list[Any]:
+    """Return the parameters that an optimizer is given as a list, each of them once.
+
+    Raises: TypeError for anything but leaves: steps of a copy, or of a tensor that was computed, would train nothing.
+    """
+    if isinstance(params, Surface) or is_array(params) or not hasattr(params, "__iter__"):
+        raise TypeError(f"the optimizer takes a list of Tensors, not {shown(params)}")
+    found = list({id(p): p for p in params}.values())  # a parameter that is named twice is stepped once
+    for p in found:
+        if not isinstance(p, Surface):
+            raise TypeError(f"the optimizer takes a list of Tensors, not one of {shown(p)}")
+        if not p.is_leaf:
+            raise TypeError(f"the optimizer takes parameters, not a computed tensor (of shape {p.shape})")
+    return found
 
 
 # ── Copies of what comes in ───────────────────────────────────────────────────────────────────────
@@ -159,16 +182,19 @@ def owned(data: Any) -> Array:
     """Return a C-contiguous copy of an array, a list or a number. Raises TypeError for anything but numbers."""
     if isinstance(data, Surface):
         raise TypeError("Tensor takes an array, not a Tensor; use tensor.detach() for one without history")
-    array = data.copy() if is_array(data) else np.array(data)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"Tensor takes numbers (float, integer or bool), not dtype {array.dtype}")
-    return array
+    return plain_array(data).copy()
 
 
 def owned_input(x: Any) -> Any:
     """Return a copy of an array that an operation was given, or a plain Python number."""
-    if isinstance(x, (int, float, np.generic)) or is_array(x):
-        return owned_setting(x)
+    if is_array(x):
+        return plain_array(x).copy()
+    if type(x) in (float, int, bool):
+        return x
+    if isinstance(x, np.bool_):
+        return bool(x)
+    if isinstance(x, (float, int, np.generic)):
+        return number("an input", x)
     raise TypeError(f"expected a Tensor, an array or a number, not {type(x).__name__}")
 
 
@@ -178,11 +204,35 @@ def owned_setting(value: Any) -> Any:
     NumPy's scalars become Python's, because numpy.float64 would promote float32 arrays.
     """
     if is_array(value):
-        return owned(value)
+        return plain_array(value).copy()
     if isinstance(value, np.generic):
-        return value.item()
+        return bool(value) if isinstance(value, np.bool_) else number("a setting", value)
     if type(value) in (tuple, list):
         return type(value)(owned_setting(item) for item in value)
     if type(value) is dict:
         return {key: owned_setting(item) for key, item in value.items()}
     return value
+
+
+def owned_settings(op: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a call: each read as the type that the operation declares for it, arrays copied."""
+    settings = {}
+    for name, value in given.items():
+        reader = op.readers.get(name)
+        settings[name] = owned_setting(value if reader is None else reader(f"{op.__name__}: {name}", value))
+    return settings
+
+
+def gradient_of(data: Array, gradient: Any) -> Array:
+    """Return a gradient that a user gives for `data`, in its dtype; it is not copied.
+
+    Raises: TypeError for what is no array of numbers, or is on another device; ValueError for another shape.
+    """
+    if isinstance(gradient, Surface):
+        gradient = gradient._data
+    xp = array_module(data)
+    gradient = plain_array(gradient) if is_array(gradient) else xp.asarray(plain_array(gradient))
+    array_module(data, gradient)  # raises if they are on different devices
+    if gradient.shape != data.shape:
+        raise ValueError(f"backward: the gradient has shape {gradient.shape}, the tensor {data.shape}")
+    return gradient.astype(data.dtype, copy=False)

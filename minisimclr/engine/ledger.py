@@ -11,6 +11,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from ..backend import Array, is_array
+from ..values import shown
 from .autograd import Node, Tensor
 from .guard import owner_of
 
@@ -40,6 +41,8 @@ def saved_bytes(tensor: Tensor) -> Ledger:
     >>> saved_bytes(ops.exp(x * 2.0))  # the derivative of exp is exp itself, so its value is kept
     {'exp': 8000}
     """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"saved_bytes takes a Tensor, not {shown(tensor)}")
     nodes: set[Node] = set()
     frontier = [tensor._node] if tensor._node is not None else []
     while frontier:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
-from ..backend import Array, is_array
+from ..backend import Array, array_module, is_array
+from ..values import NUMBERS, by_default, readers_of, shown
 
 T = TypeVar("T")
 
@@ -37,6 +38,10 @@ class Surface:
     requires_grad = property(
         lambda self: self._node is not None,
         doc="True for leaves that collect a gradient, and for all that is computed from them.",
+    )
+    is_leaf = property(
+        lambda self: self._node is None or self._node.leaf is not None,
+        doc="False for what was computed from a tensor that requires a gradient.",
     )
 
     def item(self) -> float:
@@ -107,6 +112,7 @@ def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callab
         op.__annotations__ = {"return": returns}
         op.__signature__ = inspect.Signature(given, return_annotation=returns)
         op.is_primitive = True
+        op.readers = readers_of(function)  # how each setting is read, by its declared type
         return op  # type: ignore[no-any-return]
 
     return decorate
@@ -114,12 +120,48 @@ def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callab
 
 def as_array(value: Any) -> Array:
     """NumPy functions turn 0-d arrays into scalars; turn them back."""
-    return value if is_array(value) else np.asarray(value)
+    if is_array(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype.char not in NUMBERS:  # of Python's numbers: (−1)**0.5 is complex, 2**63 + 2**63 is too long
+        raise TypeError(f"the value {shown(value)} is no number of at most 64 bits")
+    return array
 
 
-def in_our_words(error: ValueError, name: str, arrays: list[Any]) -> ValueError:
-    """Name the operation and the shapes if the array library refused them; return any other error as it is."""
-    if not any(word in str(error) for word in ("operand", "mismatch")):  # NumPy's and CuPy's words, never ours
+@by_default
+def once_more(error: Exception, function: Callable[..., Any], arrays: list[Any], settings: dict[str, Any]) -> Any:
+    """Return what an operation computes if it only failed because of how it was asked; else raise in our words.
+
+    So a call costs nothing more where all is well. Two failures are cured. NumPy was told to raise floating-point
+    errors, and Python raises for numbers (1.0 / 0.0) what NumPy only warns of.
+    """
+    numbers_only = arrays and not any(map(is_array, arrays))
+    if isinstance(error, FloatingPointError) or (numbers_only and isinstance(error, ArithmeticError)):
+        try:
+            return (
+                function(np, *map(np.asarray, arrays), **settings)
+                if numbers_only
+                else (function(array_module(*arrays), *arrays, **settings))
+            )
+        except Exception as second:
+            error = second
+    raise in_our_words(error, function.__name__, arrays) from None
+
+
+def in_our_words(error: Exception, name: str, arrays: list[Any]) -> Exception:
+    """Name the operation, and the shapes if the array library refused those; return any other error as it is."""
+    said = " ".join(str(error).split())  # on one line
+    if isinstance(error, AttributeError) and not all(map(is_array, arrays)):  # 2.0 has no shape
+        return TypeError(f"{name} takes arrays and tensors, not numbers")
+    if isinstance(error, OverflowError):
+        return ValueError(f"{name}: a number is too large: {said}")
+    if isinstance(error, ValueError) and any(word in said for word in ("operand", "mismatch")):  # never in ours
+        shapes = " and ".join(str(getattr(array, "shape", ())) for array in arrays)
+        return ValueError(f"{name}: shapes {shapes} do not fit together")
+    if said.startswith((f"{name}:", f"{name} ")):  # our own words
         return error
-    shapes = " and ".join(str(getattr(array, "shape", ())) for array in arrays)
-    return ValueError(f"{name}: shapes {shapes} do not fit together")
+    if type(error).__module__.partition(".")[0] in ("builtins", "numpy", "cupy"):
+        for kind in (ValueError, TypeError, IndexError):  # in this order: NumPy's AxisError is two of them
+            if isinstance(error, kind) and not isinstance(error, UnicodeError):
+                return kind(f"{name}: {said}")
+    return error

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ..backend import device_of, to_device, to_numpy
 from ..engine.autograd import no_grad
+from ..module import Module
 from ..processor import blocks, keep_freed_memory
 from ..simclr import SimCLR
-from ..views import to_float
+from ..values import instance, whole
+from ..views import check_images, to_float
 
 Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it is used
 
@@ -33,11 +35,13 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
+    count = whole("the number of images", check_images(images)[0], 1)
+    instance("model", model, Module)
     keep_freed_memory()  # each block of images reuses the memory of the block before
     device = device_of(model.parameters()[0].data)
     hs, zs = [], []  # blocks of h and z, on the host, because a GPU may not have room for all of them
     with no_grad():  # nothing here is differentiated, and a graph would keep every activation
-        for part in blocks(len(images), batch):
+        for part in blocks(count, whole("batch", batch, 1)):
             # With train=False the running statistics normalize, so an image's h does not depend on its batch.
             h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ..backend import Array, array_module, to_numpy
 from ..processor import blocks, parallel
+from ..values import by_default, features_and_labels, number, whole
 from .embed import Matrix
 
 
+@by_default
 def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     """Find the k training rows of largest cosine similarity to each test row, nearest first.
 
@@ -35,6 +37,7 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     return to_numpy(indices), to_numpy(similarities)  # (N,k) each
 
 
+@by_default
 def knn_accuracy(
     train_h: Array,
     train_y: NDArray[np.int64],
@@ -56,10 +59,11 @@ def knn_accuracy(
     Raises: ValueError for shapes that do not fit, k outside 1…M, or a temperature that is not positive.
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination", §3.4.
     """
-    check_features(train_h, train_y, test_h, test_y)
+    train_h, train_y, test_h, test_y = features_and_labels(train_h, train_y, test_h, test_y)
+    k, temperature = whole("k", k), float(number("temperature", temperature))
     if not 1 <= k <= len(train_h):
         raise ValueError(f"k must lie in 1…{len(train_h)}, the number of training rows, not {k}")
-    if not temperature > 0:
+    if not 0 < temperature < np.inf:
         raise ValueError(f"temperature must be positive, not {temperature}")
     indices, similarities = nearest(train_h, test_h, k)  # (N,k) each
     # Subtracting the largest similarity of a row scales all its votes alike, and exp cannot overflow.
@@ -74,17 +78,3 @@ def unit_rows(xp: Any, h: Array) -> Array:
     h = xp.asarray(h, dtype=xp.float32)  # (N,D); half precision would tie similarities that differ
     # The smallest normal number stands in for a length of 0: 0 divided by it is 0.
     return h / xp.maximum(xp.linalg.norm(h, axis=1, keepdims=True), float(xp.finfo(xp.float32).tiny))
-
-
-def check_features(train_h: Array, train_y: Matrix, test_h: Array, test_y: Matrix) -> None:
-    """Check that features and labels fit together.
-
-    Raises: ValueError that names the shapes.
-    """
-    if train_h.ndim != 2 or test_h.ndim != 2 or train_h.shape[1] != test_h.shape[1]:
-        raise ValueError(f"features must be (N,D) with one D, not {train_h.shape} and {test_h.shape}")
-    if len(train_h) != len(train_y) or len(test_h) != len(test_y):
-        raise ValueError(
-            f"one label per row expected: {len(train_h)} rows and {len(train_y)} labels for training, "
-            f"{len(test_h)} and {len(test_y)} for testing"
-        )

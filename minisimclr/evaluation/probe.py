@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..backend import Array, array_module, to_numpy
 from ..ops import cross_entropy
 from ..processor import blas_at_one_thread, parallel, pieces
+from ..values import by_default, class_labels, features_and_labels, finite_rows, not_negative, plain_array, whole
 from .embed import Matrix
-from .knn import check_features
 
 L2_VALUES = (1.0, 1e-1, 1e-2, 1e-3)  # penalties to try, from strong to weak; the paper sweeps 45 from 1e-6 to 1e5
 PART_ROWS = 1000  # rows whose loss and gradient one thread computes at a time on a CPU
@@ -31,11 +31,13 @@ class LinearProbe:
         self.weights = weights  # (D+1,K), the last row is b
         self.l2 = l2  # the penalty that was chosen
 
+    @by_default
     def accuracy(self, h: Array, y: NDArray[np.int64]) -> float:
         """Compute the fraction of rows that are given their class; h is on the device of the rows that were fitted."""
         return _fraction_right(_affine(_standardized(h, self.mean, self.std), self.weights), y)
 
 
+@by_default
 def fit_linear_probe(
     h: Array, y: NDArray[np.int64], *, l2_values: tuple[float, ...] = L2_VALUES, iterations: int = 50, seed: int = 0
 ) -> LinearProbe:
@@ -47,6 +49,11 @@ def fit_linear_probe(
     Shapes: h (N,D), y integer (N,) in 0…K−1, on the host
     Source: appendix B.8.1 of the paper: L-BFGS, and a sweep over l2.
     """
+    h = finite_rows("h", h)
+    y, iterations, seed = class_labels("y", y, len(h)), whole("iterations", iterations, 1), whole("seed", seed, 0)
+    penalties = tuple(not_negative("l2_values", l2) for l2 in np.atleast_1d(plain_array(l2_values, "l2_values")))
+    if len(h) < 2 or not penalties:
+        raise ValueError(f"a probe needs two rows and a penalty at least, not {len(h)} and {penalties}")
     xp = array_module(h)
     h = xp.asarray(h, dtype=xp.float32)
     mean, std = h.mean(axis=0), h.std(axis=0) + 1e-6  # (D,) each; a constant column must not divide by 0
@@ -55,9 +62,9 @@ def fit_linear_probe(
     held_out, rest = np.split(shuffled, [max(1, len(x) // 10)])
     x_held_out, x_rest = x[xp.asarray(held_out)], x[xp.asarray(rest)]
 
-    best, l2 = -1.0, l2_values[0]
+    best, l2 = -1.0, penalties[0]
     weights = np.zeros((x.shape[1] + 1, classes))  # (D+1,K)
-    for candidate in l2_values:  # each fit starts from the weights of the one before
+    for candidate in penalties:  # each fit starts from the weights of the one before
         weights = _fit(x_rest, y[rest], weights, candidate, iterations)
         accuracy = _fraction_right(_affine(x_held_out, weights), y[held_out])
         if accuracy > best:
@@ -77,7 +84,7 @@ def linear_probe(
     Shapes: train_h (M,D), train_y (M,), test_h (N,D), test_y (N,) -> a number in [0,1]
     Raises: ValueError for shapes that do not fit.
     """
-    check_features(train_h, train_y, test_h, test_y)
+    train_h, train_y, test_h, test_y = features_and_labels(train_h, train_y, test_h, test_y)
     return fit_linear_probe(train_h, train_y, **options).accuracy(test_h, test_y)
 
 

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import ops
-from ..backend import Array, array_module, is_array
+from ..backend import Array, array_module
 from ..engine.autograd import Tensor, Vjp, primitive
+from ..values import by_default, computing_dtype, embeddings, one_of, text
 from . import cuda, exact, plain, tiled
 from .exact import contrastive_accuracy as contrastive_accuracy_on_device
 from .tiled import release  # frees the memory that the tiled form holds for its next call
@@ -50,14 +51,14 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") ->
            [0.426, 0.   ]])
     """
     a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each; only their shape and dtype are read
-    check(a, b, temperature)
+    a, b, temperature = embeddings(a, b, temperature)
     method = choose(a, b, method)  # from here on the name of one form, never "auto"
     if method not in OF_TENSORS:
         return nt_xent_at_once(za, zb, temperature=temperature, method=method)
     # Forms that are functions of tensors compute in the dtype of their arguments. The 11 bits of float16 are too few to
     # add 2N exponentials, so we widen it before and round the loss after; the vjp of `cast` rounds the gradients.
-    wide, asked = _computing_dtype(a, b), np.result_type(a.dtype, b.dtype)
-    loss = OF_TENSORS[method](ops.cast(za, dtype=wide), ops.cast(zb, dtype=wide), temperature=float(temperature))
+    wide, asked = computing_dtype(a, b), np.result_type(a.dtype, b.dtype)
+    loss = OF_TENSORS[method](ops.cast(za, dtype=wide), ops.cast(zb, dtype=wide), temperature=temperature)
     return loss if asked == wide else ops.cast(loss, dtype=asked)  # scalar
 
 
@@ -77,6 +78,7 @@ def nt_xent_at_once(xp: ModuleType, za: Array, zb: Array, *, temperature: float,
     return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp  # scalar
 
 
+@by_default
 def nt_xent_value_and_grad(
     za: Array, zb: Array, temperature: float = 0.1, method: str = "auto"
 ) -> tuple[float, Array, Array]:
@@ -112,11 +114,12 @@ def nt_xent_value_and_grad(
     array([[0.     , 0.21301],
            [0.21301, 0.     ]])
     """
-    check(za, zb, temperature)
+    za, zb, temperature = embeddings(za, zb, temperature)  # plain arrays and a float, or an error in one line
     value, dza, dzb = compute(za, zb, temperature, choose(za, zb, method))  # scalar, (N,D), (N,D)
     return float(value), dza, dzb  # `float` waits for a GPU to finish; in a training loop use `nt_xent`
 
 
+@by_default
 def contrastive_accuracy(za: Array, zb: Array) -> float:
     """The share of the 2N anchors whose nearest neighbour by cosine is their positive; chance is 1/(2N−1).
 
@@ -130,58 +133,32 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
     >>> contrastive_accuracy(np.eye(4), 5 * np.eye(4))
     1.0
     """
-    check(za, zb)
+    za, zb, _ = embeddings(za, zb)
     return float(contrastive_accuracy_on_device(za, zb))
 
 
-# ── One check, one choice ─────────────────────────────────────────────────────────────────────────
-
-
-def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
-    """Refuse, in one line that says what is wrong, arguments for which NT-Xent is not defined."""
-    array_module(za, zb)  # raises if they are on different devices
-    if not (is_array(za) and is_array(zb)):  # a list has no dtype, and a number no rows
-        raise TypeError(f"embeddings must be NumPy or CuPy arrays, not {type(za).__name__} and {type(zb).__name__}")
-    if za.ndim != 2 or za.shape != zb.shape:  # a third axis is most likely a map that was not averaged
-        raise ValueError(f"za and zb must be (N, D), the two views of N images, not {za.shape} and {zb.shape}")
-    if za.size == 0:  # the mean over no anchors would be 0/0
-        raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")
-    for z in (za, zb):  # integers are refused rather than converted: they are more likely labels than embeddings
-        if z.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
-    if not 0 < temperature < np.inf:  # NaN fails both
-        raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ, which must not overflow.
-    if 2 / float(temperature) > float(np.finfo(_computing_dtype(za, zb)).max):
-        raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
+# ── One choice ────────────────────────────────────────────────────────────────────────────────────
 
 
 def choose(za: Array, zb: Array, method: str) -> str:
     """Return the name in METHODS of the form that computes the loss of these arrays."""
-    xp = array_module(za)  # check has made sure that zb is on the same device
+    xp = array_module(za)  # zb is on the same device
+    # "reference" is the older name of "exact", which users have in their scripts
+    method = one_of("method", "exact" if text("method", method) == "reference" else method, ("auto", *METHODS))
     if method == "auto":
         # We take the fastest form that loses no digits. The kernels compute in float32; float64 gets the exact form.
-        on_gpu = "cuda" if _computing_dtype(za, zb) == np.float32 and cuda.usable(xp) else "exact"
+        on_gpu = "cuda" if computing_dtype(za, zb) == np.float32 and cuda.usable(xp) else "exact"
         return "tiled" if xp is np else on_gpu
     if method == "tiled" and xp is not np:  # its blocks are made for a core's cache and for threads
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
-    method = "exact" if method == "reference" else method  # its older name, which users have in their scripts
-    if method not in METHODS:  # "auto" was answered above, so the message adds it
-        raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     return method
 
 
 def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
     """Compute (loss, dza, dzb) of checked embeddings by a chosen method, the loss still on its device."""
-    dtype = _computing_dtype(za, zb)  # one for both: the forms concatenate za and zb
+    dtype = computing_dtype(za, zb)  # one for both: the forms concatenate za and zb
     value, dza, dzb = METHODS[method](za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature))
     return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)  # scalar, (N,D), (N,D)
-
-
-def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
-    """The wider of the two dtypes, and at least float32."""
-    # NumPy promotes two dtypes to the wider one; the third argument is the least that we accept.
-    return np.result_type(za.dtype, zb.dtype, np.float32)
 
 
 # ── The forms ─────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
 
     Shapes: za, zb (N,D) of one float dtype -> loss (), dza (N,D), dzb (N,D), all in that dtype.
     NaN or infinity anywhere in the input makes the loss NaN; a zero row counts as u = 0 and gets
-    gradient 0. Callers check their arguments with `ntxent.check`.
+    gradient 0. Callers check their arguments with `values.embeddings`.
     """
     xp = array_module(za)
     n = 2 * len(za)  # anchors

@@ -22,7 +22,27 @@ def _operator(op: Any, swapped: bool = False) -> Any:
 
 
 def _power(self: Tensor, exponent: float) -> Any:
-    return power(self, exponent=exponent) if isinstance(exponent, (int, float)) else NotImplemented
+    a_number = isinstance(exponent, (int, float)) or (
+        getattr(exponent, "ndim", 1) == 0 and not isinstance(exponent, Tensor)
+    )
+    return power(self, exponent=exponent) if a_number else NotImplemented
+
+
+def _rebound(sign: str, method: Any) -> Any:
+    """Return the method of `x −= …`: as x = x − …, which Python would do without it, but not for a parameter.
+
+    There the name would get a computed tensor, and the parameter would silently stay as it is.
+    """
+
+    def changed(self: Tensor, other: Any) -> Any:
+        if self.requires_grad and self.is_leaf:
+            raise RuntimeError(
+                f"p {sign}= … on a tensor that requires a gradient would give the name p another tensor and leave the "
+                f"parameter as it is; write p.data {sign}= …, or use an optimizer"
+            )
+        return method(self, other)
+
+    return changed
 
 
 def _negative(self: Tensor) -> Tensor:
@@ -77,4 +97,8 @@ _METHODS = (
 for _name, _op, _method in _METHODS:
     _method.__name__, _method.__qualname__, _method.__doc__ = _name, f"Tensor.{_name}", _op.__doc__
     setattr(Tensor, _name, _method)
+for _name, _sign in (("add", "+"), ("sub", "-"), ("mul", "*"), ("truediv", "/"), ("matmul", "@"), ("pow", "**")):
+    _method = _rebound(_sign, getattr(Tensor, f"__{_name}__"))
+    _method.__name__, _method.__qualname__ = f"__i{_name}__", f"Tensor.__i{_name}__"
+    setattr(Tensor, _method.__name__, _method)
 Tensor.T = property(_transpose, doc=transpose.__doc__)  # type: ignore[assignment,method-assign]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from ..backend import Array, is_array
+from ..backend import Array
 from ..engine.autograd import Vjp, primitive
+from ..values import float_dtype
 
 
 @primitive
@@ -19,10 +20,10 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
     [2.0]
     """
-    # the derivative of rounding is 0 almost everywhere; between floats we take that of x itself, 1
-    if xp.dtype(dtype).kind in "iub":
-        raise TypeError(f"cast takes a floating-point dtype, not {xp.dtype(dtype)}: rounding has no gradient")
-    before = x.dtype  # the vjp keeps the dtype, not x
+    # Rounding is a staircase, whose derivative is 0 almost everywhere. Its steps between floats are so small that we
+    # take the derivative of the line instead, 1. Between integers they are not.
+    dtype = float_dtype("cast", dtype)
+    before = x.dtype  # the vjp keeps the dtype; if it kept x, x could not be freed before the backward pass
     return x.astype(dtype), lambda g: g.astype(before)
 
 
@@ -68,8 +69,8 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     >>> getitem(Tensor([1.0, 2.0, 3.0]), index=slice(1, None)).data.tolist()
     [2.0, 3.0]
     """
-    parts = index if isinstance(index, tuple) else (index,)
-    repeats = any(is_array(part) or isinstance(part, list) for part in parts)
+    parts = index if isinstance(index, tuple) else (index,)  # x[i] and x[i, j] alike
+    repeats = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
     shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:

@@ -7,7 +7,7 @@ does not matter who makes the views: with any number of workers (workers.py) the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from ..backend import Array, free_bytes, to_device
 from ..data import DataError
 from ..nn import method_of
+from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
 from .workers import team
 
+MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
@@ -80,20 +82,21 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
 
 @contextmanager
-def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0) -> Iterator[Views]:
+def views_ahead(
+    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = ()
+) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
     The views of a step are valid until those of the next are asked for. On a GPU there are no workers, because the
     GPU makes the views faster than they could be sent to it.
 
-    Raises: ValueError for a negative number of workers. A call raises what a worker raised, and ChildProcessError
-            if one was killed.
+    Raises: ValueError for a number of workers outside 0…MOST_WORKERS. A call raises what a worker raised,
+            ChildProcessError if one was killed, and Interrupted if one is stuck after a signal was put into `stop`.
     """
-    if workers < 0:
-        raise ValueError(f"workers must be 0 or more, not {workers}")
+    workers = whole("workers", workers, 0, MOST_WORKERS)
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
         yield step_views(config, images)
         return
     # More workers than steps would have nothing to do.
-    with team(step_views, min(workers, len(steps)), config, images, steps) as views:
+    with team(step_views, min(workers, len(steps)), config, images, steps, stop) as views:
         yield views

@@ -16,6 +16,7 @@ import numpy as np
 from ..nn import METHOD, ROOMS, method_of
 from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
+from ..values import shown
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -169,13 +170,13 @@ def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
     name, kind = item.name, type(item.default)
     whole = kind is float and type(value) is int  # 1 is a fine temperature
     if type(value) is not kind and not whole:  # isinstance would let True pass for the number 1
-        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
     choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
     if choices and value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; not {shown(value)}")
     if kind in (int, float) and not (least <= value <= most and value > above):  # NaN fails all three
         bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"  # a setting has one of the two
-        raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {value}")
+        raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {shown(value)}")
     return float(value) if whole else value
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..backend import Array, array_module, device_of, to_device, to_numpy
 from ..engine.autograd import Tensor
-from ..engine.guard import writing
+from ..engine.guard import trained, writing
 from ..processor import parallel, pieces
+from ..values import by_default, not_negative, numbers, truth
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -25,6 +26,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
     >>> [round(warmup_cosine(t, total_steps=6, warmup_steps=2, peak=0.4), 3) for t in range(7)]
     [0.0, 0.2, 0.4, 0.341, 0.2, 0.059, 0.0]
     """
+    step, total_steps, warmup_steps, peak = numbers(step=step, total=total_steps, warmup=warmup_steps, peak=peak)
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps must lie in 0…total_steps = {total_steps}, not {warmup_steps}")
     if step < warmup_steps:  # the first weights are random: large steps would follow a gradient that means little
@@ -44,17 +46,17 @@ class Optimizer:
     def __init__(
         self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, loss_scale: Any = None
     ) -> None:
-        self.params = list(params)  # it may be a generator, and is needed more than once
+        self.params = trained(params)  # a list: it may be a generator, and is needed more than once
         if not self.params:
             raise ValueError("the optimizer got no parameters")
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= value < math.inf:  # NaN fails, too
-                raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        # plain floats: a np.float64 would have float32 weights computed in float64
+        self.lr, self.momentum = not_negative("lr", lr), not_negative("momentum", momentum)
+        self.weight_decay = not_negative("weight_decay", weight_decay)
         self.loss_scale = loss_scale
         # One buffer per parameter, of its shape and on its device. It starts at 0: there is no earlier gradient.
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
+    @by_default
     def backward(self, loss: Tensor) -> Array:
         """Run the backward pass of a loss, and return the size of the gradient: Σ max|g| over the parameters.
 
@@ -76,13 +78,14 @@ class Optimizer:
         size = xp.stack([abs(g).max() for g in gradients]).sum(dtype=xp.float64)  # 0-d, and stays on its device
         return size if scale is None else scale.judge(size)  # 0 for a step that the scale will leave out
 
+    @by_default
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step.
 
         With a loss scale, a step whose gradient overflowed changes nothing but the scale. An older graph may still be
         alive; its backward pass then raises, because its parameters have changed.
         """
-        rate = self.lr if lr is None else lr
+        rate = self.lr if lr is None else not_negative("lr", lr)
         with ExitStack() as opened:  # makes the weights writable, although an older graph may still need them
             rows = [
                 (opened.enter_context(writing(p)), p.grad, v)  # w, g, v: arrays of one shape
@@ -161,7 +164,7 @@ class SGD(Optimizer):
         loss_scale: Any = None,
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay, loss_scale)
-        self.nesterov = nesterov  # SimCLR trains without it; linear probes of the paper use it
+        self.nesterov = truth("nesterov", nesterov)  # SimCLR trains without it; linear probes of the paper use it
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         if self.weight_decay:
@@ -201,7 +204,7 @@ class LARS(Optimizer):
         loss_scale: Any = None,
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay, loss_scale)
-        self.trust_coefficient = trust_coefficient
+        self.trust_coefficient = not_negative("trust_coefficient", trust_coefficient)
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         trust = 1.0  # plain SGD with momentum, for biases and batch norm

@@ -11,7 +11,9 @@ import numpy as np
 from ..data import DataError, load_dataset
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
-from .batches import views_ahead
+from ..values import instance, whole
+from ..views import check_images
+from .batches import MOST_WORKERS, views_ahead
 from .config import Config
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
@@ -47,8 +49,11 @@ def pretrain(
     >>> run.steps, [line["epoch"] for line in run.history]
     (4, [0, 0, 1, 1])
     """
+    workers = whole("workers", workers, 0, MOST_WORKERS)
+    instance("config", config, Config)
     if images is None:
         images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
+    check_images(images)  # before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
@@ -58,7 +63,7 @@ def pretrain(
     run, optimizer = begin(config, images, folder, resume)  # builds the network; to resume is to load its weights
     with (
         Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
-        views_ahead(config, images, session.steps, workers) as views,
+        views_ahead(config, images, session.steps, workers, session.stop) as views,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)

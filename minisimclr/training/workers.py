@@ -8,15 +8,17 @@ in use.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,8 +27,12 @@ from numpy.typing import NDArray
 from ..backend import Array
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
+from .run import Interrupted
 
 NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
+PR_SET_PDEATHSIG = 1  # the name of a question to the Linux kernel, as a number; that of prctl.h
+PATIENCE = 3.0  # seconds that a worker has to answer after a signal asked to stop; views take much less
+TICK = 0.1  # seconds between two looks whether a signal came
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
@@ -34,8 +40,13 @@ MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8]], Views]  # batches.s
 
 
 @contextmanager
-def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8], steps: range) -> Iterator[Views]:
-    """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them."""
+def team(
+    make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8], steps: range, stop: Sequence[int] = ()
+) -> Iterator[Views]:
+    """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
+
+    `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
+    """
     shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
     np.copyto(_array(shared, np.uint8, images.shape), images)
     started: list[_Worker] = []
@@ -48,7 +59,7 @@ def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8
             i = steps.index(step)  # the workers take turns
             if i:  # the previous step does not need its views any more
                 started[(i - 1) % workers].free()
-            return started[i % workers].receive(i // workers)
+            return started[i % workers].receive(i // workers, stop, f"stopped after step {step} of {steps.stop}")
 
         yield views
     finally:  # also after an error, or a signal: no worker outlives its use
@@ -96,9 +107,17 @@ class _Worker:
             self.process.start()
         there.close()  # if the worker's end stayed open here, nobody would notice that the worker has ended
 
-    def receive(self, turn: int) -> tuple[Array, Array]:
-        """Wait for the views of the worker's step number `turn`, and return them: float32 (B,size,size,3) each."""
+    def receive(self, turn: int, stop: Sequence[int], words: str) -> tuple[Array, Array]:
+        """Wait for the views of the worker's step number `turn`, and return them: float32 (B,size,size,3) each.
+
+        Raises: Interrupted, with these words, if the worker does not answer soon after a signal asked to stop.
+        """
         try:
+            left = PATIENCE
+            while not self.connection.poll(TICK):
+                left -= TICK if stop else 0
+                if left < 0:
+                    raise Interrupted(words, stop[0])
             error = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -139,7 +158,7 @@ def _work(
     steps: range,
 ) -> None:
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _die_with_parent()
     set_threads(1)  # the other cores have workers of their own
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
@@ -157,12 +176,18 @@ def _work(
         connection.send(error)
 
 
-def _end_with_parent() -> None:
-    """End this process when the training process is gone, also in the midst of a view."""
+def _die_with_parent() -> None:
+    """See to it that this process ends when the training process does, even one that is stuck or was stopped."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":  # the kernel also ends a process that runs no thread any more
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:

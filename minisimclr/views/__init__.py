@@ -6,6 +6,6 @@
 """
 
 from .augment import METHODS, two_views  # draws the parameters, then lets one of the forms make the pixels
-from .transforms import to_float  # from bytes to [0,1]: all that evaluation does to an image
+from .transforms import check_images, to_float  # from bytes to [0,1]: all that evaluation does to an image
 
-__all__ = ["METHODS", "to_float", "two_views"]
+__all__ = ["METHODS", "check_images", "to_float", "two_views"]

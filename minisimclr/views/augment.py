@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from ..backend import Array, array_module
 from ..processor import parallel, pieces
+from ..values import by_default, generator, numbers, one_of, truth
 from . import plain
 from .parameters import CROP_AREA, ViewParameters, draw_parameters
 from .transforms import (
@@ -50,6 +51,7 @@ GROUP_PIXELS = 2**15  # pixels of the images that are changed together on a CPU;
 JITTER = (brightness, contrast, saturation, hue)  # the changes, by their numbers in `ViewParameters.order`
 
 
+@by_default
 def two_views(
     images: Array,
     rng: np.random.Generator,
@@ -76,6 +78,8 @@ def two_views(
     Source: appendix A of the paper.
     """
     count, height, width = check_images(images, size)
+    rng, size, blur = generator(rng), int(size), truth("blur", blur)
+    strength, min_area = numbers(strength=strength, min_area=min_area)
     a, b = (draw_parameters(rng, count, height, width, strength, blur, min_area) for _ in "ab")
     # Both views in one call: its groups of images are then twice as large.
     source = np.tile(np.arange(count), 2)  # (2N,) view i shows images[source[i]]
@@ -91,8 +95,7 @@ def make_views(
     Shapes: images uint8 (N,H,W,3), source (V,), V parameters -> float32 (V,size,size,3) in [0,1]
     Raises: ValueError for an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; not {method!r}")
+    method = one_of("method", method, METHODS)
     views = xp.empty((len(source), size, size, 3), dtype=xp.float32)
     # Choose between the forms. Both write the views of all parameters, in the same order.
     if method == "plain":

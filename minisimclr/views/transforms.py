@@ -9,13 +9,13 @@ contiguous piece of memory, whatever B is. What the plain form lacks is this sta
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array
+from ..values import by_default, plain_array, unmasked, whole
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # shares of red, green, blue in grey; torchvision's, they sum to 0.9999
 BAND_ROWS = 32  # rows of a banded matrix that a CPU multiplies at a time; few, so that most columns are zero in them
@@ -24,6 +24,7 @@ BAND_ROWS = 32  # rows of a banded matrix that a CPU multiplies at a time; few, 
 # ── Bytes to numbers, planes to images ─────────────────────────────────────────────────────────
 
 
+@by_default
 def to_float(images: Array) -> Array:
     """Convert bytes to numbers in [0,1]: uint8 (N,H,W,3) -> float32 (N,H,W,3).
 
@@ -33,7 +34,7 @@ def to_float(images: Array) -> Array:
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     """
     check_images(images)
-    return images.astype(np.float32) / np.float32(255)
+    return plain_array(images).astype(np.float32) / np.float32(255)
 
 
 def check_images(images: Array, size: int = 1) -> tuple[int, int, int]:
@@ -46,8 +47,8 @@ def check_images(images: Array, size: int = 1) -> tuple[int, int, int]:
         raise TypeError(f"images must be a uint8 array, not {dtype}")
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
         raise ValueError(f"images must have the shape (N,H,W,3), not {images.shape}")
-    if operator.index(size) < 1:  # `index` refuses 8.0, which would fail far from here
-        raise ValueError(f"size must be at least 1, not {size}")
+    unmasked(images, "the views")
+    whole("size", size, 1)  # 8.0 would fail far from here
     count, height, width, _ = images.shape
     return count, height, width
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...backend import Array
 from ...engine.autograd import Tensor, Vjp, primitive
+from ...values import by_default, need_array, truth
 from .. import basic
 from ..shapes import cast, sum_dtype
 from . import fused, plain
@@ -21,6 +22,7 @@ _plain_batch_norm = primitive(plain.batch_norm)
 _fused_batch_norm = primitive(fused.batch_norm)
 
 
+@by_default
 def moments(xp: Any, x: Array, *, method: str = "auto") -> tuple[Array, Array]:
     """Mean and biased variance of each channel of an array.
 
@@ -33,6 +35,7 @@ def moments(xp: Any, x: Array, *, method: str = "auto") -> tuple[Array, Array]:
     ([2.0], [1.0])
     """
     _check_method("moments", method)
+    x = need_array("moments: x", x)
     if method == "plain":
         # float16 ends at 65,504, so a sum over a channel would overflow.
         return plain.moments(xp, x.astype(sum_dtype(xp, x.dtype), copy=False))  # (C,), (C,)
@@ -84,13 +87,15 @@ def _in_steps(y: Tensor, shortcut: tuple[Any, ...], relu: bool, dtype: Any) -> T
     """Add the shortcut and apply the ReLU, as operations of their own."""
     for other in shortcut:  # at most one
         y = y + other  # (…,C)
-    y = basic.relu(y) if relu else y  # (…,C)
+    y = basic.relu(y) if truth("relu", relu) else y  # (…,C)
     # The float32 statistics have promoted a half-precision x. We return to its dtype once, at the end.
     return y if y.dtype == dtype else cast(y, dtype=dtype)
 
 
 def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) -> None:
     """Raise ValueError, with the shapes in it, for an array that does not fit x."""
+    if not all(hasattr(a, "shape") for a in (x, *channels, *shortcut)):
+        raise TypeError("batch_norm takes tensors and arrays")
     # NumPy would broadcast a wrong shape without a word, and the network would train something else.
     if not all(a.shape == x.shape[-1:] for a in channels):
         raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
@@ -115,6 +120,8 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
     >>> ops.l2_normalize(Tensor([[3.0, 4.0], [0.0, 0.0]])).data.tolist()
     [[0.6, 0.8], [0.0, 0.0]]
     """
+    if x.ndim != 2:
+        raise ValueError(f"l2_normalize takes rows (N,D), not {x.shape}")
     # Divide by the largest entry first: the squares of very long or short rows would overflow or vanish.
     largest = xp.abs(x).max(axis=1, keepdims=True)  # (N,1)
     empty = largest == 0  # (N,1), the rows of zeros: they are divided by 1
