@@ -560,8 +560,6 @@ FAULTS = [
           "float(losses.sum()) / len(x)", "float(losses[0]) / len(x)", "evaluate"),
     Fault("last-of-equal-penalties", "evaluation", "evaluation/probe.py",
           "if accuracy > best:", "if accuracy >= best:", "evaluate"),
-    Fault("logits-in-float32", "evaluation", "evaluation/probe.py",
-          "logits = _affine(rows, weights).astype(float)", "logits = _affine(rows, weights)", "evaluate"),
 ]
 # fmt: on
 
