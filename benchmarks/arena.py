@@ -216,7 +216,7 @@ def announce(threads: int, missing: list[str]) -> dict[str, Any]:
     hardware = device()
     print(f"{hardware['cpu']}, {threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
-        print(f'not installed: {", ".join(missing)}   (pip install "minisimclr[peers]")')
+        print(f'not installed: {", ".join(missing)}   (pip install ".[peers]")')
     return hardware
 
 

@@ -5,8 +5,8 @@
     python benchmarks/augment.py --json out.json --plot out.png
 
 Each contestant makes two views of every image of the batch, from uint8 images in memory to float32 views. They live
-in processes of their own and take turns (arena.py). The floor is a single copy of the views; `mean`, that of all
-their pixels, shows that they do about the same (exactness per image is a matter of tests/test_views.py).
+in processes of their own and take turns (arena.py). The floor is a single copy of the views. `mean` is the
+mean of all pixels: it shows that all do about the same (tests/test_views.py holds each image to the definitions).
 """
 
 from __future__ import annotations

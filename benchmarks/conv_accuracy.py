@@ -2,7 +2,7 @@
 
     python benchmarks/conv_accuracy.py --seeds 5 --json out.json     # about five minutes a seed on one core
 
-Its rounding is larger (docs/03_convolution.md), so the demo is trained with both, from the same weights on the same
+Winograd rounds more (docs/03_convolution.md), so the demo is trained with both, from the same weights on the same
 views, for several seeds. The two runs of a seed soon differ in every bit, as any two orders of summation would
 make them; what counts is whether their accuracies differ by more than the seeds do.
 """

@@ -63,11 +63,11 @@ class Contestant(NamedTuple):
 
 
 class Section(NamedTuple):
-    share: float  # of the time there is
+    share: float  # share of the available time
     contestants: list[Contestant]
     cases: list[Case]
-    rounds: int = 3  # turns of everyone, if there is time
-    keep: bool = True  # between turns what was prepared; not if all of it would fill the memory
+    rounds: int = 3  # number of turns of each contestant, if there is time
+    keep: bool = True  # keep prepared arrays between turns; False if all together would fill the memory
 
 
 def several(who: str, *ways: tuple[str, str]) -> list[Contestant]:
@@ -240,7 +240,7 @@ def serve(name: str, device: str) -> None:
             text = (str(error).strip().splitlines() or [""])[0]
             reply = {"failed": f"{type(error).__name__}: {text}"[:160]}
         if "failed" in reply:
-            worker.release()  # memory that it filled in vain: others want it
+            worker.release()  # the other contestants need the memory that it filled in vain
         print(json.dumps(reply), file=answers, flush=True)
 
 
@@ -304,7 +304,7 @@ def measure(
         for c in contestants
     ]
     begin = time.monotonic()
-    turn = seconds / len(rows) / section.rounds / 2  # the other half goes into preparing
+    turn = seconds / len(rows) / section.rounds / 2  # the other half of the time goes into preparing
     asked = {"section": name, "case": case, "seconds": turn, "keep": section.keep}
     for number in range(section.rounds if seconds else 1):
         for c, row in zip(contestants, rows):
@@ -334,7 +334,7 @@ def summarise(section: str, case: Case, rows: list[Row], rates: dict[str, float]
         if section == "ceilings":
             copying = ", copy" in row["name"]
             rates["copy" if copying else row["precision"]] = row["rate"] = work[copying] / row["median"]
-        if done[0]["check"] and "with views" not in row["name"]:  # they see other images
+        if done[0]["check"] and "with views" not in row["name"]:  # rows with views see other images
             row["off by"] = abs(row["check"] / done[0]["check"] - 1)
     if section != "ceilings":
         compare_with_pytorch(done)

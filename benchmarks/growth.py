@@ -38,7 +38,7 @@ VARIED = {
     "blocks": (1, 2, 4, 8),
     "side": (16, 32, 64, 128),
 }
-EXPECTED = {"views": (1, 1), "channels": (2, 1), "blocks": (1, 1), "side": (2, 2)}  # of time, of memory
+EXPECTED = {"views": (1, 1), "channels": (2, 1), "blocks": (1, 1), "side": (2, 2)}  # exponents of time and of memory
 ABOUT = {
     "views": "views in a batch",
     "channels": "channels of the first stage",

@@ -285,7 +285,7 @@ def read_options() -> argparse.Namespace:
     if unknown := sorted(set(options.only) - known.keys()):
         parser.error(f"no contestant {', '.join(unknown)}; there are: {', '.join(known)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error('--plot needs matplotlib: pip install "minisimclr[plot]"')
+        parser.error('--plot needs matplotlib: pip install ".[plot]"')
     return options
 
 

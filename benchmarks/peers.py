@@ -3,7 +3,7 @@
 A contestant is a function `prepare(za, zb, temperature) -> run`. `run()` gives (loss, dza, dzb) as its own kind of
 array, and returns when the work is finished. Importing a missing package raises ImportError.
 
-Install the peers with `pip install "minisimclr[peers]"` (PyTorch's CPU wheels are enough on a CPU).
+Install the peers with `pip install ".[peers]"` (PyTorch's CPU wheels are enough on a CPU).
 """
 
 from __future__ import annotations

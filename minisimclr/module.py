@@ -1,11 +1,11 @@
-"""Modules, the layers and networks: their parameters have names, are saved and moved.
+"""Modules: layers and networks whose parameters have names, and can be saved and moved.
 
-A module is a plain object whose attributes are found by looking at it.
+A module is a plain object. Nothing is registered: parameters and layers are found among its attributes.
 
 * A Tensor attribute is a parameter, an array attribute a buffer (running statistics), a Module a child.
   Names are the attribute names joined by dots, in the order of assignment, and are torchvision's.
 * Training or evaluating is an argument of the call, model(x, train=True), not a mode that one forgets.
-* Inside, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` speaks
+* Inside the network, kernels are (K,K,C,D) and matrices (in,out), as the ops want them; `state_dict` uses
   torchvision's layout, (D,C,K,K) and (out,in).
 """
 
@@ -22,12 +22,12 @@ from .engine.autograd import Tensor
 
 
 class Module:
-    """Something with parameters that can be called, saved, loaded and moved."""
+    """An object with parameters that can be called, saved, loaded and moved."""
 
-    # The label stands in a slot of its own, so that vars(module) holds what the constructor assigned and nothing else.
+    # The label has a slot of its own, so that vars(module) holds what the constructor assigned and nothing else.
     __slots__ = ("__dict__", "_label")
 
-    # parameter -> the axes of its array in the order in which torchvision stores them
+    # For each parameter, the axes of its array in the order in which torchvision stores them.
     stored_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __call__(self, x: Any, train: bool = False) -> Any:
@@ -51,7 +51,7 @@ class Module:
             title = "  " * len(parents) + (f"{name}: " if name else "") + type(module).__name__
             rows.append((title, shapes, f"{count:,}"))
         wide = [max(len(row[k]) for row in rows) for k in range(3)]
-        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
+        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]  # columns of equal width
         return "\n".join([lines[0] + " parameters", *lines[1:]])
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -81,13 +81,13 @@ class Module:
 
     def parameters(self) -> list[Tensor]:
         """Return every parameter, in the order of `named_parameters`: an optimizer takes this list."""
-        # a list and not a set: momentum is stored by position
+        # A list and not a set, because a checkpoint stores the optimizer's momentum by position.
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
         for parameter in self.parameters():
-            parameter.grad = None
+            parameter.grad = None  # not zeros: None costs no memory, and says that there is no gradient
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return every parameter and buffer: a NumPy copy in torchvision's layout, under torchvision's name."""
@@ -111,8 +111,8 @@ class Module:
             module._put(name, to_device(array, device_of(old)))
 
     def _require_state(self, given: Mapping[str, Any]) -> None:
-        """Refuse a state whose names, shapes or kinds of numbers are not ours."""
-        own = self.state_dict()  # the layout that is stored, so shapes compare as they are
+        """Refuse a state whose names, shapes or dtypes do not fit this module."""
+        own = self.state_dict()  # in the stored layout, so that shapes can be compared as they are
         for verb, names in (("misses", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
             if names:
                 raise ValueError(f"load_state_dict: the state {verb} {_listed(names)}")
@@ -144,13 +144,13 @@ class Module:
             setattr(self, name, array)  # a buffer is the array itself
 
     def _refuse(self, takes: str, x: Tensor) -> NoReturn:
-        """Raise the ValueError for an input of the wrong size: the layer, the shape that it takes, the one it got."""
-        # "ProjectionHead.linear1"; a layer that nobody holds has but its type
+        """Raise ValueError for an input of the wrong size, with the layer's name and both shapes."""
+        # "ProjectionHead.linear1", for example. A layer that is part of no other has the name of its type alone.
         label = getattr(self, "_label", type(self).__name__)
         raise ValueError(f"{label} takes ({takes}), got ({','.join(map(str, x.shape))})")
 
 
 def _listed(names: Any) -> str:
     names = sorted(names)
-    # three names tell what is wrong; a ResNet-152 has hundreds
+    # Three names tell what is wrong; a ResNet-152 has hundreds.
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -17,16 +17,16 @@ from .module import Module
 # "slabs" is not the fastest convolution everywhere, but rounds less than Winograd's.
 # In the other rooms the fast forms lose hardly a digit, so the fastest is taken.
 ROOMS = {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}
-METHOD = "conv=slabs"  # the setting that says just that
+METHOD = "conv=slabs"  # the default setting, which says the same: all other rooms run their default too
 
 
 def method_of(room: str, method: str) -> str:
     """Return the form that a setting gives to one room.
 
-    "plain" and "auto" hold for all rooms, and "conv=winograd,ntxent=exact" names one form for each of some rooms;
-    a room that is not named keeps its default.
+    "plain" and "auto" hold for all rooms. "conv=winograd,ntxent=exact" names the forms of two rooms; a room that is
+    not named keeps its default.
 
-    Raises: ValueError for a room that does not exist. (Whether it has that form is checked by the operation.)
+    Raises: ValueError for a room that does not exist. (The operation itself refuses a form that it does not have.)
 
     >>> setting = "conv=winograd,ntxent=exact"
     >>> method_of("ntxent", setting), method_of("norm", setting), method_of("norm", "plain")
@@ -48,7 +48,7 @@ def method_of(room: str, method: str) -> str:
 
 def parameter(array: Any) -> Tensor:
     """Return a float32 leaf that wants a gradient."""
-    # float32 and on the host, on every backend: the same seed gives the same first weights everywhere
+    # First weights are drawn on the host, whatever the backend, so that the same seed gives the same ones everywhere.
     return Tensor(np.asarray(array, np.float32), requires_grad=True)
 
 
@@ -59,7 +59,7 @@ def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> Ten
 
 def in_dtype(x: Tensor, dtype: Any) -> Tensor:
     """Return x in this dtype; None leaves it as it is."""
-    # an operation of its own, so that its gradient comes back in the dtype of x
+    # It is an operation, so that autograd knows of it and the gradient comes back in the dtype of x.
     return x if dtype is None or x.dtype == dtype else ops.cast(x, dtype=dtype)
 
 
@@ -78,10 +78,12 @@ class Linear(Module):
         self, in_dim: int, out_dim: int, *, bias: bool = True, product_dtype: Any = None, rng: np.random.Generator
     ) -> None:
         self.product_dtype = product_dtype
-        bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in
-        self.weight = parameter(rng.uniform(-bound, bound, (in_dim, out_dim)))  # (in,out)
+        bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in, which keeps x W of the order of x
+        drawn = rng.uniform(-bound, bound, (in_dim, out_dim))  # (in,out)
+        self.weight = parameter(drawn)
         if bias:
-            self.bias = parameter(rng.uniform(-bound, bound, out_dim))  # (out,)
+            drawn = rng.uniform(-bound, bound, out_dim)  # (out,)
+            self.bias = parameter(drawn)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         if x.shape[-1:] != self.weight.shape[:1]:  # NumPy would speak of gufuncs and name no layer
@@ -117,12 +119,12 @@ class Conv2d(Module):
         rng: np.random.Generator,
     ) -> None:
         self.stride, self.padding, self.method, self.product_dtype = stride, padding, method, product_dtype
-        # drawn in torchvision's layout and scaled by the fan-out, as torchvision's ResNet is
-        drawn = he_normal(rng, (out_dim, in_dim, kernel, kernel), fan=out_dim * kernel * kernel)
+        # We draw in torchvision's layout and scale by the fan-out, as torchvision's ResNet does.
+        drawn = he_normal(rng, (out_dim, in_dim, kernel, kernel), fan=out_dim * kernel * kernel)  # (out,in,K,K)
         self.weight = parameter(drawn.data.transpose(2, 3, 1, 0))  # (K,K,in,out)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        # a map of another number of channels is a layer in the wrong place
+        # A map with another number of channels means that this layer stands in the wrong place.
         if x.ndim != 4 or x.shape[3] != self.weight.shape[2]:
             self._refuse(f"H,W,N,{self.weight.shape[2]}", x)
         x, weight = (in_dtype(factor, self.product_dtype) for factor in (x, self.weight))
@@ -132,15 +134,15 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Normalize each channel over all other axes, then scale and shift.
 
-    Training uses the statistics of the batch, and moves the running statistics a tenth of the way towards them.
+    Training uses the statistics of the batch, and moves the running statistics a tenth of the distance towards them.
     Evaluation uses the running statistics. As in torch, the running variance is the unbiased one.
 
     shift   False leaves out the shift, as the last layer of SimCLR's head does
     method  the form in which ops.batch_norm computes it
 
     Shapes: x (…,C) -> (…,C)
-    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training on one value per
-            channel, of which there is no variance.
+    Raises: ValueError, which names the layer, if the last axis of x is not C; and in training for one value per
+            channel, which has no variance.
     """
 
     eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value
@@ -148,17 +150,18 @@ class BatchNorm2d(Module):
 
     def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
         self.method = method
-        self.weight = parameter(np.ones(dim))  # (C,): the scale
+        # At first the layer normalizes and does no more: scale 1, shift 0.
+        ones, zeros = np.ones(dim, np.float32), np.zeros(dim, np.float32)  # (C,) each
+        self.weight = parameter(ones)
         if shift:
-            self.bias = parameter(np.zeros(dim))  # (C,)
-        # buffers: they are stored with the parameters, and no gradient moves them
-        self.running_mean = np.zeros(dim, np.float32)
-        self.running_var = np.ones(dim, np.float32)
+            self.bias = parameter(zeros)
+        # These two are buffers: they are stored with the parameters, but no gradient moves them.
+        self.running_mean, self.running_var = zeros, ones
 
     def __call__(self, x: Tensor, train: bool = False, *, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalize x; then add the shortcut, if there is one, and with relu=True take max(·, 0).
 
-        They are arguments because the fast form does all three in one pass over memory.
+        Shortcut and ReLU are arguments because the fast form does all three in one pass over memory.
         """
         if x.shape[-1:] != self.weight.shape:
             self._refuse(f"…,{self.weight.shape[0]}", x)
@@ -171,22 +174,16 @@ class BatchNorm2d(Module):
             if count < 2:
                 raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
             self.running_mean = self._towards(self.running_mean, mean)
-            # the mean of squared deviations is too small by (n−1)/n, because the batch's own mean was subtracted
+            # The mean of squared deviations is too small by (n−1)/n, because the batch's own mean was subtracted.
             self.running_var = self._towards(self.running_var, variance * (count / (count - 1)))
         inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
         settings: dict[str, Any] = {"mean": mean, "variance": variance, "eps": self.eps, "method": self.method}
-        # batch=True: the statistics moved with x, so gradient flows through them as well
+        # In training the statistics move with x, so gradient flows through them as well.
         return ops.batch_norm(*inputs, **settings, batch=train, relu=relu)  # (…,C)
 
     def _towards(self, running: Array, new: Array) -> Array:
+        # We make a new array and do not update in place: the graph of an evaluation may still hold the old one.
         return ((1 - self.momentum) * running + self.momentum * new).astype(running.dtype)
-
-
-class ReLU(Module):
-    """Compute max(x, 0)."""
-
-    def __call__(self, x: Tensor, train: bool = False) -> Tensor:
-        return ops.relu(x)
 
 
 class Sequential(Module):
@@ -197,6 +194,6 @@ class Sequential(Module):
             setattr(self, str(k), layer)  # "0", "1" …: torchvision's names
 
     def __call__(self, x: Any, train: bool = False) -> Any:
-        for layer in vars(self).values():
+        for layer in vars(self).values():  # in the order in which the constructor was given them
             x = layer(x, train=train)
         return x

@@ -1,6 +1,6 @@
 """The processor: threads, BLAS, and memory that is kept for the next step.
 
-None of it changes what is computed; without this file all results are the same, and later.
+Nothing here changes what is computed: without this file all results would be the same, and take longer.
 
 Threads. NumPy releases Python's lock inside its array functions and its matrix products, so plain Python threads run
 them side by side. When BLAS itself splits a large product, everything between the products (the additions, the
@@ -14,8 +14,8 @@ the same bit for bit at any fixed number of threads.
 
 Memory. A training step allocates arrays of the same sizes as the step before. But glibc, the C library of most Linux
 systems, returns large ones to the system as soon as they are freed, and then the system must clear and map every page
-anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes it keep them, as CuPy and PyTorch
-do on a GPU.
+anew: 20,000 pages a step of ResNet-18, 9–14 % of its time. `keep_freed_memory` makes glibc keep such memory, as
+CuPy and PyTorch do on a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import threadpoolctl
 from .cores import usable_cores
 
 Item = TypeVar("Item")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings, as numbers; those of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers by which glibc knows two settings of malloc, from malloc.h
 
 
 # ── Threads ───────────────────────────────────────────────────────────────────────────────────────
@@ -47,11 +47,11 @@ _blas: threadpoolctl.ThreadpoolController | None = None
 _inside = threading.local()  # its attribute `task` is True in a thread that is already working on a block
 _hold = threading.RLock()  # guards the two names below
 _holders = 0  # number of `blas_at_one_thread` that are open now
-_limiter: Any = None
+_limiter: Any = None  # restores BLAS's former number of threads
 
 
 def threads() -> int:
-    """Return the number of threads: that of `set_threads`, else $MINISIMCLR_THREADS, else the cores we may use.
+    """Return the number of threads: that of `set_threads`, else $MINISIMCLR_THREADS, else the number of usable cores.
 
     $OMP_NUM_THREADS, by which clusters say how many threads a job may have, is a limit to the last of these.
 
@@ -84,7 +84,7 @@ def set_threads(count: int | None) -> None:
 
 @functools.cache
 def blas_kernels() -> str:
-    """Name of the BLAS that computes the products, and of the processor it is for: other kernels round differently."""
+    """Name the BLAS library and its kernels. Checkpoints store the name, because other kernels round otherwise."""
     found = {
         f"{library['internal_api']} {library.get('architecture', '')}".strip()
         for library in threadpoolctl.threadpool_info()
@@ -175,7 +175,7 @@ class _Worker:
         """Wait for the job and return the exception that ended it, or None.
 
         If the worker has not woken up yet, nothing is left for it to do (the caller has emptied the queue), so we
-        take the job back instead of waiting: on a busy machine waking it could take longer than all of the work.
+        take the job back instead of waiting: on a busy machine, waking a worker could take longer than all of the work.
         """
         if self.go.acquire(blocking=False):
             self.job = None
@@ -186,7 +186,7 @@ class _Worker:
         return error
 
     def live(self) -> None:
-        """Sleep until a job is there, do it, and say so; for as long as the program runs."""
+        """Sleep until there is a job, do it, and signal that it is done; repeat as long as the program runs."""
         while True:
             self.go.acquire()
             assert self.job is not None
@@ -202,7 +202,7 @@ class _Worker:
 def blas_at_one_thread() -> Iterator[None]:
     """Hold BLAS at one thread; its former number of threads is restored when the last holder leaves.
 
-    A long computation (a training run) holds it once around everything; then each `parallel` inside costs nothing.
+    A long computation, such as a training run, holds BLAS once for all steps, so that `parallel` need not do it.
     """
     global _blas, _holders, _limiter
     with _hold:

@@ -1,8 +1,8 @@
 """Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs.
 
 Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes
-images (N,H,W,3) and returns the representation h (N,features): the mean over the last feature maps.
-Inside, feature maps are (H,W,N,C).
+images (N,H,W,3) and returns the representation h (N,features), the mean over the last feature maps.
+Inside the network, feature maps are (H,W,N,C).
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ Norm: TypeAlias = "partial[BatchNorm2d]"
 
 
 def _makers(rng: Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
-    """Return what makes a convolution and what makes a batch norm, with the settings that all layers share."""
+    """Return two constructors, of convolutions and of batch norms, with the settings that all layers share."""
     conv = partial(Conv2d, method=method_of("conv", method), product_dtype=product_dtype, rng=rng)
-    return conv, partial(BatchNorm2d, method=method_of("norm", method))
+    return conv, partial(BatchNorm2d, method=method_of("norm", method))  # only the sizes are left to give
 
 
 class BasicBlock(Module):
     """Two 3×3 convolutions and a shortcut past them:  x -> relu(shortcut(x) + f(x)).
 
-    The shortcut hands the gradient on unchanged, however many blocks there are.
+    The shortcut passes the gradient on unchanged, however many blocks there are.
 
     Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,dim)
     """
 
-    expansion = 1  # channels that come out, per channel inside
+    expansion = 1  # channels of the output, per channel inside
 
     def __init__(
         self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
     ) -> None:
         conv, norm = _makers(rng, method, product_dtype)
-        self.conv1 = conv(in_dim, dim, 3, stride=stride, padding=1)
+        self.conv1 = conv(in_dim, dim, 3, stride=stride, padding=1)  # padding 1: a 3×3 kernel keeps the size of the map
         self.bn1 = norm(dim)
         self.conv2 = conv(dim, dim, 3, padding=1)
         self.bn2 = norm(dim)
-        # no ReLU of its own: it follows the sum
+        # The shortcut has no ReLU of its own: the block's last ReLU follows the sum.
         if stride != 1 or in_dim != dim:  # only then do x and f(x) differ in shape
             self.downsample = _projection(conv, norm, in_dim, dim, stride)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         y = self.bn1(self.conv1(x), train, relu=True)  # (H/stride,W/stride,N,dim)
         # The sum and the last ReLU are left to batch norm, which does them in its own pass over memory.
-        return self.bn2(self.conv2(y), train, shortcut=_shortcut(self, x, train), relu=True)  # as y
+        return self.bn2(self.conv2(y), train, shortcut=_shortcut(self, x, train), relu=True)  # the shape of y
 
 
 class Bottleneck(Module):
-    """1×1 down, 3×3 (which carries the stride), 1×1 up to four times the channels, and a shortcut past them.
+    """Three convolutions (1×1 to few channels, 3×3 with the stride, 1×1 to four times as many) and a shortcut.
 
     Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,4·dim)
     """
 
-    expansion = 4  # channels that come out, per channel inside
+    expansion = 4  # channels of the output, per channel inside
 
     def __init__(
         self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
@@ -74,9 +74,9 @@ class Bottleneck(Module):
         out_dim = dim * self.expansion
         self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
         self.bn1 = norm(dim)
-        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # He et al. had the stride in the 1×1: version "B"
+        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # not in conv1, as in He et al.: a 1×1 skips pixels
         self.bn2 = norm(dim)
-        self.conv3 = conv(dim, out_dim, 1)
+        self.conv3 = conv(dim, out_dim, 1)  # all channels again, for the sum with the shortcut
         self.bn3 = norm(out_dim)
         if stride != 1 or in_dim != out_dim:  # the first block of each stage
             self.downsample = _projection(conv, norm, in_dim, out_dim, stride)
@@ -93,11 +93,11 @@ def _projection(conv: Convolution, norm: Norm, in_dim: int, out_dim: int, stride
 
 
 def _shortcut(block: Any, x: Tensor, train: bool) -> Tensor:
-    return block.downsample(x, train) if hasattr(block, "downsample") else x
+    return block.downsample(x, train) if hasattr(block, "downsample") else x  # the shape of f(x)
 
 
 class ResNet(Module):
-    """Stem, stages of blocks, mean over the map; with num_classes a linear classifier on top.
+    """A stem, stages of blocks and the mean over the map; with num_classes a linear classifier follows.
 
     block          BasicBlock or Bottleneck
     depths         blocks per stage; every stage but the first halves the map and doubles the channels
@@ -134,14 +134,14 @@ class ResNet(Module):
         product_dtype: Any = None,
         rng: Generator | None = None,
     ) -> None:
-        rng = default_rng(0) if rng is None else rng  # the same weights each time, unless told
+        rng = default_rng(0) if rng is None else rng  # the same weights each time, unless the caller wants others
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}; not {stem!r}")
         self.stem, self.pool, self.stages = stem, method_of("pool", method), len(depths)
         conv, norm = _makers(rng, method, product_dtype)
-        in_dim = dim = base * width
+        in_dim = dim = base * width  # channels that the next block takes, and channels inside it
         kernel, stride = STEMS[stem]
-        self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)
+        self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)  # 3: red, green, blue
         self.bn1 = norm(dim)
         # Where a map is halved its channels are doubled, so that all stages take about as long.
         for stage, depth in enumerate(depths):
@@ -150,7 +150,7 @@ class ResNet(Module):
                 stride = 2 if stage > 0 and k == 0 else 1  # only the first block of a stage shrinks the map
                 blocks.append(block(in_dim, dim, stride, rng, method, product_dtype))
                 in_dim = dim * block.expansion  # the next block takes what this one gives
-            setattr(self, f"layer{stage + 1}", Sequential(*blocks))
+            setattr(self, f"layer{stage + 1}", Sequential(*blocks))  # "layer1" …: torchvision's names
             dim *= 2
         self.features = in_dim  # dimensions of h
         if num_classes is not None:
@@ -164,7 +164,7 @@ class ResNet(Module):
             x = ops.max_pool2d(x, kernel=3, stride=2, padding=1, method=self.pool)  # (H/4,W/4,N,base)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x, train)  # half the side, twice the channels
-        h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features)
+        h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features); the mean is never in half precision
         return self.fc(h) if hasattr(self, "fc") else h  # (N,num_classes) or (N,features)
 
 
@@ -172,12 +172,12 @@ def _pixels_first(images: Any, dtype: Any) -> Tensor:
     """Turn images (N,H,W,3) into the layout inside the network, (H,W,N,3), in the dtype of the weights."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"the encoder takes images of shape (N,H,W,3), not {images.shape}")
-    if images.dtype.kind != "f":
+    if images.dtype.kind != "f":  # bytes up to 255 would train, and badly: batch norm hides the mistake
         raise TypeError(f"the encoder takes float images in [0,1], not {images.dtype}; see minisimclr.to_float")
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor):  # somebody may want the gradient by the pixels
         return images.transpose(1, 2, 0, 3)  # (H,W,N,3)
     xp = array_module(images)
-    # contiguous, so that the pixels which a tap of the kernel reads form one matrix
+    # The copy is contiguous, so that the pixels which a tap of the kernel reads form one matrix.
     return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))  # (H,W,N,3)
 
 
@@ -239,7 +239,7 @@ def resnet_small(**options: Any) -> ResNet:
     return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 
-ENCODERS = {
+ENCODERS = {  # by the name that Config.encoder and --encoder take
     "small": resnet_small,
     "resnet18": resnet18,
     "resnet34": resnet34,

@@ -2,7 +2,7 @@
 
     two views of each image  ──f──>  representation h  ──g──>  embedding z  ──>  NT-Xent
 
-The loss acts on z; what is used afterwards is h, because z learns to drop whatever the augmentations
+The loss acts on z. Afterwards h is used and g thrown away, because z learns to drop whatever the augmentations
 change, colour and orientation included (paper §4.2).
 """
 
@@ -52,17 +52,18 @@ class ProjectionHead(Module):
         method: str = METHOD,
         product_dtype: Any = None,
     ) -> None:
-        if layers < 1:
+        if layers < 1:  # then z would be h itself
             raise ValueError(f"a projection head needs at least one layer, not {layers}")
         rng = np.random.default_rng(1) if rng is None else rng  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
-        # widths: what goes in, the hidden layers, what comes out
+        # Dimensions between the layers: of h, of the hidden layers, and of z.
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
         self.layers = layers
         for k in range(1, layers + 1):
+            # Batch norm subtracts the mean of each channel, and a bias with it. So a layer has one or the other.
             linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
-            setattr(self, f"linear{k}", linear)
-            if batch_norm:  # in Google's code only: the paper's text does not mention it
+            setattr(self, f"linear{k}", linear)  # "linear1" …: the names in a checkpoint
+            if batch_norm:  # as in Google's code; the paper's text does not mention it
                 setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
 
     def __call__(self, h: Tensor, train: bool = False) -> Tensor:
@@ -70,8 +71,8 @@ class ProjectionHead(Module):
         for k in range(1, self.layers + 1):
             x = getattr(self, f"linear{k}")(x)  # (N,hidden_dim), at last (N,out_dim)
             if hasattr(self, f"bn{k}"):
-                x = getattr(self, f"bn{k}")(x, train)
-            if k < self.layers:  # z needs both signs: the loss compares directions
+                x = getattr(self, f"bn{k}")(x, train)  # the same shape
+            if k < self.layers:  # none after the last: z needs both signs, because the loss compares directions
                 x = ops.relu(x)
         return in_dtype(x, h.dtype)  # the loss is never computed in half precision
 
@@ -80,7 +81,7 @@ class SimCLR(Module):
     """An encoder and a projection head; model(images) returns both h and z.
 
     method  the form in which the loss runs, as in Config: "plain", "auto", "ntxent=exact" …
-            (the forms inside the encoder and the head were given to them)
+            (the encoder and the head got theirs when they were made)
 
     Raises: ValueError for an unknown method.
 
@@ -100,7 +101,7 @@ class SimCLR(Module):
 
     def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
         self.encoder, self.head = encoder, head  # f and g of the paper
-        self.method = method_of("ntxent", method)
+        self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
         """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""
@@ -110,12 +111,12 @@ class SimCLR(Module):
     def loss(self, views_a: Array, views_b: Array, temperature: float = 0.1) -> tuple[Tensor, Array, Array]:
         """Compute the loss of one batch, Algorithm 1: the loss, z of the views a, z of the views b.
 
-        Both views go through the network in ONE batch of 2N: batch norm must see them together. Forwarded
-        one after the other, the gradient has next to nothing in common with this one (cosine 0.08).
+        Both views go through the network in ONE batch of 2N: batch norm must see them together. If they went through
+        it one after the other, the gradient would be another one (its cosine with this one is 0.19 to 0.92: chapter 4).
 
         Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """
-        n = len(views_a)  # N images, so 2N anchors with 2N − 2 negatives each
+        n = len(views_a)  # N images, so 2N anchors with one positive and 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
         loss = nt_xent(z[:n], z[n:], temperature, method=self.method)  # a scalar
-        return loss, z.data[:n], z.data[n:]  # z as arrays: nobody goes back through them
+        return loss, z.data[:n], z.data[n:]  # z as arrays, for the metrics: no gradient flows back from those

@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
     devices.DEVICE = "cpu" if device == "cpu" else "cuda"
     if device != "cpu" and os.environ.get("CI") == "true" and not config.getoption("--hypothesis-profile"):
-        settings.load_profile("ci on a device")  # the cases are the same arithmetic again
+        settings.load_profile("ci on a device")  # fewer random cases: on the stand-in they repeat the same arithmetic
     try:
         devices.on_device(np.zeros(1))
     except RuntimeError as error:

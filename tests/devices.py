@@ -30,7 +30,7 @@ def xp() -> ModuleType:
 
 
 def on_device(value: Any) -> Any:
-    """The array on the device; of a tuple, list or dict, each array in it; anything else as it is."""
+    """Put an array on the device, also each array in a tuple, list or dict; return anything else as it is."""
     return _each(value, lambda array: backend.to_device(array, DEVICE))
 
 
@@ -45,7 +45,7 @@ def placed(module: Any) -> Any:
 
 
 def host(value: Any) -> Any:
-    """The same, back as NumPy arrays."""
+    """The reverse of `on_device`: NumPy arrays again."""
     return _each(value, backend.to_numpy)
 
 
@@ -72,7 +72,7 @@ def share_memory(a: Any, b: Any) -> bool:
 
 @contextlib.contextmanager
 def transfers() -> Iterator[Counter[str]]:
-    """Count what crosses between host and device inside, by what made it cross; only the stand-in can tell."""
+    """Count the transfers between host and device, by the call that made each; only the stand-in can tell."""
     module = xp()
     if not hasattr(module, "_traffic"):
         pytest.skip("only the stand-in for CuPy counts what crosses to the host: --device stand-in")

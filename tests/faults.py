@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One bug: what it is called, what it is about, where it goes, and which test files should notice."""
+    """One bug: its name, its area, its place, and the test files that should notice it."""
 
     name: str
     about: str
@@ -87,7 +87,7 @@ FAULTS = [
           "if j in (i, i + self.half):", "if j == i:", "ntxent"),
     Fault("tile-shift-of-rows-only", "loss", "ntxent/tiled.py",
           "np.maximum(self.top[J], cosine.max(axis=0)", "np.maximum(self.top[J], -1", "ntxent"),
-    Fault("another-temperature", "loss", "ntxent/__init__.py",  # value and gradient alike: no differences see it
+    Fault("another-temperature", "loss", "ntxent/__init__.py",  # no difference quotient sees it
           "copy=False), float(temperature)", "copy=False), 2 * float(temperature)", "ntxent"),
     Fault("seed-ignored", "loss", "ntxent/__init__.py", "return g * dza, g * dzb", "return dza, dzb", "ntxent ops"),
 
@@ -183,7 +183,7 @@ FAULTS = [
     Fault("cross-entropy-not-meant", "operations", "ops/loss.py", "dlogits * (g / len(rows))", "dlogits * g", "ops"),
     Fault("cross-entropy-overflows", "operations", "ops/loss.py",
           "shifted = logits - logits.max(axis=1, keepdims=True)", "shifted = logits - 0", "ops"),
-    Fault("kernel-turned-round", "operations", "ops/conv/slabs.py",  # forward and back alike: no differences see it
+    Fault("kernel-flipped", "operations", "ops/conv/slabs.py",  # both passes change alike: no quotient sees it
           "reads.append((k, range", "reads.append((kernel - 1 - k, range", "ops winograd"),
     Fault("thin-kernel-gradient", "operations", "ops/conv/slabs.py",
           "parts.sum(axis=0).reshape(w.shape)", "parts[:1].sum(axis=0).reshape(w.shape)", "ops simclr"),
@@ -197,7 +197,7 @@ FAULTS = [
           "across = g - u * (u * g).sum(axis=1, keepdims=True)", "across = g", "ops"),
 
     # ── The plain forms ───────────────────────────────────────────────────────────────────────────
-    Fault("plain-kernel-turned-round", "operations", "ops/conv/plain.py",
+    Fault("plain-kernel-flipped", "operations", "ops/conv/plain.py",
           "@ w[i, j] for i, j in taps", "@ w[-1 - i, -1 - j] for i, j in taps", "ops plain"),
     Fault("plain-gradient-of-the-last-tap", "operations", "ops/conv/plain.py",
           "dpadded[below(i, j)] += g", "dpadded[below(i, j)] = g", "ops plain"),
@@ -256,7 +256,7 @@ FAULTS = [
           "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
     Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
           "nn resnet simclr"),
-    Fault("way-around-detached", "layers", "resnet.py",
+    Fault("shortcut-detached", "layers", "resnet.py",
           'if hasattr(block, "downsample") else x', 'if hasattr(block, "downsample") else x.detach()',
           "resnet simclr"),
     Fault("largest-instead-of-mean-of-the-map", "layers", "resnet.py",
@@ -327,7 +327,7 @@ FAULTS = [
     Fault("aspect-not-logarithmic", "augmentation", "views/parameters.py",
           "np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))",
           "rng.uniform(*CROP_ASPECT, tries)", "views"),
-    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # as workers that draw alike: pytorch#3880
+    Fault("one-colour-for-the-batch", "augmentation", "views/parameters.py",  # pytorch#3880
           "rng.uniform(low, high, (count, 4))", "rng.uniform(low, high, (1, 4)).repeat(count, 0)", "views"),
     Fault("blur-left-on", "augmentation", "views/parameters.py", "blur=blurred & blur,", "blur=blurred,", "views"),
     Fault("strength-ignored", "augmentation", "views/parameters.py",
@@ -361,22 +361,53 @@ FAULTS = [
           "0.2989 * x[..., 0] + 0.587 * x[..., 1]", "0.587 * x[..., 0] + 0.2989 * x[..., 1]", "views"),
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────
-    Fault("written-in-place", "checkpoint", "training/checkpoint.py",
+    Fault("written-in-place", "checkpoint", "storage.py",
           "os.replace(temporary, path)", "path.write_bytes(Path(temporary).read_bytes())", "checkpoint"),
-    Fault("not-on-the-disk", "checkpoint", "training/checkpoint.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
-    Fault("pickles-opened", "checkpoint", "training/checkpoint.py",
+    Fault("not-on-the-disk", "checkpoint", "storage.py", "os.fsync(file.fileno())", "pass", "checkpoint"),
+    Fault("pickles-opened", "checkpoint", "training/archive.py",
           "allow_pickle=False", "allow_pickle=True", "checkpoint"),
+    Fault("links-replaced", "checkpoint", "storage.py",
+          "if not stat.S_ISREG(mode):", "if stat.S_ISDIR(mode):", "run_folder"),
+    Fault("pipes-opened", "checkpoint", "storage.py",
+          "if not stat.S_ISREG(found.st_mode):", "if stat.S_ISDIR(found.st_mode):", "run_folder"),
+    Fault("two-processes-in-a-folder", "checkpoint", "storage.py", "fcntl.LOCK_EX | fcntl", "0 | fcntl",
+          "run_folder"),
+    Fault("momentum-of-any-shape", "checkpoint", "training/archive.py", "if header.shape != rule.shape:", "if False:",
+          "run_folder"),
+    Fault("any-dtype-read", "checkpoint", "training/archive.py", "if header.dtype != rule.dtype:", "if False:",
+          "run_folder"),
+    Fault("nan-weights-evaluated", "checkpoint", "training/archive.py", "if not np.isfinite(block).all():",
+          "if False:", "run_folder"),
+    Fault("arrays-nobody-asked-for-read", "checkpoint", "training/archive.py",
+          "self.headers.keys() - rules)):", "set())):", "run_folder"),
+    Fault("bombs-unpacked", "checkpoint", "training/archive.py",
+          "if member.compress_type != zipfile.ZIP_STORED or", "if", "run_folder checkpoint"),
+    Fault("a-network-of-any-size-built", "checkpoint", "training/stored.py", "if self.left < 0:", "if False:",
+          "run_folder"),
+    Fault("steps-beyond-the-end", "checkpoint", "training/stored.py", "or not 0 <= steps <= most:", "or steps < 0:",
+          "run_folder"),
+    Fault("files-of-somebody-else-replaced", "checkpoint", "training/folders.py", "if there and not is_ours(folder):",
+          "if False:", "run_folder"),
+    Fault("damaged-line-erased", "checkpoint", "training/record.py",
+          "return line.step < steps", "return line.step < steps and line.metrics is not None", "run_folder"),
+    Fault("statistics-of-a-broken-step-saved", "checkpoint", "training/session.py",
+          "            setattr(module, name, array)", "            pass", "run_folder"),
+    Fault("half-written-weights-saved", "checkpoint", "training/session.py",
+          "        self.whole = False  #", "        pass  #", "run_folder"),
+    Fault("nohup-ignored", "checkpoint", "training/session.py",
+          "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),
-    Fault("begins-again", "checkpoint", "training/run.py", 'run.steps = int(meta["steps"])', "run.steps = 0", "train"),
-    Fault("metrics-twice", "checkpoint", "training/run.py", 'and line["step"] < steps:', "and True:", "train"),
+    Fault("begins-again", "checkpoint", "training/run.py", "run.steps = found.steps", "run.steps = 0", "train"),
+    Fault("metrics-twice", "checkpoint", "training/record.py",
+          "return line.step < steps", "return True", "train run_folder"),
     Fault("not-finite-but-saved", "checkpoint", "training/run.py",
           "if not np.isfinite(array).all():", "if False:", "train"),
 
     Fault("settings-not-compared", "checkpoint", "training/run.py",
           "if before[name] != value and name", "if False and name", "train cli"),
-    Fault("runs-overwritten", "checkpoint", "training/run.py",
-          'if not resume and (folder / "checkpoint.npz").exists():', "if False:", "train cli"),
+    Fault("runs-overwritten", "checkpoint", "training/folders.py",
+          'if "checkpoint.npz" in there:', "if False:", "train cli"),
     Fault("stopped-without-saving", "checkpoint", "training/session.py",
           "must = bool(self.stop) or done == total", "must = done == total", "train cli"),
     Fault("not-saved-at-the-end", "checkpoint", "training/session.py",
@@ -560,6 +591,12 @@ FAULTS = [
           "float(losses.sum()) / len(x)", "float(losses[0]) / len(x)", "evaluate"),
     Fault("last-of-equal-penalties", "evaluation", "evaluation/probe.py",
           "if accuracy > best:", "if accuracy >= best:", "evaluate"),
+    Fault("a-gone-reader-is-an-error", "command line", "cli/streams.py",
+          "gone = (errno.EPIPE,", "gone = (0,", "console"),
+    Fault("names-drive-the-terminal", "command line", "storage.py", "c if c.isprintable() else", "c if c else",
+          "run_folder console"),
+    Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
+          "            except ZeroDivisionError:", "console"),
 ]
 # fmt: on
 

@@ -56,7 +56,7 @@ FILES = {  # what is changed, and the tests that should notice
     "ntxent/plain": "ntxent ops",
     "ntxent/tiled": "ntxent ntxent_tiled",
 }
-SECONDS = 60  # of CPU time, for one mutant
+SECONDS = 60  # CPU time that one mutant may take, seconds
 OPTIONS = [
     "-q",
     "--no-header",

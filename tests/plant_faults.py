@@ -73,7 +73,7 @@ def failures(folder: Path, files: Iterable[str]) -> set[str]:
 
 
 def judge(fault: Fault, failed: set[str]) -> bool:
-    """Print who noticed the fault; whether tests of enough kinds did."""
+    """Print which tests noticed the fault; True if these are of enough kinds."""
     kinds: dict[str, list[str]] = {}
     for test in sorted(failed):
         kinds.setdefault(kind_of(test), []).append(test.partition("::")[2].partition("[")[0])

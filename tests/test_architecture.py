@@ -27,7 +27,20 @@ TOP = {"__init__.py", "__main__.py"}  # the public names, and the command: above
 
 # The rooms, lowest first: a room imports from lower ones only.
 ROOMS = [
-    *("backend", "cores", "processor", "engine", "ops", "ntxent", "checks", "module", "nn", "resnet", "simclr"),
+    *(
+        "backend",
+        "cores",
+        "processor",
+        "storage",
+        "engine",
+        "ops",
+        "ntxent",
+        "checks",
+        "module",
+        "nn",
+        "resnet",
+        "simclr",
+    ),
     *("views", "data", "training", "evaluation", "protocols", "report", "cli"),
 ]
 
@@ -90,7 +103,7 @@ def test_files_of_one_room_do_not_import_each_other_in_circles(package):
 
 
 def test_no_two_folders_import_each_other():
-    """Not even by different files; the door of a folder, its __init__, may of course open its own rooms."""
+    """This holds for different files, too. The door of a folder, its __init__, may of course open its own rooms."""
     folder_of = {module(file): str(Path(file).parent) for file in FILES if "/" in file}
     links = {folder: set() for folder in folder_of.values()}
     for file in (file for file in FILES if "/" in file):
@@ -161,7 +174,7 @@ def comment_lines(file: str) -> int:
 
 
 def test_comments_of_the_first_list_stand_on_a_fifth_of_its_lines():
-    """They say why, or give the shape: below 15 % a reader is left alone, above 25 % the code drowns."""
+    """Comments say why, or give a shape: below 15 % a reader is left alone, above 25 % the code drowns."""
     lines = sum(len(FILES[file].read_text().splitlines()) for file in reading.FIRST)
     assert 0.15 <= sum(map(comment_lines, reading.FIRST)) / lines <= 0.25
 
@@ -230,7 +243,7 @@ def body_lines(function: ast.FunctionDef) -> int:
 
 
 def test_a_small_file_with_one_reader_lives_in_that_file():
-    """Doors and commands apart: shorter than 40 lines and used by one file alone is no room of its own."""
+    """A file of fewer than 40 lines with one reader is no room of its own, except doors and commands."""
     users = {file: [other for other in FILES.keys() - TOP if module(file) in own(other)] for file in FILES}
     lonely = {
         file for file, using in users.items() if len(using) == 1 and len(FILES[file].read_text().splitlines()) < 40
@@ -260,7 +273,7 @@ def test_every_file_begins_by_saying_what_it_is_for(file):
 
 
 def test_importing_the_package_loads_nothing_that_it_can_do_without():
-    """Neither the extras nor what only the command line needs."""
+    """It loads neither the extras nor the packages that only the command line needs."""
     done = subprocess.run(
         [sys.executable, "-c", "import minisimclr, sys; print(*sys.modules)"],
         capture_output=True,

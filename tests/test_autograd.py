@@ -70,7 +70,7 @@ TWO_SIDED = {
 
 
 def summed_to(array: Array, shape: tuple[int, ...]) -> Array:
-    """Broadcasting undone as its definition says: element by element."""
+    """Undo broadcasting as its definition says: element by element."""
     total = np.zeros(shape)
     for index in np.ndindex(array.shape):
         own = index[len(index) - len(shape) :]
@@ -485,7 +485,7 @@ KEPT_BY = [value for name, value in list(globals().items()) if name.startswith("
 
 @pytest.mark.parametrize("keep", KEPT_BY)
 def test_an_array_is_found_wherever_a_vjp_keeps_it(keep: Callable[[Any], Any]) -> None:
-    """It is counted by `saved_bytes`; and it is guarded, because it is an input or a value of the operation."""
+    """`saved_bytes` counts such an array, and it is guarded, because it is an input or a value of the operation."""
 
     @primitive
     def scale(xp: Any, x: Any, factor: Any) -> Any:
@@ -633,7 +633,7 @@ def test_200_training_steps_grow_memory_by_less_than_a_percent(no_gc: None) -> N
 
 
 def test_a_residual_block_keeps_what_its_gradient_needs_and_no_more() -> None:
-    """In units of one activation: the inputs of both convolutions and both norms, and the last ReLU's output."""
+    """It keeps the inputs of both convolutions and both norms, and the last ReLU's output: five activations."""
     block = placed(ms.resnet.BasicBlock(8, 8, 1, np.random.default_rng(0)))
     x = leaf(8, 8, 4, 8, dtype=np.float32)
     unit = x.data.nbytes

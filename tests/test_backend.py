@@ -42,7 +42,7 @@ def test_array_module_of_numpy_and_of_numbers() -> None:
     assert array_module() is np
 
 
-def test_devices() -> None:
+def test_an_array_goes_to_a_device_by_its_name() -> None:
     x = np.ones(2)
     assert to_device(x, "cpu") is x
     with pytest.raises(ValueError, match="device must be"):
@@ -59,7 +59,7 @@ def test_cuda_without_cupy_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 # ── How many threads ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_is_set_by_a_call_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads() == 4
     set_threads(None)
     monkeypatch.setenv("MINISIMCLR_THREADS", "3")

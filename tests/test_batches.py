@@ -88,7 +88,7 @@ def test_a_worker_that_was_killed_is_one_line() -> None:
 
 
 def test_workers_end_when_the_training_process_is_killed() -> None:
-    """They find nobody at the other end. Each prints its own number first, by way of the views' configuration."""
+    """The workers find nobody at the other end. Each first prints its number, by way of the views' configuration."""
     code = (
         "import multiprocessing, sys, time, numpy as np\n"
         "from minisimclr.training.config import Config\n"
@@ -113,7 +113,7 @@ def test_workers_end_when_the_training_process_is_killed() -> None:
 
 
 def running(pid: int) -> bool:
-    """True if there is such a process, other than a dead one whose parent has not looked yet."""
+    """True if a process of this number is alive. A dead one that its parent has not collected yet does not count."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -181,7 +181,7 @@ def test_what_is_not_there_is_said_in_one_line(make, contents, split, says):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_empty_or_no_zip_at_all(tmp_path):
+def test_a_source_that_is_missing_or_empty_or_no_zip_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder or zip file"):
         load_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no images found"):
@@ -257,7 +257,7 @@ def test_every_mode_becomes_rgb(tmp_path, image, colour):
     np.testing.assert_array_equal(load_one(tmp_path, "1.png", encoded(image))[3, 3], colour)
 
 
-def test_cmyk_and_a_transparent_palette(tmp_path):
+def test_cmyk_and_a_transparent_palette_become_rgb(tmp_path):
     cyan = load_one(tmp_path / "a", "1.jpg", encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG"))[4, 4]
     assert cyan[0] < 40
     assert cyan[1:].min() > 120
@@ -434,7 +434,7 @@ def test_what_unpacks_to_too_much_is_refused(make, monkeypatch):
             load_dataset(source, size=8)
 
 
-def test_archives_inside_archives_and_backslashes(tmp_path):
+def test_an_archive_inside_an_archive_is_no_image_and_backslashes_are_folders(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", {"a.png": 9}).read_bytes()
     source = write_zip(tmp_path / "x.zip", {"inner.zip": inner, "train\\cat\\1.png": 1, "train\\dog\\1.png": 2})
     dataset = load_dataset(source, size=8)

@@ -75,7 +75,7 @@ def test_the_style_leaves_the_drawing_as_it_is():
 # ── What is in a batch ────────────────────────────────────────────────────────────────────────────
 
 
-def test_shapes_and_dtypes():
+def test_images_labels_and_styles_have_their_shapes_and_dtypes():
     images, labels, style_index = draw_doodles(5, seed=0, size=40)
     assert (images.shape, images.dtype) == ((5, 40, 40, 3), np.uint8)
     assert (labels.shape, labels.dtype) == ((5,), np.int64)

@@ -220,7 +220,7 @@ def test_a_tie_goes_to_the_first_penalty_in_whatever_order_they_come():
 
 
 def test_the_penalty_is_chosen_on_training_rows_alone():
-    """Nothing of the test set enters the fit, and the fit is the same every time."""
+    """Nothing from the test set enters the fit, and the fit is the same every time."""
     (train_h, train_y), (test_h, test_y) = clusters(90, spread=0.8), clusters(50, spread=0.8, seed=1)
     probe = fit_linear_probe(train_h, train_y)
     right = probe.accuracy(on_device(test_h), test_y)
@@ -233,7 +233,7 @@ def test_the_penalty_is_chosen_on_training_rows_alone():
 
 
 def test_without_features_the_probe_learns_the_class_frequencies():
-    """Only b is left, and nothing pulls it to 0: P = 3/4 and 1/4."""
+    """Without features only b is left, and nothing pulls it to 0: P = 3/4 and 1/4."""
     probe = fit_linear_probe(np.zeros((80, 2)), np.arange(80) % 4 // 3, l2_values=(1.0,))
     p = np.exp(probe.weights[-1]) / np.exp(probe.weights[-1]).sum()
     np.testing.assert_allclose(p, [0.75, 0.25], atol=1e-3)
@@ -248,7 +248,7 @@ def test_a_prediction_does_not_depend_on_the_other_test_rows():
 
 
 def test_test_rows_all_on_one_side_belong_to_the_class_of_that_side():
-    """Standardised by their own mean, half of them would change sides."""
+    """If the test rows were standardized by their own mean, half of them would change sides."""
     h = np.array([[-1.0], [1.0]] * 30)
     far = np.linspace(1, 3, 20)[:, None]
     assert linear_probe(h, np.arange(60) % 2, far, np.ones(20, int)) == 1
@@ -263,7 +263,7 @@ def test_a_penalty_that_helps_less_changes_nothing():
 
 
 def test_the_penalty_that_helps_held_out_rows_is_chosen():
-    """More columns of noise than rows: the strong penalty generalises, the weak one fits the noise."""
+    """More columns of noise than rows: the strong penalty generalizes, the weak one fits the noise."""
     rng = np.random.default_rng(0)
     h, y = clusters(200, classes=2, spread=0.5)
     noisy = np.concatenate([h, rng.standard_normal((200, 300))], axis=1)

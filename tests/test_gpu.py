@@ -101,7 +101,9 @@ def off(got: Any, exact: Any) -> float:
     ("entry", "inputs", "settings"),
     [pytest.param(entry, *sample, id=f"{entry.name} {k}") for entry in TABLE for k, sample in enumerate(entry.samples)],
 )
-def test_every_operation(entry: Entry, inputs: Any, settings: Any, dtype: str) -> None:
+def test_every_operation_on_a_gpu_is_that_of_float64_rounded(
+    entry: Entry, inputs: Any, settings: Any, dtype: str
+) -> None:
     inputs = [np.asarray(x, dtype) for x in inputs]
     results = []
     for place, kind in ((lambda x, _: x, np.float64), (gpu, dtype)):
@@ -204,7 +206,7 @@ def test_nt_xent_by_every_method(method: str, N: int) -> None:
 
 @functools.cache
 def loss_and_gradient(device: str, dtype: str) -> tuple[float, Any]:
-    """Of a ResNet-18 with its head, for the same views."""
+    """Compute the loss and the gradient of a ResNet-18 with its head, always for the same views."""
     images, size = (2, 8) if STAND_IN else (16, 32)
     views = np.random.default_rng(5).random((2, images, size, size, 3)).astype(dtype)
     model = build_model(Config(encoder="resnet18", size=size)).astype(dtype).to(device)
@@ -231,7 +233,7 @@ def training(**settings: Any) -> Config:
 
 
 def pictures() -> Any:
-    """One batch of them: an epoch is a step."""
+    """Sixteen images, one batch: an epoch is a step."""
     return np.random.default_rng(6).integers(0, 256, (16, 4, 4, 3), np.uint8).repeat(2, 1).repeat(2, 2)
 
 
@@ -290,7 +292,7 @@ def test_twenty_steps_in_tf32() -> None:
 
 
 def stepper(config: Config) -> Callable[[int], None]:
-    """One step of training, of which nothing is read."""
+    """Make one step of training, and read no number of it."""
     model = build_model(config).to("cuda")
     optimizer, images = build_optimizer(config, model), gpu(pictures())
 
@@ -321,7 +323,7 @@ def test_two_hundred_steps_take_no_more_memory_than_twenty(cp: Any) -> None:
 
 
 def test_steps_leave_no_device_array_behind(cp: Any) -> None:
-    """As above without a GPU, in numbers of arrays."""
+    """The test above, without a GPU: it counts arrays instead of bytes."""
     if not STAND_IN:
         pytest.skip("on a real GPU the test above looks at its memory")
     step, alive = stepper(training(device="cuda")), []

@@ -138,7 +138,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
-def test_time_that_is_up_is_said_so(gpu: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_out_of_time_tells_so(gpu: Any, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--device", "stand-in", "--without-torch", "--minutes", "0", "--json", str(path)],
@@ -164,7 +164,7 @@ def test_floor_is_the_longer_of_products_and_copies_and_their_sum_for_a_step(gpu
     assert gpu.floor("convolution", (2e12, 1e9), "float16", rates) is None
 
 
-def test_least_work(gpu: Any) -> None:
+def test_the_least_work_of_a_case_is_counted_as_by_hand(gpu: Any) -> None:
     case = {"side": 32, "views": 8, "channels": 3, "out": 4, "kernel": 3, "stride": 2}
     flops, size = gpu.least("convolution", case, "float16")
     assert flops == 3 * 2 * 16 * 16 * 8 * 9 * 3 * 4  # value and both gradients, two a multiply–add

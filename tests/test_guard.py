@@ -212,7 +212,7 @@ def test_an_optimizer_steps_while_an_older_graph_is_alive_whose_backward_then_ra
             validation.backward()
         assert w.grad is None
         del validation
-        loss().backward()  # the new graph is as good as ever
+        loss().backward()  # the new graph is not affected
         assert host(w.grad).shape == gradient.shape
 
 
@@ -251,7 +251,7 @@ def test_only_the_optimizers_door_is_open_while_a_graph_lives() -> None:
     kept = (w * w).sum()
     with writing(w) as array:
         array += 1
-    assert_read_only(w)  # and closed behind it
+    assert_read_only(w)  # and the array is locked again afterwards
     with pytest.raises(ZeroDivisionError), writing(w):
         raise ZeroDivisionError
     assert_read_only(w)

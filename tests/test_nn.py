@@ -10,8 +10,15 @@ from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import ops
 from minisimclr.engine.autograd import Tensor, no_grad
-from minisimclr.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
+from minisimclr.nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
 from minisimclr.resnet import resnet_small
+
+
+class ReLU(Module):
+    """A layer without parameters."""
+
+    def __call__(self, x: Tensor, train: bool = False) -> Tensor:
+        return ops.relu(x)
 
 
 class Network(Module):
@@ -57,7 +64,7 @@ def test_state_names_are_the_attributes_joined_by_dots_in_order_of_assignment():
 
 
 def test_state_has_torchvisions_layout():
-    """Convolutions (D,C,K,K), matrices (out,in), all contiguous."""
+    """Convolutions have the shape (D,C,K,K), matrices (out,in), and all arrays are contiguous."""
     net = Net()
     state = net.state_dict()
     assert state["conv1.weight"].shape == (4, 3, 3, 3)
@@ -320,7 +327,7 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone():
 
 
 def test_evaluation_of_an_image_does_not_depend_on_its_batch():
-    """With running statistics that are not the initial ones, down to float32's rounding."""
+    """The running statistics are not the initial ones, and the results agree to float32's rounding."""
     net = placed(resnet_small(base=4))
     images = on_device(np.random.default_rng(0).random((6, 16, 16, 3), np.float32))
     net(images, train=True)
@@ -355,7 +362,7 @@ def test_far_from_zero_float32_agrees_with_float64():
 
 
 def test_after_a_hundred_steps_on_one_batch_evaluation_agrees_with_training():
-    """Up to 0.9¹⁰⁰ of the initial statistics, and to the variance being the unbiased one."""
+    """Only 0.9¹⁰⁰ of the initial statistics is left, and the running variance is the unbiased one."""
     layer, x = placed(BatchNorm2d(2)).astype(np.float64), maps(channels=2, dtype=np.float64)
     for _ in range(100):
         trained = layer(x, train=True).data

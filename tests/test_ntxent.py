@@ -395,8 +395,8 @@ def rows(kind: str, n: int, d: int, rng: np.random.Generator) -> tuple[Array, Ar
 
 
 def tolerance(method: str, kind: str, temperature: float) -> float:
-    """5e-6, below τ = 0.05 as the rounding of the cosines grows; 6 times that where the gradient is what is left of
-    a cancellation."""
+    """5e-6, and more below τ = 0.05, where the rounding of the cosines grows; 6 times that where the gradient is left
+    over from a cancellation."""
     on_gpu = method not in ("exact", "tiled")
     if on_gpu and kind == "opposed" and temperature >= 1:  # the GPU's kernels do not have (5.13) yet
         return 2e-4 * max(1, temperature / 10)
@@ -408,7 +408,7 @@ def tolerance(method: str, kind: str, temperature: float) -> float:
 def check_accuracy(
     method: str, kind: str, n: int, d: int, temperature: float, seed: int, times: float = 1, tiny: float = 1e-36
 ) -> None:
-    """Value and gradient to the tolerance, or `times` that for methods that multiply with less than float32.
+    """Check value and gradient to the tolerance, or to `times` that for methods that multiply with less than float32.
 
     Below `tiny`, float32 has no full precision to offer.
     """
@@ -431,7 +431,7 @@ KINDS = ["random", "aligned", "identical", "duplicate", "collapsed", "antipodal"
 
 @pytest.mark.parametrize("method", DEVICE_METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_accuracy(method: str, kind: str) -> None:
+def test_float32_accuracy_is_as_promised(method: str, kind: str) -> None:
     for temperature in TEMPERATURES:
         for n, d in [(1, 8), (2, 128), (3, 16), (8, 128), (33, 64), (150, 128)]:
             check_accuracy(method, kind, n, d, temperature, seed=11)
@@ -482,7 +482,7 @@ def test_a_zero_row_counts_as_u_zero(f: Any) -> None:
     assert np.isfinite(db).all()
 
 
-def test_all_zero(f: Any) -> None:
+def test_all_zero_rows_are_at_chance_and_get_no_gradient(f: Any) -> None:
     z = np.zeros((3, 2), np.float32)
     loss, da, db = f(z, z)
     assert loss == pytest.approx(math.log(5), rel=1e-6)
@@ -526,7 +526,7 @@ def test_integers_and_lists_are_refused(g: Any) -> None:
         g([[1.0]], [[1.0]])
 
 
-def test_methods_that_cannot_be() -> None:
+def test_methods_that_cannot_run_are_refused() -> None:
     z = np.ones((2, 2))
     names = "auto, composed, plain, exact, tiled, cuda, cuda-bf16x3, cuda-bf16, not 'fused'"
     for door in (nt_xent_value_and_grad, lambda *views, method: nt_xent(*on_device(views), method=method)):
@@ -702,7 +702,7 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
     return ntxent.contrastive_accuracy(on_device(za), on_device(zb))
 
 
-def test_contrastive_accuracy() -> None:
+def test_contrastive_accuracy_counts_the_anchors_that_find_their_positive() -> None:
     eye = np.eye(4)
     assert contrastive_accuracy(eye, 5 * eye) == 1
     assert contrastive_accuracy(eye, np.roll(eye, 1, axis=0)) == 0
@@ -720,7 +720,9 @@ floats = st.floats(-1e3, 1e3, width=32)
 
 
 @given(st.data(), st.sampled_from(DEVICE_METHODS), st.integers(1, 6), st.integers(1, 4), st.floats(0.05, 20))
-def test_any_input(data: st.DataObject, method: str, n: int, d: int, temperature: float) -> None:
+def test_any_input_keeps_the_bounds_of_the_loss_and_a_tangent_gradient(
+    data: st.DataObject, method: str, n: int, d: int, temperature: float
+) -> None:
     """Between 0 and log(2N−1) + 2/τ; zero rows included; the gradient finite and tangent."""
     a, b = (data.draw(arrays(np.float32, (n, d), elements=floats)) for _ in range(2))
     loss, da, db = nt_xent_value_and_grad(a, b, temperature, method)
@@ -779,7 +781,7 @@ def test_the_checks_accept_the_right_form(method: str) -> None:
 
 
 def refused(module: ModuleType, function: str, right: str, wrong: str, closed_form: bool) -> bool:
-    """Exchange a piece of a module's source, and see whether the checks refuse what it then computes."""
+    """Exchange a piece of a module's source; the checks must refuse the result."""
     source = inspect.getsource(module)
     assert source.count(right) == 1, f"{module.__name__} has changed: {right!r}"
     broken: dict[str, Any] = {"__name__": module.__name__, "__package__": "minisimclr.ntxent"}

@@ -46,7 +46,7 @@ FLUSHED = 3e-33  # with -ftz=true an entry below 1.2e-38 becomes 0: an error of 
 
 
 def by_nvcc(code: str, target: str, options: tuple[str, ...], folder: Path) -> str:
-    """Compile to machine code: only then is the assembly checked, and that shared memory suffices. -> its remarks."""
+    """Compile to machine code, which checks assembly and shared memory; return the compiler's remarks."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
@@ -366,14 +366,14 @@ def test_rows_too_long_for_tensor_cores_are_computed_in_float32(gpu: Gpu, name: 
 
 @pytest.mark.parametrize("name", TENSOR, indirect=True)
 def test_equal_rows_stay_equal_in_bfloat16(fibres: Fibres, name: str) -> None:
-    """All rows equal: log(2N−1), to float32's rounding whatever bfloat16 makes of the rows, and no gradient."""
+    """If all rows are equal, the loss is log(2N−1) and the gradient 0, however bfloat16 rounds the rows."""
     z = np.tile(np.linspace(-0.3, 1, 20, dtype=np.float32), (128, 1))  # whole tiles, some of negatives only
     loss, da, db = fibres(z, z, 0.1)
     assert float(loss) == pytest.approx(np.log(255), rel=1e-5)
     assert max(abs(da).max(), abs(db).max()) < 1e-4
 
 
-def test_zero_rows(fibres: Fibres, name: str) -> None:
+def test_zero_rows_get_no_gradient(fibres: Fibres, name: str) -> None:
     a, b = single(4, 16, seed=14)
     a[1] = 0
     expected = exactly(a, b, 0.1)
@@ -406,7 +406,7 @@ def test_one_image_has_no_negatives(fibres: Fibres) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-30, 1e30, 1e300])
-def test_any_temperature(fibres: Fibres, temperature: float) -> None:
+def test_any_temperature_gives_finite_numbers(fibres: Fibres, temperature: float) -> None:
     loss, da, db = fibres(*single(3, 4), temperature)
     assert np.isfinite(loss)
     assert np.isfinite(da).all()
@@ -421,7 +421,7 @@ def barriers(precision: cuda.Precision) -> int:
 
 
 def check_barrier(fibres: Fibres, number: int, n: int) -> None:
-    """Without it, the gradient is another, or a block arrives before it has written all."""
+    """Check that without this barrier the gradient is wrong, or a block arrives before it has written all."""
     a, b = single(n, 20, seed=3)
     seen = False
     for processors in (1, 8):
@@ -489,7 +489,7 @@ def sanitized(folder: Path, methods: str, change: tuple[str, str] = ("", "")) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_address_sanitizer(name: str, tmp_path: Path) -> None:
+def test_the_address_sanitizer_finds_nothing(name: str, tmp_path: Path) -> None:
     done = sanitized(tmp_path, name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "done\n"
@@ -596,7 +596,7 @@ def test_a_gpu_repeats_itself_bit_for_bit(on_gpu: Any, method: str, n: int) -> N
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", PRECISIONS)
 def test_fibres_say_what_a_gpu_does(on_gpu: Any, gpu: Gpu, method: str) -> None:
-    """As near as rounding in another order allows: so the errors measured on a CPU are the GPU's."""
+    """Both differ only by rounding in another order, so the errors that were measured on a CPU are those of the GPU."""
     a, b = single(200, 128, seed=7)
     expected = Fibres(gpu, method)(a, b, 0.1)
     for x, y in zip(on_gpu(a, b, 0.1, method), expected):
@@ -616,7 +616,7 @@ def test_auto_on_a_gpu(on_gpu: Any, dtype: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_what_a_gpu_cannot(on_gpu: Any) -> None:
+def test_what_a_gpu_cannot_compute_is_refused(on_gpu: Any) -> None:
     z = np.ones((2, 2))
     with pytest.raises(TypeError, match="float32"):
         on_gpu(z, z, 0.1)

@@ -3,7 +3,7 @@
     python tests/test_ntxent_rungs.py          prints the table of the chapter, and what was measured
 
 A cell of the table is a power of ten that the error stays below, on any BLAS: the smallest that is at least twice what
-was measured. Here a cell must be true (no error is above it) and not modest (the error is above a hundredth of it).
+was measured. Here a cell must be true (no error is above it) and not modest (some error is above a hundredth of it).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_each_rung_above_plain_errs_below_one_in_ten_thousand_in_every_situation
         ("1e-6", math.nan, False),
     ],
 )
-def test_a_cell_that_is_false_or_modest_is_found_out(written: str, error: float, right: bool) -> None:
+def test_a_cell_that_claims_too_little_or_too_much_is_noticed(written: str, error: float, right: bool) -> None:
     assert is_true_and_not_modest(written, error) == right
     assert is_true_and_not_modest("NaN", math.nan)
 

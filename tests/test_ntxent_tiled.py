@@ -74,7 +74,7 @@ class TestEqualToTheExactForm:
 
 
 @pytest.mark.parametrize("n", [257, 300, 511, 600])
-def test_sizes_around_the_real_tile(n: int) -> None:
+def test_sizes_next_to_that_of_a_tile_give_the_exact_form(n: int) -> None:
     a, b = views(n, dtype=np.float32)
     assert_equal_to_the_exact_form(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
 

@@ -1,7 +1,7 @@
 """Every operation, from one table (minisimclr/checks/table.py): value, gradient, dtypes, shapes, refusals.
 
 Below that, what the small samples of the table do not cover: every kernel, stride and padding of
-convolution and pooling, and the fused forms against their readable ones.
+convolution and pooling, and the fast forms against the plain ones.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_what_ops_imports_is_public_and_in_the_table() -> None:
 
 
 def test_every_form_of_an_operation_has_an_entry() -> None:
-    """Except those that are a choice among others, and Winograd's, which has no float64."""
+    """Two kinds of form are exempt: those that choose among others, and Winograd's, which has no float64."""
     rooms = {"conv2d": ops.conv, "batch_norm": ops.norm, "max_pool2d": ops.pool}
     for op, room in rooms.items():
         entries = {entry.method for entry in TABLE if entry.op.__name__ == op}

@@ -71,7 +71,7 @@ def test_sgd_is_its_formula(momentum, decay, nesterov):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_lars_is_its_formula(momentum, decay):
-    """Decay and trust for what has two axes or more, neither for the rest; the rate inside the momentum."""
+    """Arrays of two axes or more get decay and trust, the others neither; the rate is inside the momentum."""
     for w, ours, k in zip(start(), trained(lambda p: LARS(p, 1, momentum, decay, 0.02)), range(9)):
         v = 0.0
         for step, lr in enumerate(RATES):
@@ -161,7 +161,7 @@ def test_options_left_out_have_the_values_of_the_papers_code(left_out, written_o
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtypes_stay(kind, dtype):
+def test_weights_and_velocity_keep_their_dtype(kind, dtype):
     params = [tensor(array, requires_grad=True) for array in start(dtype)]
     optimizer = kind(params, lr=0.1, weight_decay=0.1)
     for step in range(2):
@@ -278,7 +278,7 @@ def test_no_parameters_are_refused(kind):
 
 
 def test_a_step_is_the_same_while_an_older_graph_is_alive_whose_backward_then_raises(kind):
-    """As that of a validation loss that was kept, or of a notebook cell that was interrupted."""
+    """Such a graph is that of a validation loss that was kept, or of a notebook cell that was interrupted."""
 
     def stepped(keep: bool) -> tuple[Tensor, Tensor | None]:
         w = tensor(np.ones(2), requires_grad=True)

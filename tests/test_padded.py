@@ -60,14 +60,14 @@ def assert_equal(x: Any, w: Any, tolerance: float, **geometry: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 2e-3)])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding"), SHAPES)
-def test_equals_the_plain_form(
+def test_the_padded_form_equals_the_plain_form(
     shape: Any, kernel: Any, stride: int, padding: int, dtype: Any, tolerance: float
 ) -> None:
     assert_equal(*case(shape, kernel, dtype), tolerance, stride=stride, padding=padding)
 
 
 @given(st.data())
-def test_equals_the_plain_form_on_any_geometry(data: st.DataObject) -> None:
+def test_the_padded_form_equals_the_plain_form_on_any_geometry(data: st.DataObject) -> None:
     number = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
     K, stride, padding = number(1, 7), number(1, 4), number(0, 4)
     H, W = (number(max(1, K - 2 * padding), 11) for _ in "HW")
@@ -100,7 +100,7 @@ def test_neither_inputs_nor_gradient_are_written_to_or_handed_out() -> None:
 
 @pytest.mark.host
 def test_what_lies_beyond_the_edge_is_never_read() -> None:
-    """In the columns that are computed for nothing stands a huge number; no result shows it."""
+    """The columns whose results are never read hold a huge number; no result shows it."""
     x, w = case((6, 6, 2, 20), (3, 4))
     x[:, 0] = 1e300  # around the edge: what the junk columns of the row above reach
     w[:, 0] = 0  # the tap that would read it at its proper place

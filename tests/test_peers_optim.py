@@ -50,15 +50,15 @@ def agree(a: list[Array], b: list[Any]) -> None:
 
 @pytest.fixture
 def torch() -> Any:
-    return pytest.importorskip("torch", reason="needs PyTorch: pip install 'minisimclr[peers]'")
+    return pytest.importorskip("torch", reason="needs PyTorch: pip install '.[peers]'")
 
 
 @pytest.fixture
 def optax() -> Any:
-    jax = pytest.importorskip("jax", reason="needs JAX: pip install 'minisimclr[peers]'")
+    jax = pytest.importorskip("jax", reason="needs JAX: pip install '.[peers]'")
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)  # JAX computes in float32 unless told
-    yield pytest.importorskip("optax", reason="needs optax: pip install 'minisimclr[peers]'")
+    yield pytest.importorskip("optax", reason="needs optax: pip install '.[peers]'")
     jax.config.update("jax_enable_x64", before)
 
 

@@ -23,7 +23,7 @@ DTYPES = st.sampled_from([np.float64, np.float32])
 
 
 def both_ways(f: Callable[..., Tensor], *inputs: Array) -> list[Array]:
-    """The value and the gradients of all inputs, for a gradient g that is the same whoever computes."""
+    """Compute the value and the gradients of all inputs, for a gradient g that is the same for every form."""
     leaves = [tensor(x, requires_grad=True) for x in inputs]
     value = f(*leaves)
     value.backward(on_device(np.random.default_rng(7).uniform(0.5, 1.5, value.shape).astype(value.dtype)))
@@ -210,7 +210,7 @@ def test_the_first_nan_of_a_window_is_the_largest_and_gets_the_gradient(method: 
 
 @pytest.mark.parametrize(("method", "handed_on"), [("plain", 0.0), ("threaded", 2.0)])
 def test_a_window_of_nothing_but_minus_infinity_is_beyond_the_plain_form(method: str, handed_on: float) -> None:
-    """There the plain form takes the padding, which is −∞ as well, for the first of the largest pixels."""
+    """In such a window the plain form takes the padding, which is −∞ as well, for the first of the largest pixels."""
     x = tensor(np.full((1, 1, 1, 1), -np.inf), requires_grad=True)
     ops.max_pool2d(x, kernel=2, stride=1, padding=1, method=method)[0, 0].backward(on_device(np.full((1, 1), 2.0)))
     assert_same(x.grad.ravel(), [handed_on])

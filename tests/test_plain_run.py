@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import devices
 import numpy as np
 import pytest
 
+import minisimclr
 from minisimclr import ntxent
+from minisimclr.cli import demo, main
 from minisimclr.training.config import Config
 from minisimclr.training.train import pretrain
 
@@ -76,3 +84,47 @@ def test_a_run_by_plain_forms_learns_what_the_default_learns() -> None:
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
+
+
+# ── Breakpoints ───────────────────────────────────────────────────────────────────────────────────
+
+PACKAGE = Path(minisimclr.__file__).parent
+sys.path.insert(0, str(PACKAGE.parent / "docs"))
+reading = importlib.import_module("reading")
+
+
+def first_list() -> set[str]:
+    """The files of the first reading list that a run must enter: those with a function in them, but for checks/."""
+    kinds = (ast.FunctionDef, ast.Lambda)
+    return {
+        file
+        for file in reading.FIRST
+        if not file.startswith("checks/")
+        and any(isinstance(node, kinds) for node in ast.walk(ast.parse((PACKAGE / file).read_text())))
+    }
+
+
+def test_a_breakpoint_in_any_file_of_the_first_list_is_hit_by_the_plain_demo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = {"train": (24, 0, ("filled",)), "test": (8, 1, ("filled",)), "unseen": (8, 2, ("hatched",))}
+    monkeypatch.setattr("minisimclr.data.doodles.SPLITS", drawn)
+    monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, size=16, batch=12, epochs=1))
+    monkeypatch.setattr("minisimclr.report.draw_all", lambda *arguments: None)  # drawing takes half of the time
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        """Note the file of a function that is called. (It returns None: no line of the function is traced.)"""
+        if not frame.f_code.co_name.startswith("<module"):
+            called.add(frame.f_code.co_filename)
+
+    before = sys.gettrace()
+    threading.settrace(note)
+    sys.settrace(note)
+    try:
+        status = main(["demo", "--method", "plain", "--out", str(tmp_path / "run"), "--device", devices.DEVICE])
+    finally:
+        sys.settrace(before)
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert status == 0
+    assert {file for file in first_list() if str(PACKAGE / file) not in called} == set()

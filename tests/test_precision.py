@@ -49,7 +49,7 @@ def model_and_optimizer(config: Config) -> tuple[SimCLR, Optimizer]:
 
 
 def loss_and_gradient(config: Config, images: Any, dtype: Any = np.float32) -> tuple[float, Any]:
-    """Of the whole network on one batch; the gradient as one row."""
+    """Compute the loss of the whole network on one batch, and its gradient as one row."""
     model, optimizer = model_and_optimizer(config)
     model.astype(dtype)
     a, b = (view.astype(dtype) for view in two_views(on_device(images), np.random.default_rng(0), 16))
@@ -94,7 +94,7 @@ def test_a_small_update_of_a_weight_is_not_lost():
 
 
 def test_batch_norm_of_half_precision_is_that_of_float32_rounded_once():
-    """With a mean far from 0, where a difference of rounded products would be off by much more."""
+    """The mean is far from 0, where a difference of rounded products would err much more."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((4, 4, 8, 3)) + 20).astype(np.float16)
     arrays = [rng.standard_normal(x.shape).astype(np.float16)]
@@ -141,7 +141,7 @@ def test_a_convolution_of_half_precision_rounds_its_results_and_nothing_before(k
 
 
 def test_loss_and_gradient_of_a_whole_network_are_close_to_those_of_float64(images):
-    """Rounding opens and closes ReLUs: so of the gradient only the direction is promised, which is what counts."""
+    """Rounding opens and closes ReLUs, so only the direction of the gradient is promised."""
     loss64, gradient64 = loss_and_gradient(SINGLE, images[:64], np.float64)
     loss, gradient = loss_and_gradient(HALF, images[:64])
     assert abs(loss - loss64) <= 2e-4 * loss64
@@ -150,7 +150,7 @@ def test_loss_and_gradient_of_a_whole_network_are_close_to_those_of_float64(imag
 
 
 def test_small_gradients_survive_because_the_loss_is_scaled(images, monkeypatch):
-    """At 1e-6 of the loss: without scale most of it would be below the smallest number of float16."""
+    """The loss is multiplied by 1e-6: without a scale, most of its gradient would vanish in float16."""
 
     def gradient_of_a_small_loss(first: float) -> Any:
         monkeypatch.setattr(precision, "FIRST", first)
@@ -182,7 +182,7 @@ def test_a_run_in_half_precision_learns_what_one_in_float32_learns(images):
 
 @pytest.fixture(params=[SGD, LARS])
 def optimizer(request: pytest.FixtureRequest) -> Optimizer:
-    """Of one matrix, which has been moved once, with a loss scale."""
+    """An optimizer of one matrix, with a loss scale, that has made one step."""
     optimizer = request.param([tensor(np.ones((2, 2), np.float32), requires_grad=True)], lr=0.1, loss_scale=LossScale())
     optimizer.params[0].grad = on_device(np.ones((2, 2), np.float32))
     optimizer.step()
@@ -230,7 +230,7 @@ def test_an_overflow_changes_nothing_in_the_whole_network_but_the_scale(images, 
     assert float(optimizer.loss_scale.value) == 2.0**126
 
 
-def test_a_step_that_did_not_is_that_of_the_unscaled_gradient(optimizer):
+def test_a_step_without_overflow_is_that_of_the_unscaled_gradient(optimizer):
     other = type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1)
     other.velocity[0][...] = optimizer.velocity[0]
     assert step(other, 3) == step(optimizer, 3) == 3
@@ -379,7 +379,7 @@ def test_who_wants_float32_gets_it_whatever_the_environment_says(gpu, monkeypatc
 
 @pytest.mark.usefixtures("gpu")
 def test_a_run_of_any_precision_is_evaluated_in_float32_on_a_processor():
-    """Also one in a precision that the processor does not have."""
+    """This holds for a precision that the processor does not have, too."""
     config = dataclasses.replace(HALF, device="cuda", precision="bfloat16").to_evaluate("cpu")
     model = build_model(config)
     assert {getattr(module, "product_dtype", None) for _, module in model.modules()} == {None}

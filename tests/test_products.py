@@ -10,7 +10,7 @@ from minisimclr.ops.conv import products
 
 @pytest.fixture(params=[0, 10**4], ids=["BLAS packs", "BLAS does not pack"], autouse=True)
 def most(request, monkeypatch):
-    """As if BLAS took products up to this many multiply–adds without packing."""
+    """Let BLAS seem to multiply without packing up to this many multiply–adds."""
     monkeypatch.setattr(products, "unpacked_products", lambda: request.param)
     return request.param
 

@@ -159,7 +159,7 @@ def test_loss_trains_with_the_batchs_statistics_and_moves_the_running_ones():
 
 
 def test_in_training_the_loss_does_not_depend_on_the_running_statistics():
-    """In no layer, neither of the encoder nor of the head."""
+    """No layer uses them, neither in the encoder nor in the head."""
     model, (a, b) = tiny(), two()
     before = model.loss(a, b)[0].item()
     state = model.state_dict()
@@ -168,7 +168,7 @@ def test_in_training_the_loss_does_not_depend_on_the_running_statistics():
 
 
 def test_loss_of_random_images_starts_near_chance():
-    """log(2N−1): the embeddings of unrelated images know nothing of who belongs to whom."""
+    """Chance is log(2N−1): the embeddings of random images carry no information on which views belong together."""
     rng = np.random.default_rng(0)
     a, b = on_device(rng.random((2, 32, 8, 8, 3), np.float32))
     loss, za, zb = tiny(np.float32).loss(a, b, temperature=1.0)

@@ -79,7 +79,7 @@ def test_a_leak_is_refused(leak: str, cp: Any, x: Any) -> None:
 
 
 def test_an_index_array_that_points_outside_does_not_pass_for_numpys_error(cp: Any, x: Any) -> None:
-    """CuPy would not raise at all, so whoever relies on IndexError must notice."""
+    """CuPy would not raise at all, so code that relies on IndexError must be found."""
     with pytest.raises(cp._strict.WrappedIndexError):
         x[cp.asarray([2])]
     assert not issubclass(cp._strict.WrappedIndexError, IndexError)

@@ -358,7 +358,7 @@ def test_an_image_too_long_for_any_crop_gets_the_central_one():
     assert (p.top == (10_000 - 12) // 2).all()
 
 
-def test_how_often_and_how_much():
+def test_how_often_and_how_much_views_are_changed():
     p = draw_parameters(np.random.default_rng(0), 20_000, 32, 32, strength=0.5, blur=True)
     for drawn, probability in ((p.flip, 0.5), (p.jitter, 0.8), (p.grey, 0.2), (p.blur, 0.5)):
         assert abs(drawn.mean() - probability) < 0.015

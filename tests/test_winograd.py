@@ -246,7 +246,7 @@ def gradient(method: str, dtype: type) -> np.ndarray:
 
 
 def test_the_gradient_of_a_network_turns_by_less_than_a_hundredth():
-    """Rounding flips the sign of a few inputs of ReLUs; what that does grows with the depth."""
+    """Rounding flips the sign of a few inputs of ReLUs; the effect grows with the depth."""
     exact, got = gradient("winograd", np.float64), gradient("winograd", np.float32).astype(np.float64)
     assert np.array_equal(exact, gradient("slabs", np.float64))
     assert deviation(got, exact) <= 1e-2

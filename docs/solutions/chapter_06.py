@@ -29,7 +29,7 @@ def measured_field(encoder: ms.ResNet, side: int) -> int:
 
 
 class NoHead(Module):
-    """z = h."""
+    """A head without layers: z = h."""
 
     def __call__(self, h: ms.Tensor, train: bool = False) -> ms.Tensor:
         return h

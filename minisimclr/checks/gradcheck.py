@@ -1,13 +1,13 @@
-"""Three checks of a gradient, each of which sees what the others miss.
+"""Three checks of a gradient, each of which finds errors that the others miss.
 
-* gradcheck: every element against a central difference of fourth order,
+* gradcheck compares every element with a central difference of fourth order,
       ∂f/∂xᵢ ≈ [8(f(x + h·eᵢ) − f(x − h·eᵢ)) − (f(x + 2h·eᵢ) − f(x − 2h·eᵢ))] / 12h,
   whose error is of order h⁴ + ε/h: about eleven digits at best, fewer where f is curved.
-* check_direction: one random direction v for each input, instead of every element. It compares ⟨∇f, v⟩ with the
-  same quotient, and serves for arrays that are too large to be checked element by element.
-* check_path: the fundamental theorem of calculus along a segment,
+* check_direction takes one random direction v for each input, instead of every element. It compares ⟨∇f, v⟩ with
+  the same quotient, and serves for arrays that are too large to be checked element by element.
+* check_path uses the fundamental theorem of calculus along a segment,
       f(b) − f(a) = ∫₀¹ ⟨∇f(a + t(b−a)), b−a⟩ dt,
-  by Gauss–Legendre quadrature. There is no difference quotient, so nothing cancels. For a smooth f the check is
+  with Gauss–Legendre quadrature. There is no difference quotient, so nothing cancels. For a smooth f the check is
   exact to 1e-9 and better, detects a gradient that is too large by a factor of 1.00001, and covers a whole
   segment instead of a point.
 
@@ -79,7 +79,7 @@ def gradcheck(
                beside f that rounding would drown the difference
     tolerance  the largest difference allowed, relative to the largest element of that input's gradient
     elements   the number of elements to check in each input, drawn at random (default: all)
-    Raises: GradcheckError if the two disagree.
+    Raises: GradcheckError if gradient and difference disagree.
 
     >>> gradcheck(lambda x: x * x * x, np.array([1.0, 2.0]))
     True
@@ -93,7 +93,7 @@ def gradcheck(
 def check_direction(f: Function, *arrays: Any, step: float = STEP, tolerance: float = 1e-6, seed: int = 0) -> bool:
     """Compare the slope of f along a random direction, one input at a time, with a central difference.
 
-    The arguments are those of `gradcheck`. Raises: GradcheckError if the two disagree.
+    The arguments are those of `gradcheck`. Raises: GradcheckError if slope and difference disagree.
 
     >>> check_direction(lambda x, y: x @ y, np.ones((40, 30)), np.ones((30, 20)))
     True
@@ -107,10 +107,10 @@ def check_path(f: Function, start: Any, end: Any, *, nodes: int = 20, tolerance:
     start, end  one array, or a tuple with one for each argument of f
     nodes       the number of nodes of the Gauss–Legendre rule; 20 are exact for polynomials up to degree 39
     tolerance   the largest difference allowed, relative to the integral of |slope|
-    Raises: GradcheckError if the two disagree; ValueError if start and end have different shapes.
+    Raises: GradcheckError if the two sides disagree; ValueError if start and end have different shapes.
 
-    If the two differ, the rule may have been too coarse for a steep f. We apply it to halves and quarters of the
-    segment before we blame the gradient: the rule's own error then vanishes, a wrong gradient's stays.
+    If the two sides differ, the rule may have been too coarse for a steep f. We apply it to halves and quarters of
+    the segment before we blame the gradient: the rule's error then vanishes, the error of a wrong gradient stays.
 
     >>> check_path(lambda x: x * x * x, np.array([1.0, 2.0]), np.array([3.0, -1.0]))
     True
@@ -133,11 +133,11 @@ def compare_elements(
         places = list(np.ndindex(array.shape))
         if elements is not None and elements < len(places):
             places = [places[i] for i in rng.choice(len(places), elements, replace=False)]
-        # The scale is that of the whole gradient: a zero in it is then no division by zero.
+        # One scale serves the whole gradient, so that an element of 0 does not lead to a division by 0.
         scale = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0))
         # One central difference for each element: four values of f, or more where the step must grow.
         slopes = [project.slope(k, _unit(array.shape, place), step, scale) for place in places]
-        # A gradient of zeros has no size; then the slopes that were found instead are what the error is relative to.
+        # A gradient of zeros has no size. The error is then relative to the slopes that were found instead.
         scale = max([scale, *(abs(slope) for slope, _ in slopes)])
         found += [
             Comparison(f"input {k}, index {place}", float(gradient[place]), slope, scale, noise)
@@ -184,13 +184,13 @@ def compare_path(f: Function, start: Any, end: Any, *, nodes: int = 20, panels: 
         size += float(weight) * abs(slope)  # what the error is relative to: slopes of both signs may cancel
     before, after = project.values(starts), project.values(ends)
     change = project.sum(after - before)  # the left side of the theorem
-    # No step h to divide by: rounding is a few ε of the two values themselves.
+    # Nothing is divided by a small step h here, so rounding is a few ε of the two values themselves.
     noise = 10 * EPS * project.sum(np.abs(after) + np.abs(before))
     return Comparison("along the path", integral, change, max(size, abs(change)), noise)
 
 
 def _worst(found: list[Comparison]) -> Comparison:
-    # NaN compares with nothing, so we sort it out first: a NaN is always the worst.
+    # Comparing with NaN is always False. So we look for NaN first: it is worse than any number.
     return max(found, key=lambda c: (np.isnan(c.error), c.error), default=Comparison("no elements", 0, 0, 0, 0))
 
 
@@ -206,11 +206,11 @@ def _on_host(arrays: Any) -> list[Any]:
 
 
 class _Projection:
-    """The function f made a scalar, Σ f·r with r random and fixed. It computes in float64, where `arrays` are."""
+    """A scalar made of f: Σ f·r, with r random and fixed. It is computed in float64, on the device of `arrays`."""
 
     def __init__(self, f: Function, arrays: Any, seed: int) -> None:
         self.f, self.points, self.device = f, _on_host(arrays), device_of(*arrays)
-        # Not 1 everywhere: Σ f alone would be blind to errors that cancel in the sum.
+        # r is not 1 everywhere, because Σ f alone would be blind to errors that cancel in the sum.
         self.weights = np.random.default_rng(seed).uniform(0.5, 1.5, self.values(self.points).shape)  # r, shape of f
 
     def values(self, arrays: list[Any]) -> Any:

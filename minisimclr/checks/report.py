@@ -19,7 +19,7 @@ from ..engine.autograd import Tensor, no_grad
 from .gradcheck import Comparison, compare_direction, compare_elements, compare_path
 from .table import TABLE, Entry
 
-ALLOWED = (1e-6, 1e-6, 1e-9)  # by the checks of elements, direction and path
+ALLOWED = (1e-6, 1e-6, 1e-9)  # largest relative errors in the checks of elements, direction and path
 Function = Callable[..., Tensor]
 
 
@@ -33,7 +33,7 @@ class Row:
     elements: float
     direction: float
     path: float
-    allowed: float  # for the value
+    allowed: float  # the largest error of the value that passes
     agree: bool  # value and gradient are right
     refused: bool  # a gradient that is 0.1 % off was refused by each check
     domain: str = "all numbers"
@@ -53,7 +53,7 @@ def comparisons(entry: Entry, f: Function, inputs: tuple[Any, ...]) -> tuple[Com
 
 
 def _size(x: Any) -> float:
-    """Paths are as long as the input is large, but kinks do not move away: at most 1."""
+    """Return the size of an input, to which the length of a path is proportional; at most 1, as kinks stay in place."""
     return min(1.0, float(np.abs(x).max(initial=0)))
 
 
@@ -78,7 +78,7 @@ def check_entry(entry: Entry) -> Row:
         right, wrong = comparisons(entry, f, inputs), comparisons(entry, a_thousandth_off(f), inputs)
         elements, direction, path = (_larger(a, b.reported_error) for a, b in zip((elements, direction, path), right))
         agree &= all(c.error <= limit for c, limit in zip(right, ALLOWED))
-        if any(c.analytic != 0 for c in right):  # a thousandth of nothing is nothing
+        if any(c.analytic != 0 for c in right):  # a thousandth of a gradient of 0 is 0
             refused &= all(c.error > limit for c, limit in zip(wrong, ALLOWED))
     agree &= value <= entry.tolerance
     errors = (value, elements, direction, path)
@@ -94,7 +94,7 @@ def _distance(computed: Any, expected: Any) -> float:
 
 
 def _larger(a: float, b: float) -> float:
-    """The larger; NaN if either is, so that it cannot hide."""
+    """The larger of two numbers, or NaN if either is NaN, so that no NaN can hide."""
     return float(np.maximum(a, b))
 
 
@@ -116,7 +116,7 @@ def _together(a: Row, b: Row) -> Row:
 
 
 def run() -> Iterator[Row]:
-    """Yield one row for each operation and form, the worst of its entries."""
+    """Yield one row for each operation and form, with the largest errors of its entries."""
     for _, entries in groupby(TABLE, key=lambda entry: entry.name):
         rows = [check_entry(entry) for entry in entries]
         yield functools.reduce(_together, rows)

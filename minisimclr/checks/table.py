@@ -33,7 +33,7 @@ class Entry:
     reach: float = 0.3  # distance from a sample within which the path check meets no kink
     tolerance: float = 1e-12  # largest error of the value, relative to its largest element
     derived: Callable[..., dict[str, Any]] = field(default=lambda *inputs: {})  # settings that follow from the inputs
-    only_on_host: str = ""  # why the op takes no CuPy arrays; "": it does
+    only_on_host: str = ""  # the reason why the op takes no CuPy arrays; "": it takes them
     beyond_plain: Sequence[
         tuple[str, Call]
     ] = ()  # a reason, and float32 inputs where the op is right and "plain" fails
@@ -65,7 +65,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 
 def positive(*shape: int, seed: int = 0) -> Any:
-    """In [1, 2], away from the pole of 1/x and log x at 0."""
+    """Numbers in [1, 2], away from the pole of 1/x and log x at 0."""
     return np.random.default_rng([seed, *shape]).uniform(1, 2, shape)
 
 
@@ -293,7 +293,7 @@ TABLE = [
         np.max,
         _axes,
         [*_no_axis, (call(np.ones((0, 2)), axis=0), ValueError)],
-        kinks="those that tie share equally",
+        kinks="entries that tie share equally",
         reach=0.02,
     ),
     Entry(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
-from .. import backend
+import numpy as np
+
+from .. import backend, ops
+from ..checks.gradcheck import gradcheck
 from ..data import load_dataset
+from ..nn import method_of
 from ..training.config import Config
 from ..training.train import pretrain
-from .common import add_device, free_folder
-from .console import saying, training
+from .common import add_device, free_folder, path_name
+from .console import saying, show, training
 from .evaluate import evaluated
 
 HELP = "draw a data set, pre-train on it, evaluate, and show what was learned"
@@ -23,7 +28,7 @@ DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the few settings that may differ from the demo's."""
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
+    parser.add_argument("--out", type=path_name, metavar="FOLDER", help="folder of the run (default: runs/demo)")
     parser.add_argument(
         "--seed", type=int, default=DEMO.seed, metavar="N", help=f"seed of all random numbers (default: {DEMO.seed})"
     )
@@ -40,6 +45,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser, "device that computes")
 
 
+def check_pooling() -> None:
+    """Check the gradient of max-pooling in its plain form, the one plain form that the demo's small network leaves out.
+
+    So whoever steps through the demo meets every operation of the first reading list.
+    """
+    pool = functools.partial(ops.max_pool2d, kernel=3, stride=2, padding=1, method="plain")  # as in a ResNet's stem
+    with saying("checking max-pooling, which this network leaves out"):
+        gradcheck(pool, np.random.default_rng(0).standard_normal((5, 5, 2, 1)))  # (H,W,N,C)
+
+
 def run_command(options: argparse.Namespace) -> None:
     """Run the demo: its table is printed, and kept with the pictures in the folder of the run.
 
@@ -53,7 +68,9 @@ def run_command(options: argparse.Namespace) -> None:
     with saying("drawing 7,000 doodles"):
         train = load_dataset(config.data, "train", size=config.size)
         tests = {split: load_dataset(config.data, split, size=config.size) for split in ("test", "unseen")}
+    if method_of("pool", config.method) == "plain":
+        check_pooling()
     with training(config, start=0) as progress:
         run = pretrain(config, train.images, folder=folder, progress=progress)
     evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
-    print(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")
+    show(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")

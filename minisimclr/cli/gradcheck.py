@@ -1,4 +1,4 @@
-"""`minisimclr gradcheck`: hold every operation against independent references."""
+"""`minisimclr gradcheck`: compare every operation with independent references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from ..checks import report
 from .console import saying
 
-HELP = "hold every operation's value and gradient against independent ones"
+HELP = "compare the value and the gradient of every operation with independent references"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,5 +20,5 @@ def run_command(options: argparse.Namespace) -> int:
     """Print the table of all operations, and return 1 if one of them fails."""
     with saying("checking every operation"):
         text, passed = report.main_table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    print(text)
+    print(text, flush=True)
     return 0 if passed else 1

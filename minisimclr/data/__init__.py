@@ -29,9 +29,9 @@ def load_dataset(
         cat/1.jpg, dog/2.jpg                "test" is a tenth, chosen by name; "train" is the rest
         1.jpg, 2.jpg                        for pre-training only: all are "train", of one class
 
-    Other sizes are resized (the shorter side) and cropped at the centre. To train on random crops of a large `size`,
-    load somewhat larger images. `limit` keeps that many images, evenly spread. An unreadable image is left out, and
-    `report` is called with a line that names it (default: print to stderr).
+    Images of another size are resized (the shorter side) and cropped at the centre. To train on random crops of a large
+    `size`, load somewhat larger images. `limit` keeps that many images, evenly spread. An unreadable image is left out,
+    and `report` is called with a line that names it (default: print to stderr).
 
     >>> data = load_dataset("doodles", "test", limit=20)
     >>> data.images.shape, data.class_names[data.labels[0]]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-# A ValueError, so that a caller who knows nothing of data sets can still catch it.
+# It is a ValueError, so that a caller who knows nothing of data sets can still catch it.
 class DataError(ValueError):
     """Data that cannot be used: one line that names the folder or file and says what to do."""
 
@@ -22,7 +22,7 @@ class Dataset:
     (2, ['dog', 'cat'])
     """
 
-    # Bytes, as the files have them: a quarter of the memory of float32. `to_float` and the views turn them into [0,1].
+    # We keep bytes, as the files do: they take a quarter of the memory of float32. The views turn them into [0,1].
     images: NDArray[np.uint8]  # (N,H,W,3)
     labels: NDArray[np.int64]  # (N,) indices into class_names
     class_names: tuple[str, ...]  # the same for all splits of a source, so that a label means one thing

@@ -1,7 +1,7 @@
 """From the bytes of an image file to a small square of pixels; the file is untrusted.
 
 The size that a file declares is checked before anything is decoded, and only four formats are tried: the more
-exotic ones of Pillow are a risk (some start other programs) and nobody trains on them.
+exotic formats of Pillow are a risk (some start other programs), and nobody trains on them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ORIENTATION = 0x0112  # number of the EXIF tag that says how the camera was held
 def decode_image(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     """Decode the central square of the image, resized (antialiased, bilinear): uint8 (size,size,3).
 
-    The image is turned upright as EXIF says; grey, palette, CMYK and 16-bit images become RGB, transparent
-    ones are laid on white, and of an animation the first frame counts. An image of size×size
-    pixels is returned as it is.
+    The image is turned upright as EXIF says. Grey, palette, CMYK and 16-bit images become RGB, transparent
+    pixels become white, and an animation gives its first frame. An image of size×size pixels is returned
+    as it is.
 
     Raises: ValueError, or whatever Pillow raises for damaged files.
     """

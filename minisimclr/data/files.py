@@ -64,6 +64,8 @@ def _open_source(path: Path, report: Report) -> Iterator[list[Entry]]:
         yield sorted(_folder_entries(path, report), key=lambda entry: entry.parts)
     elif not path.exists():
         raise DataError(f'{path}: no such folder or zip file (or say "doodles" for the built-in images)')
+    elif not path.is_file():  # a pipe would wait for ever, and a device has no end
+        raise DataError(f"{path}: neither a folder nor a zip file")
     else:
         try:
             archive = zipfile.ZipFile(path)
@@ -78,7 +80,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
     root, outside = path.resolve(), 0
 
     def stop(error: OSError) -> None:
-        raise error  # an unreadable folder is not an empty one
+        raise error  # else an unreadable folder would be taken for an empty one
 
     for folder, subfolders, files in os.walk(root, onerror=stop):  # does not follow links to folders
         here = Path(folder)
@@ -90,7 +92,7 @@ def _folder_entries(path: Path, report: Report) -> Iterator[Entry]:
                 continue
             if file.is_symlink() and not file.resolve().is_relative_to(root):
                 outside += 1
-            elif file.is_file():  # a pipe would wait for ever
+            elif file.is_file():  # opening a pipe would wait for ever
                 yield Entry(parts, partial(_read_file, file))
     if outside:
         report(f"{path}: {outside} symbolic links out of the folder, or to folders, were not followed")

@@ -14,10 +14,10 @@ from typing import TypeAlias
 from .dataset import DataError
 
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "unlabeled", "unlabelled"}
-HELD_OUT = 10  # one image in ten is for testing where no folders decide
+HELD_OUT = 10  # one image in ten is a test image, if no folders decide
 
 Name: TypeAlias = tuple[str, ...]
-Names: TypeAlias = dict[int, Name]  # the number of an image -> what is left of its name below the folders passed
+Names: TypeAlias = dict[int, Name]  # number of an image -> its name without the folders that were understood already
 Report: TypeAlias = Callable[[str], None]
 
 
@@ -44,7 +44,7 @@ def choose_split(
 
 
 def _unwrapped(below: Names) -> Names:
-    """Leave out folders that hold everything and so say nothing: `photos.zip` often holds `photos/cats/1.jpg`."""
+    """Leave out folders that hold all images, and so tell nothing apart: `photos.zip` often has `photos/cats/1.jpg`."""
     first = next(iter(below.values()))[0]
     while first.lower() not in SPLIT_NAMES and all(len(parts) > 1 and parts[0] == first for parts in below.values()):
         below = {k: parts[1:] for k, parts in below.items()}

@@ -10,7 +10,7 @@ loss L(y), the vector–Jacobian product (vjp) turns g = ∂L/∂y into ∂L/∂
         return x * x, vjp
 
 Calling `square` with a tensor computes the value and records a `Node`, which keeps the vjp. The nodes form
-a graph; `backward` takes them from the loss down to the leaves, and applies the chain rule at each.
+a graph. The backward pass visits them from the loss down to the leaves, and applies the chain rule at each.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Node:
 
     def __init__(self, name: str, value: Array, parents: Any = (), vjp: Vjp | None = None, hold: Hold | None = None):
         self.name, self.vjp = name, vjp  # the operation's name, for errors and the ledger
-        self.parents: tuple[Node | None, ...] = parents  # one per input; None for one without history
+        self.parents: tuple[Node | None, ...] = parents  # one per input; None if the input wants no gradient
         self.hold = hold  # keeps the arrays of this step read-only
         self.shape, self.dtype = value.shape, value.dtype  # not the value itself: it may be freed before the node
         self.age = next(_ages)  # smaller than the age of everything computed from it
         self.grad: Array | None = None  # of a leaf: the sum over all backward passes so far
-        self.leaf: Array | None = value if vjp is None else None  # None also says: computed
+        self.leaf: Array | None = value if vjp is None else None  # None says that the value was computed
 
 
 class Tensor(Surface):
     """An array that remembers how it was computed.
 
-    The array is a copy of what is passed in, so that changing that later cannot falsify a gradient. Its dtype is
+    The array is a copy of what is passed in: a later change of the original cannot falsify a gradient. Its dtype is
     float16/32/64, or integer or bool if no gradient is asked for.
 
     Raises: TypeError for data that are not numbers, and for integers that ask for a gradient; RuntimeError if a
@@ -88,7 +88,7 @@ class Tensor(Surface):
 
     @property
     def data(self) -> Array:
-        """The array itself, not a copy. A leaf may be given another one; its gradient is then dropped.
+        """The array itself, not a copy. A leaf may be given another array; its gradient is then dropped.
 
         From the moment a graph needs the array until `backward` has used it (or the graph is gone), it is read-only:
         writing to it raises NumPy's "assignment destination is read-only". Results of reshape, transpose and indexing
@@ -110,7 +110,7 @@ class Tensor(Surface):
     @property
     def grad(self) -> Array | None:
         """∂L/∂self, added up over all backward passes since it was last set to None."""
-        return self._node.grad if self._node is not None else None  # in the node: the graph knows no tensors
+        return self._node.grad if self._node is not None else None  # kept in the node: backward sees nodes only
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
@@ -119,7 +119,7 @@ class Tensor(Surface):
         self._node.grad = value
 
     def detach(self) -> Tensor:
-        """Return the same values without history; the array is shared."""
+        """Return the same values as a constant, from which no gradient flows back; the array is shared."""
         return Tensor._wrap(self._data, self._guard, None)
 
     def backward(self, grad: Array | None = None) -> None:
@@ -152,7 +152,7 @@ def primitive(function: Callable[..., tuple[Array, Vjp]]) -> Callable[..., Tenso
         value = as_array(value)
         guard = guard_of(value, inputs)  # an input's own guard, if the value is a view of that input
         parents = tuple(x._node if isinstance(x, Tensor) else None for x in inputs)
-        # If no input has a history, neither has the value: the vjp, and all that it keeps, is dropped here.
+        # If no input wants a gradient, neither does the value: the vjp, and all that it keeps, is dropped here.
         recorded = _recording.get() and any(parents)
         node = Node(function.__name__, value, parents, vjp, Hold(inputs, guard)) if recorded else None
         return Tensor._wrap(value, guard, node)
@@ -179,8 +179,8 @@ def no_grad() -> Iterator[None]:
 def backward(tensor: Tensor, grad: Array | None = None) -> None:
     """Add ∂L/∂leaf to the `grad` of every leaf below `tensor`, where `grad` (default 1, for a scalar) is ∂L/∂tensor.
 
-    Raises: RuntimeError if nothing here needs a gradient, if the graph was used before, if a parameter was changed
-    since, or if `grad` is missing and the tensor has more than one element; ValueError if `grad` has another shape.
+    Raises: RuntimeError if nothing here needs a gradient, if a backward pass went through the graph before, if a
+    parameter was changed since, or if `grad` is needed and missing; ValueError if `grad` has another shape.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> backward(x * x, [10.0, 1.0])
@@ -191,26 +191,26 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
     if root is None:
         raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")
     gradients: dict[Node, Array] = {root: _seed(tensor, grad)}  # the sum of what has arrived so far
-    waiting = [(-root.age, root)]  # a heap with the youngest node on top
-    # A node is older than all that was computed from it. So when it is the youngest that waits, every contribution
+    waiting = [(-root.age, root)]  # a heap, with the node on top that was made last
+    # A node is made before all that is computed from it. So when none that waits was made later, every contribution
     # to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
     while waiting:
         _, node = heapq.heappop(waiting)
-        if node.leaf is not None:  # its gradient stays in `gradients`
+        if node.leaf is not None:  # a leaf: its gradient stays in `gradients` until the end
             continue
         for parent, part in pull(node, gradients.pop(node)):
             if parent in gradients:
                 gradients[parent] = as_array(gradients[parent] + part)  # a new array: the old one may be shared
             else:
                 gradients[parent] = part
-                heapq.heappush(waiting, (-parent.age, parent))  # at its first part; it waits for the others
+                heapq.heappush(waiting, (-parent.age, parent))  # at its first part; others come while it waits
     for leaf, gradient in gradients.items():  # only now, so that a failure above leaves no half-done sums
         leaf.grad = gradient.copy() if leaf.grad is None else as_array(leaf.grad + gradient)
 
 
 def pull(node: Node, gradient: Array) -> Iterator[tuple[Node, Array]]:
     """Run the vjp of a node on its gradient, free the node, and yield each parent with its part of the gradient."""
-    if node.vjp is None or node.hold is None:  # as this function leaves it
+    if node.vjp is None or node.hold is None:  # the state in which this function leaves a node
         raise RuntimeError("backward has already gone through this graph and freed it; compute the value again")
     node.hold.check(node.name)  # raises if an optimizer has written to one of its arrays since
     parts = node.vjp(gradient)  # the chain rule: ∂L/∂value in, ∂L/∂input out, one for each input
@@ -238,8 +238,8 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
 
 
 def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
-    """Undo broadcasting and promotion: sum over the axes that were stretched, return to the parent's dtype."""
-    gradient, shape = as_array(gradient), parent.shape  # the shape of the value, and that of the input
+    """Undo broadcasting and promotion: sum over the axes that were stretched, and return to the parent's dtype."""
+    gradient, shape = as_array(gradient), parent.shape  # the gradient may be larger than the input, whose shape this is
     if gradient.shape != shape:
         lead = gradient.ndim - len(shape)  # axes that broadcasting put in front
         # An element that was used many times receives the sum of all their gradients.
@@ -247,4 +247,4 @@ def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
         if lead < 0 or any(size not in (1, now) for size, now in zip(shape, gradient.shape[lead:])):
             raise RuntimeError(f"{name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
         gradient = as_array(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
-    return gradient.astype(parent.dtype, copy=False)  # float32 · float64 is float64; the gradient of each is its own
+    return gradient.astype(parent.dtype, copy=False)  # float32 · float64 is float64, but each gets its own dtype back

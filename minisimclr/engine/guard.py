@@ -1,13 +1,13 @@
 """The guard: arrays that a recorded graph still needs are read-only.
 
-The plain engine would believe any array that it kept. If one is changed between an operation and the backward
-pass, the gradient is silently wrong. This file adds three promises:
+The plain engine would trust every array that it keeps. If such an array is changed between an operation and the
+backward pass, the gradient is silently wrong. This file adds three promises:
 
 * An operation copies the arrays that it is given, so that the caller may change his own afterwards.
 * The arrays of an operation's inputs and of its value are read-only until the backward pass has used them, or until
   the graph is gone. Writing to one raises NumPy's `ValueError: assignment destination is read-only`, at the write.
-* An optimizer may write all the same, through `writing`: an older graph may still be alive, as that of a validation
-  loss that was kept, or that of an interrupted notebook cell. The backward pass of that older graph then raises.
+* An optimizer may write all the same, through `writing`. An older graph may still be alive then: the graph of a
+  validation loss that was kept, or of an interrupted notebook cell. The backward pass of that graph then raises.
 
 Two things remain rules, because no array library lets us check them. NumPy cannot lock a view that already exists,
 so do not write through a view taken before an operation. CuPy arrays cannot be locked at all; of those we notice
@@ -38,7 +38,8 @@ class Guard:
     def __init__(self, owner: Array) -> None:
         self.array = weakref.ref(owner)  # weak: a graph that holds a guard does not keep the array alive
         self.shape: tuple[int, ...] = owner.shape
-        self.lockable = isinstance(owner, np.ndarray) and owner.base is None  # not if it lies in a buffer of others
+        # An array in a buffer that belongs to somebody else cannot be locked.
+        self.lockable = isinstance(owner, np.ndarray) and owner.base is None
         self.needed_by: dict[int, int] = {}  # the id of each living hold -> the version that it has seen
         self.version = 0  # the number of writes through `writing`
         self.open = False  # True while somebody writes through `writing`
@@ -84,7 +85,7 @@ def owner_of(array: Array) -> Array:
 class Hold:
     """A claim of one node on the arrays of its inputs and its value: they are read-only as long as the hold lives.
 
-    CPython ends it with its node, whatever ended that: the backward pass, `del`, or an exception.
+    CPython deletes the hold together with its node, whether the backward pass, `del` or an exception ends the node.
     """
 
     __slots__ = ("guards",)

@@ -77,7 +77,7 @@ def arrays_in(value: Any) -> Iterator[Array]:
 
 
 def _within(value: Any) -> list[Any]:
-    """Return what a container holds, or what a function refers to."""
+    """Return the items of a container, or the objects that a function refers to."""
     if isinstance(value, Tensor):
         return [value.data]
     if isinstance(value, (tuple, list, set, frozenset)):

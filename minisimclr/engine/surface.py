@@ -1,8 +1,9 @@
 """The surface of a tensor and of an operation: what Python, NumPy and help() see.
 
-The plain engine would work without this file. What it lacks: NumPy takes a tensor for a list, and answers
-np.exp(tensor) with something that no gradient comes back through; `if tensor:` asks for its length; a shape that
-does not fit is refused in the words of the array library; and help() shows the arguments of the array function.
+The plain engine would work without this file, but four things would surprise its user. NumPy would take a tensor
+for a list, and give np.exp(tensor) a value that no gradient flows back through; `if tensor:` would ask for the
+length; a shape that does not fit would be refused in the words of the array library; and help() would show the
+arguments of the array function.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class Surface:
-    """The part of Tensor that other code asks for without naming it. `ops/operators.py` attaches the operators."""
+    """The properties of Tensor, and its answers to Python and NumPy. `ops/operators.py` attaches the operators."""
 
     __slots__ = ()
     __array_priority__ = 1000  # above NumPy's 0 and CuPy's 100: array + tensor asks the tensor
@@ -97,7 +98,7 @@ def _copied(kind: Any, data: Any, requires_grad: bool, grad: Any) -> Any:
 
 
 def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Decorate a primitive so that help() shows what its caller gives and gets: no xp, tensors, and a tensor back."""
+    """Give a primitive the signature that its caller sees in help(): without xp, with tensors, returning a tensor."""
 
     def decorate(op: Any) -> Callable[..., T]:
         _, *given = inspect.signature(function).parameters.values()

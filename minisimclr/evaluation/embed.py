@@ -19,7 +19,7 @@ Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it i
 def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tuple[Matrix, Matrix]:
     """Compute representations h and embeddings z of images, `batch` at a time.
 
-    Evaluation uses h: the head is trained to forget what tells two views of an image apart, and h still knows it.
+    Evaluation uses h. The head is trained to forget all that tells two views of an image apart; h still has it.
 
     >>> import minisimclr as ms
     >>> rng = np.random.default_rng(0)
@@ -33,12 +33,12 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
-    keep_freed_memory()  # each part of the images takes the arrays of the part before
+    keep_freed_memory()  # each block of images reuses the memory of the block before
     device = device_of(model.parameters()[0].data)
-    hs, zs = [], []  # parts of h and z, on the host: a GPU need not hold all of them
-    with no_grad():  # no graph: nothing here is differentiated, and a graph would keep every activation
+    hs, zs = [], []  # blocks of h and z, on the host, because a GPU may not have room for all of them
+    with no_grad():  # nothing here is differentiated, and a graph would keep every activation
         for part in blocks(len(images), batch):
-            # train=False: the running statistics normalize, so an image's h does not depend on its batch.
+            # With train=False the running statistics normalize, so an image's h does not depend on its batch.
             h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))

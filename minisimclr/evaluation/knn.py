@@ -18,8 +18,8 @@ def nearest(train_h: Array, test_h: Array, k: int) -> tuple[Matrix, Matrix]:
     Shapes: train_h (M,D), test_h (N,D) -> indices (N,k), similarities (N,k), both on the host
     """
     xp = array_module(train_h, test_h)
-    train_u, test_u = unit_rows(xp, train_h), unit_rows(xp, test_h)
-    # Every block of test rows writes its own rows of these two, so the blocks can be searched side by side.
+    train_u, test_u = unit_rows(xp, train_h), unit_rows(xp, test_h)  # (M,D), (N,D): a product is now a cosine
+    # Every block of test rows writes its own rows of these two arrays, so threads can search blocks side by side.
     indices = xp.empty((len(test_u), k), xp.int64)
     similarities = xp.empty((len(test_u), k), xp.float32)
 
@@ -66,7 +66,7 @@ def knn_accuracy(
     weights = np.exp((similarities - similarities[:, :1]) / temperature)  # (N,k)
     votes = np.zeros((len(test_h), int(train_y.max()) + 1))  # (N,classes)
     np.add.at(votes, (np.arange(len(test_h))[:, None], train_y[indices]), weights)  # a class may win several votes
-    return float((votes.argmax(axis=1) == test_y).mean())
+    return float((votes.argmax(axis=1) == test_y).mean())  # at a tie the class with the smaller number wins
 
 
 def unit_rows(xp: Any, h: Array) -> Array:

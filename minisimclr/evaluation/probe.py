@@ -1,7 +1,7 @@
 """A linear classifier on the frozen representation h.
 
-The penalty of the classifier is chosen on a part of the *training* set. The accuracy reported is that of this one
-classifier, over every test image at once.
+The penalty of the classifier is chosen on a part of the *training* set. The reported accuracy is that of this one
+classifier, over all test images at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LinearProbe:
         self.l2 = l2  # the penalty that was chosen
 
     def accuracy(self, h: Array, y: NDArray[np.int64]) -> float:
-        """Compute the fraction of rows that get their class; h is on the device of the rows that were fitted."""
+        """Compute the fraction of rows that are given their class; h is on the device of the rows that were fitted."""
         return _fraction_right(_affine(_standardized(h, self.mean, self.std), self.weights), y)
 
 
@@ -100,7 +100,7 @@ def _fit(x: Array, y: NDArray[np.int64], start: Matrix, l2: float, iterations: i
 
         def add_part(k: int) -> None:
             rows = x[parts[k]]  # (1000,D)
-            # float64 from here on: what a float32 mean rounds off is enough to lead the line search astray.
+            # float64 from here on: the rounding of a float32 mean is enough to lead the line search astray.
             logits = _affine(rows, weights).astype(float)  # (1000,K)
             mean_loss, vjp = value_and_vjp(xp, logits, labels=labels[parts[k]])
             dlogits = vjp(len(rows)).astype(rows.dtype)  # (1000,K) of the sum over these rows, not of their mean

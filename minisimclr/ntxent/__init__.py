@@ -1,6 +1,6 @@
 """NT-Xent in several forms of one function, and the choice between them.
 
-`plain.py` is the one to read: the loss composed from operations, then with its gradient by hand. The other forms must
+`plain.py` is the form to read: the loss composed from operations, then with its gradient by hand. The other forms must
 equal it: `exact.py` loses no digits, `tiled.py` is fast on a CPU, `cuda.py` on a GPU.
 """
 
@@ -18,21 +18,21 @@ from ..backend import Array, array_module, is_array
 from ..engine.autograd import Tensor, Vjp, primitive
 from . import cuda, exact, plain, tiled
 from .exact import contrastive_accuracy as contrastive_accuracy_on_device
-from .tiled import release
+from .tiled import release  # frees the memory that the tiled form holds for its next call
 
 __all__ = ["contrastive_accuracy", "contrastive_accuracy_on_device", "nt_xent", "nt_xent_value_and_grad", "release"]
 
-ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]
+ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Array]]  # za, zb, τ -> loss, dza, dzb
 
 
-# ── The doors ─────────────────────────────────────────────────────────────────────────────────────
+# ── The public functions ──────────────────────────────────────────────────────────────────────────
 
 
 def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") -> Tensor:
     """NT-Xent of two views' embeddings, the mean over all 2N anchors: a scalar to call `backward` on.
 
     za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalized here.
-    They may be tensors or arrays; `nt_xent_value_and_grad` says the rest.
+    They may be tensors or arrays. The methods are described at `nt_xent_value_and_grad`.
 
     Shapes: za (N,D), zb (N,D) -> scalar
     VJP:    dza = g·∂L/∂za, dzb = g·∂L/∂zb, by (5.9), (5.10), (5.11)
@@ -49,30 +49,30 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") ->
     array([[0.   , 0.426],
            [0.426, 0.   ]])
     """
-    a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each: arrays, to be looked at only
+    a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each; only their shape and dtype are read
     check(a, b, temperature)
-    method = choose(a, b, method)
+    method = choose(a, b, method)  # from here on the name of one form, never "auto"
     if method not in OF_TENSORS:
         return nt_xent_at_once(za, zb, temperature=temperature, method=method)
-    # These compute in the dtype that they are given. Sums over 2N exponentials are no work for float16, so we widen it
-    # before and round the loss after; the backward pass of `cast` rounds the gradients.
+    # Forms that are functions of tensors compute in the dtype of their arguments. The 11 bits of float16 are too few to
+    # add 2N exponentials, so we widen it before and round the loss after; the vjp of `cast` rounds the gradients.
     wide, asked = _computing_dtype(a, b), np.result_type(a.dtype, b.dtype)
     loss = OF_TENSORS[method](ops.cast(za, dtype=wide), ops.cast(zb, dtype=wide), temperature=float(temperature))
-    return loss if asked == wide else ops.cast(loss, dtype=asked)
+    return loss if asked == wide else ops.cast(loss, dtype=asked)  # scalar
 
 
 @primitive
 def nt_xent_at_once(xp: ModuleType, za: Array, zb: Array, *, temperature: float, method: str) -> tuple[Array, Vjp]:
-    """The loss by a method that computes value and gradient together, of arguments that `nt_xent` has checked.
+    """Compute the loss by a form that gives value and gradient at once; `nt_xent` has checked the arguments.
 
     Shapes: za (N,D), zb (N,D) -> scalar
     VJP:    dza = g·∂L/∂za, dzb = g·∂L/∂zb
     """
     # The gradient is computed along with the value, so that nothing of size (2N, 2N) waits for `backward`.
-    value, dza, dzb = compute(za, zb, temperature, method)
+    value, dza, dzb = compute(za, zb, temperature, method)  # scalar, (N,D), (N,D)
 
     def vjp(g: Array) -> tuple[Array, Array]:
-        return g * dza, g * dzb
+        return g * dza, g * dzb  # (N,D) each; g is 1 unless the loss is scaled or part of a larger one
 
     return xp.asarray(value, dtype=xp.result_type(za.dtype, zb.dtype)), vjp  # scalar
 
@@ -87,13 +87,14 @@ def nt_xent_value_and_grad(
     NaN or infinity in a row makes the loss NaN; a zero row counts as u = 0, with gradient 0 ("plain" divides by zero).
 
     method  the form that computes it:
-            "composed", "plain"  plain.py: from operations, by autograd; by hand. The forms to read.
+            "composed"           plain.py: composed from operations; autograd finds the gradient.
+            "plain"              plain.py: the loss line by line, with its gradient by hand.
             "exact"              exact.py: loses no digits. "reference" is another name of it.
             "tiled"              tiled.py: fast, for NumPy arrays only. It keeps exp(u·uᵀ/τ) between its two passes if
-                                 that fits into 160 MiB (float32: N up to 4,500), and the memory for the next call;
-                                 `release()` frees it.
+                                 that fits into 160 MiB (float32: N up to 4,500). It holds this memory for the next
+                                 call; `release()` frees it.
             "cuda"               cuda.py: fast, for CuPy arrays only, in float32.
-            "cuda-bf16x3", "cuda-bf16"  the same on tensor cores: cuda.py says what accuracy that leaves.
+            "cuda-bf16x3", "cuda-bf16"  the same on tensor cores; cuda.py has a table of their accuracy.
             "auto"               tiled for NumPy arrays. For CuPy arrays cuda, or exact if one of them is float64 or
                                  CuPy cannot compile kernels here.
 
@@ -112,18 +113,18 @@ def nt_xent_value_and_grad(
            [0.21301, 0.     ]])
     """
     check(za, zb, temperature)
-    value, dza, dzb = compute(za, zb, temperature, choose(za, zb, method))
+    value, dza, dzb = compute(za, zb, temperature, choose(za, zb, method))  # scalar, (N,D), (N,D)
     return float(value), dza, dzb  # `float` waits for a GPU to finish; in a training loop use `nt_xent`
 
 
 def contrastive_accuracy(za: Array, zb: Array) -> float:
     """The share of the 2N anchors whose nearest neighbour by cosine is their positive; chance is 1/(2N−1).
 
-    A tie counts as a miss: collapsed embeddings score 0. `contrastive_accuracy_on_device` leaves the number on its
-    device and checks nothing, for a training loop.
+    A tie counts as a miss: collapsed embeddings score 0. A training loop calls `contrastive_accuracy_on_device`
+    instead, which leaves the number on its device and checks nothing.
 
     Shapes: za (N,D), zb (N,D) -> a Python float
-    Raises: ValueError and TypeError for arguments of which `nt_xent_value_and_grad` says so.
+    Raises: ValueError and TypeError for the arguments that `nt_xent_value_and_grad` refuses.
 
     >>> import numpy as np
     >>> contrastive_accuracy(np.eye(4), 5 * np.eye(4))
@@ -139,46 +140,47 @@ def contrastive_accuracy(za: Array, zb: Array) -> float:
 def check(za: Any, zb: Any, temperature: float = 1.0) -> None:
     """Refuse, in one line that says what is wrong, arguments for which NT-Xent is not defined."""
     array_module(za, zb)  # raises if they are on different devices
-    if not (is_array(za) and is_array(zb)):
+    if not (is_array(za) and is_array(zb)):  # a list has no dtype, and a number no rows
         raise TypeError(f"embeddings must be NumPy or CuPy arrays, not {type(za).__name__} and {type(zb).__name__}")
-    if za.ndim != 2 or za.shape != zb.shape:
+    if za.ndim != 2 or za.shape != zb.shape:  # a third axis is most likely a map that was not averaged
         raise ValueError(f"za and zb must be (N, D), the two views of N images, not {za.shape} and {zb.shape}")
-    if za.size == 0:
+    if za.size == 0:  # the mean over no anchors would be 0/0
         raise ValueError(f"za and zb must hold at least one embedding, not {za.shape}")
     for z in (za, zb):  # integers are refused rather than converted: they are more likely labels than embeddings
         if z.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"embeddings must be float16, float32 or float64, not {z.dtype}")
     if not 0 < temperature < np.inf:  # NaN fails both
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ.
+    # Cosines differ by up to 2, so the logits of one anchor differ by up to 2/τ, which must not overflow.
     if 2 / float(temperature) > float(np.finfo(_computing_dtype(za, zb)).max):
         raise ValueError(f"temperature {temperature} is too small for {_computing_dtype(za, zb)}")
 
 
 def choose(za: Array, zb: Array, method: str) -> str:
     """Return the name in METHODS of the form that computes the loss of these arrays."""
-    xp = array_module(za)
+    xp = array_module(za)  # check has made sure that zb is on the same device
     if method == "auto":
-        # The fastest that loses no digits: the kernels compute in float32, so float64 has the exact form instead.
+        # We take the fastest form that loses no digits. The kernels compute in float32; float64 gets the exact form.
         on_gpu = "cuda" if _computing_dtype(za, zb) == np.float32 and cuda.usable(xp) else "exact"
         return "tiled" if xp is np else on_gpu
-    if method == "tiled" and xp is not np:
+    if method == "tiled" and xp is not np:  # its blocks are made for a core's cache and for threads
         raise ValueError('method "tiled" takes NumPy arrays; use "auto" for CuPy arrays')
     method = "exact" if method == "reference" else method  # its older name, which users have in their scripts
-    if method not in METHODS:
+    if method not in METHODS:  # "auto" was answered above, so the message adds it
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     return method
 
 
 def compute(za: Array, zb: Array, temperature: float, method: str) -> tuple[Array, Array, Array]:
     """Compute (loss, dza, dzb) of checked embeddings by a chosen method, the loss still on its device."""
-    dtype = _computing_dtype(za, zb)  # the forms themselves know one dtype for all
+    dtype = _computing_dtype(za, zb)  # one for both: the forms concatenate za and zb
     value, dza, dzb = METHODS[method](za.astype(dtype, copy=False), zb.astype(dtype, copy=False), float(temperature))
-    return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)
+    return value, dza.astype(za.dtype, copy=False), dzb.astype(zb.dtype, copy=False)  # scalar, (N,D), (N,D)
 
 
 def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
     """The wider of the two dtypes, and at least float32."""
+    # NumPy promotes two dtypes to the wider one; the third argument is the least that we accept.
     return np.result_type(za.dtype, zb.dtype, np.float32)
 
 
@@ -186,21 +188,23 @@ def _computing_dtype(za: Array, zb: Array) -> np.dtype[Any]:
 
 
 def by_backward(loss_of: Callable[..., Tensor], za: Array, zb: Array, temperature: float) -> tuple[Array, Array, Array]:
-    """Compute value and gradient by a form that is a function of tensors: it records a graph, which we go through."""
-    a, b = Tensor(za, requires_grad=True), Tensor(zb, requires_grad=True)
+    """Compute value and gradient by a form that is a function of tensors, with a backward pass through its graph."""
+    a, b = Tensor(za, requires_grad=True), Tensor(zb, requires_grad=True)  # leaves of a graph of our own
     loss = loss_of(a, b, temperature=temperature)
     loss.backward()
-    return loss.data, a.grad, b.grad
+    return loss.data, a.grad, b.grad  # scalar, (N,D), (N,D)
 
 
-# Forms that are functions of tensors, with a graph of their own. All others compute the gradient with the value.
+# Forms that are functions of tensors: autograd records them like any operation. These are the two to read.
 OF_TENSORS: dict[str, Callable[..., Tensor]] = {"composed": plain.nt_xent_composed, "plain": plain.nt_xent_plain}
 
+# Every form as a function (za, zb, temperature) -> (loss, dza, dzb), so that tests can hold all of them to the same.
 METHODS: dict[str, ValueAndGrad] = {
     **{name: partial(by_backward, loss_of) for name, loss_of in OF_TENSORS.items()},
     "exact": exact.value_and_grad,
     "tiled": tiled.value_and_grad,
     "cuda": cuda.value_and_grad,
+    # Tensor cores multiply bfloat16: three such products (x3) come close to one of float32, and one is faster still.
     "cuda-bf16x3": partial(cuda.value_and_grad, precision=cuda.BFLOAT16X3),
     "cuda-bf16": partial(cuda.value_and_grad, precision=cuda.BFLOAT16),
 }

@@ -1,20 +1,19 @@
-// What the kernels of NT-Xent have in common, whatever they multiply with: ntxent.cu in float32, tensor.cu on tensor
-// cores. cuda.py puts this text in front of either, and launches
+// The common part of NT-Xent's kernels: ntxent.cu multiplies in float32, tensor.cu on tensor cores. cuda.py puts this
+// text in front of either file, compiles both together, and launches
 //
-//     normalize   one warp an image:          u, |z| and the cosine of the positive
-//     row_sums    one block ROWS anchors      goes through its share of columns; the loss ℓ of each anchor
-//                 and a share of the columns:
-//     gradient    the same, once more:        du, and through the norm dz
+//     normalize   each warp takes one image, and computes u, |z| and the cosine of the positive
+//     row_sums    each block takes ROWS anchors and a share of the columns, and computes the loss ℓ of each anchor
+//     gradient    each block takes the same share once more, and computes du, and from du, through the norm, dz
 //
-// The tags (5.2) ... are the equations of docs/05_nt_xent.md; plain.py and exact.py say them in Python.
+// The tags (5.2) ... are the equations of docs/05_nt_xent.md; plain.py and exact.py compute them in Python.
 //
-// With few anchors, several blocks share the columns of the same anchors, so that all multiprocessors have work. Each
-// writes down its part; the last to finish adds the parts up, in the order of the columns, whoever it is.
-// So sums have a fixed order, and the result is the same bit for bit every time. The price is that symmetry goes
-// unused: 6 n²D operations instead of 4 n²D, n = 2N.
+// If there are few anchors, several blocks share the columns of the same anchors, so that all multiprocessors have
+// work. Each block writes down its part. The last block to finish adds the parts up, in the order of the columns,
+// whichever block that is. So sums have a fixed order, and the result is the same bit for bit every time. The price is
+// that symmetry is not used: 6 n²D operations instead of 4 n²D, n = 2N.
 //
-// An anchor is known by two numbers: the cosine of its positive, and ℓ, its own loss (5.6). The rest follows:
-//     P = e^(margin − ℓ)        the softmax of a negative (5.7), for ℓ is the logarithm of the denominator
+// Of each anchor, two numbers are stored: the cosine of its positive, and ℓ, its own loss (5.6). The rest follows:
+//     P = e^(margin − ℓ)        the softmax of a negative (5.7), as ℓ is the logarithm of the denominator
 //     q = 1 − e^(−ℓ)            1 − P of the positive (5.8)
 // tests/fibres.h runs these files on a CPU.
 
@@ -33,10 +32,10 @@ __device__ double warp_sum(double x) {
 
 __device__ int partner_of(int i, int n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
 
-// Whether column j is a negative of anchor i: neither itself nor its positive, and both exist.
+// True if column j is a negative of anchor i: neither the anchor itself nor its positive, and both exist.
 __device__ bool is_negative(int i, int j, int n) { return i < n && j < n && j != i && j != partner_of(i, n); }
 
-// Whether there may be anything but negatives where `rows` anchors from `top` meet `columns` columns from `left`.
+// True if a tile, `rows` anchors from `top` and `columns` columns from `left`, may hold anything but negatives.
 __device__ bool is_mixed(int top, int rows, int left, int columns, int n) {
     for (int from = top - n / 2; from <= top + n / 2; from += n / 2)  // the partners on either side, and the anchors
         if (left < from + rows && from < left + columns) return true;
@@ -45,10 +44,10 @@ __device__ bool is_mixed(int top, int rows, int left, int columns, int n) {
 
 // ── Launch 1: unit rows ─────────────────────────────────────────────────────────────────────────────────────────────
 
-// z (D) -> u (width), with zeros beyond D; |z| = norm · scale as in loss.unit_rows                            (5.2)
+// z (D) -> u (width), with zeros beyond D; |z| = norm · scale as in exact.unit_rows                           (5.2)
 __device__ void unit_row(const float* z, float* u, int D, int width, float* norm, float* scale) {
     int lane = threadIdx.x % 32;
-    float largest = 0, spoilt = 0;  // fmaxf passes over a NaN; so it is gathered apart: ∞·0 and NaN·0 are NaN
+    float largest = 0, spoilt = 0;  // fmaxf ignores a NaN, so NaNs are summed apart: ∞·0 and NaN·0 are NaN
     for (int d = lane; d < D; d += 32) {
         largest = fmaxf(largest, fabsf(z[d]));
         spoilt += z[d] * 0.0f;
@@ -69,16 +68,17 @@ __device__ void unit_row(const float* z, float* u, int D, int width, float* norm
     }
 }
 
-// Row i of u as the products will see it: ntxent.cu leaves it, tensor.cu rounds it. Each lane its own d = lane + 32·k.
+// Round row i of u to what the products can take: nothing in ntxent.cu, bfloat16 in tensor.cu. A lane takes
+// d = lane + 32·k.
 __device__ void round_row(float* u, int i, int n, int width);
 
-// za, zb (N, D) -> u (2N, width); norm, scale, positive (2N). One warp an image. Nobody has arrived yet.
+// za, zb (N, D) -> u (2N, width); norm, scale, positive (2N). A warp takes one image. `arrived` becomes 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
 normalize(const float* za, const float* zb, float* u, float* norm, float* scale, float* positive, int* arrived, int N,
           int D, int width) {
     if (threadIdx.x < 2) arrived[2 * blockIdx.x + threadIdx.x] = 0;
     int image = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (image >= N) return;  // the whole warp: none is missed at a shuffle
+    if (image >= N) return;  // the whole warp returns, so that no lane is missing at a shuffle
     int partner = image + N;
     float *ua = u + (size_t)image * width, *ub = u + (size_t)partner * width;
     unit_row(za + (size_t)image * D, ua, D, width, norm + image, scale + image);
@@ -93,19 +93,19 @@ normalize(const float* za, const float* zb, float* u, float* norm, float* scale,
 
 // ── The end of launches 2 and 3: the parts of several blocks ────────────────────────────────────────────────────────
 
-// Whether all blocks that share these anchors have written their parts, this one last.
+// True if this block is the last one to write its part, of all blocks that share these anchors.
 __device__ bool is_last(int* arrived) {
     __shared__ bool last;
-    __threadfence();  // what this thread wrote can be seen by all blocks …
-    __syncthreads();  // … and so can what the rest of its block did
+    __threadfence();  // all blocks can see what this thread wrote …
+    __syncthreads();  // … and what the other threads of its block wrote
     if (threadIdx.x == 0) last = atomicAdd(arrived, 1) == gridDim.y - 1;
     __syncthreads();
     __threadfence();
     return last;
 }
 
-// The margins of anchor i lie with LANES neighbours, each with the largest of its own and its sum of e^(margin −
-// largest): one of them writes down both for all of them, as this block's part.
+// LANES neighbouring lanes hold the margins of anchor i. Each has the largest of its own margins, and its sum of
+// e^(margin − largest). One lane writes down both numbers for all of them, as this block's part.
 template <int LANES>
 __device__ void write_row(float largest, float total, int i, int n, float* highest, float* sum) {
     float all = largest;
@@ -118,8 +118,8 @@ __device__ void write_row(float largest, float total, int i, int n, float* highe
     }
 }
 
-// The largest margin and the sum of e^(margin − largest) of each part, of anchors from `top` -> their ℓ       (5.6)
-// __ldcg reads where all blocks meet, in the L2 cache.
+// Each part's largest margin and sum of e^(margin − largest), of the anchors from `top` -> their ℓ            (5.6)
+// __ldcg reads from the L2 cache, which all blocks share.
 __device__ void gather_losses(const float* highest, const float* sum, float* loss, int top, int rows, int n) {
     for (int i = top + threadIdx.x; i < top + rows && i < n; i += THREADS) {
         float shift = 0;  // the positive's margin
@@ -131,7 +131,7 @@ __device__ void gather_losses(const float* highest, const float* sum, float* los
     }
 }
 
-// The parts of du (…, n, D) of anchors from `top`, one warp an anchor -> dz (n, D); factor = 1/(2Nτ)
+// The parts of du (…, n, D) of the anchors from `top` -> dz (n, D). A warp takes one anchor. factor = 1/(2Nτ)
 __device__ void gather_gradient(const float* parts, const float* u, const float* norm, const float* scale,
                                 const float* positive, const float* loss, float* dz, float factor, int top, int rows,
                                 int n, int D, int width) {
@@ -146,7 +146,7 @@ __device__ void gather_gradient(const float* parts, const float* u, const float*
         for (int d = lane; d < D; d += 32) {
             float du = 0;
             for (int part = 0; part < gridDim.y; part++) du += __ldcg(&parts[((size_t)part * n + i) * D + d]);
-            // The positive, without what is parallel to u: tiled.py says why.                          (5.9), (5.10)
+            // The positive, without its part parallel to u: tiled.py says why.                         (5.9), (5.10)
             du -= pull * (other[d] - side * own[d]);
             out[d] = du;
             along += (double)own[d] * du;
@@ -160,7 +160,7 @@ __device__ void gather_gradient(const float* parts, const float* u, const float*
     }
 }
 
-// A block adds up the loss, in a fixed order.                                                                 (5.1)
+// One block takes the mean of the losses, in a fixed order.                                                                 (5.1)
 __device__ void mean(const float* loss, float* value, int n) {
     __shared__ double of_warp[THREADS / 32];
     double sum = 0;

@@ -1,13 +1,12 @@
 """NT-Xent in three kernels for an NVIDIA GPU.
 
-The plain form writes matrices of shape (2N,2N) to memory and reads them back ten times.
-
-The three kernels here build no such matrix: a block of threads owns 64 or 128 anchors, and computes its part of the
+The plain form writes matrices of shape (2N,2N) to memory and reads them back ten times. The three kernels here build
+no such matrix: a block of threads owns 64 or 128 anchors, and computes its part of the
 matrix tile by tile, once for the softmax's denominators and once for the gradient. If that gives too few blocks for the
 GPU, several blocks share the columns of the same anchors, and the last to finish adds up their parts in a fixed order.
-The kernels are in `ntxent.cu` (float32) and `tensor.cu` (tensor cores), each after what they share, `common.cuh`, with
-the same equation tags; this file compiles them, once in a process, and launches them. They have the cures of `exact.py`
-but the one for high temperatures, in one of three precisions:
+The kernels are in `ntxent.cu` (float32) and `tensor.cu` (tensor cores); `common.cuh` holds what both need. They carry
+the same equation tags. This file compiles them, once in a process, and launches them. They have all cures of `exact.py`
+except the one for high temperatures, in one of three precisions:
 
     method            products                       error of the loss, of the gradient (relative)
                                              random rows     aligned views   collapsed rows
@@ -18,7 +17,7 @@ but the one for high temperatures, in one of three precisions:
 These are the worst of N = 1, 3, 33, 100 and τ = 0.05, 0.1, 0.5, 1, against float64, with the kernels run on a CPU that
 rounds as tensor cores do (tests/fibres.h). Aligned: the views differ by 10 % noise; collapsed: all rows are alike up to
 10 %. Below τ = 0.05 all errors grow as 1/τ. CuPy compiles with -ftz=true: numbers below 1.2e-38 become 0.
-What is gained in time is not measured yet: benchmarks/notes.md has what to expect.
+The time that they gain has not been measured yet; benchmarks/notes.md has a prediction.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import numpy as np
 from ..backend import Array, array_module
 
 THREADS = 256  # threads of a block, as in the kernels
-SLAB = 16  # numbers that a kernel reads of a row at a time; rows of u are padded to a multiple of it
+SLAB = 16  # numbers of a row that a kernel reads at a time; rows of u are padded to a multiple of SLAB
 KERNELS = ("normalize", "row_sums", "gradient")
 
 
@@ -43,7 +42,7 @@ class Precision(NamedTuple):
     source: str
     rows: int  # anchors of a block
     columns: int  # columns of a tile
-    parts: int  # bfloat16 numbers that stand for one of float32; 0: float32 itself
+    parts: int  # bfloat16 numbers in the place of one float32 number; 0: float32 itself
     options: tuple[str, ...] = ()
     most_entries: float = float("inf")  # the largest D
 
@@ -115,7 +114,7 @@ def shared_out(n: int, tile: int, blocks: int) -> tuple[int, int]:
 
 @functools.cache
 def usable(xp: ModuleType) -> bool:
-    """Return True if kernels can be compiled here: not without NVRTC, nor by the tests' stand-in for CuPy."""
+    """Return True if kernels can be compiled here. Without NVRTC, or by the tests' stand-in for CuPy, they cannot."""
     try:
         kernels(xp, FLOAT32)
     except RuntimeError:
@@ -148,6 +147,6 @@ def ascii_source(precision: Precision) -> str:
 
 
 def source(precision: Precision) -> str:
-    """Return the kernels' source as it is read: what they share, then those of one precision."""
+    """Return the kernels' source as it is read: the common part, then the kernels of one precision."""
     folder = Path(__file__).parent
     return "".join((folder / name).read_text(encoding="utf-8") for name in ("common.cuh", precision.source))

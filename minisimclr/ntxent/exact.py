@@ -1,12 +1,13 @@
-"""NT-Xent to the last digit: the plain form loses digits in four places; their cures.
+"""NT-Xent to the last digit: cures for the four places where the plain form loses digits.
 
 1. *Lengths.* The plain form squares each entry: in float32, 1e-30 becomes 0 and 1e30 infinity, and a row of zeros is
    divided by 0. `unit_rows` divides each row by its largest entry first, and `through_norm` by both factors.
 2. *The loss.* log Σ − s subtracts two numbers near 1/τ, each rounded; with good embeddings their difference is tiny.
    `margins` subtracts the positive from the logits first, and `log_one_plus` takes log1p of what is left.
 3. *The positive's gradient.* P − 1 is rounded where P is nearly 1, and the positive, nearly parallel to u, is mostly
-   removed again by (5.11). `by_probabilities` sums P over the negatives instead, and u is taken in float64 there.
-4. *High temperatures.* From τ = 2 on all exponentials are nearly 1, and what counts is how they differ.
+   removed again by (5.11). `by_probabilities` sums P over the negatives instead, and the positive's u is kept in
+   float64.
+4. *High temperatures.* From τ = 2 on all exponentials are nearly 1, and only their differences count.
    `by_differences` computes those differences.
 
 In float32, with views that nearly agree at τ = 0.05 and N = 127, the plain form errs by 2e-2 in the loss and 1e-2 in
@@ -62,7 +63,7 @@ def unit_rows(z: Array, dtype: Any = None) -> tuple[Array, Array, Array]:
     xp = array_module(z)
     scale = xp.abs(z).max(axis=1, keepdims=True)  # (n,1)
     scale[scale < xp.finfo(z.dtype).tiny] = 0  # too short to have a direction, or a finite gradient
-    scale[scale == xp.inf] = xp.nan  # an embedding that overflowed: say so (∞/∞ would warn besides)
+    scale[scale == xp.inf] = xp.nan  # an embedding overflowed: its row becomes NaN (∞/∞ would warn, too)
     # Entries in [−1, 1]: their squares cannot overflow.
     scaled = z.astype(dtype or z.dtype, copy=False) / xp.where(scale == 0, xp.inf, scale)
     norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))  # (n,1)
@@ -73,7 +74,7 @@ def unit_rows(z: Array, dtype: Any = None) -> tuple[Array, Array, Array]:
 def through_norm(u: Array, norm: Array, scale: Array, du: Array) -> Array:
     """Return the gradient with respect to z, given the one with respect to u = z / |z|: (du − u⟨u,du⟩)/|z|.
 
-    Moving along u changes only the length, which normalizing undoes: that part of du is removed.
+    Moving z along u changes only its length, and u does not depend on that: this part of du is removed.
     """
     xp = array_module(u)
     tangent = du - u * (u * du).sum(axis=1, keepdims=True)
@@ -112,7 +113,7 @@ def log_one_plus(negatives: Array, shift: Array) -> Array:
 
 
 def by_probabilities(relative: Array, shift: Array, u: Array) -> tuple[Array, Array, Array]:
-    """Sum over the negatives, and give the positive what they have together, 1 − P = Σ P, with no difference taken.
+    """Sum over the negatives. The weight of the positive, 1 − P, is the sum of their P: no digits cancel.
 
     Shapes: relative (n,n), shift (n,1), u (n,D) -> negatives (n,1), repulsion (n,D), attraction (n,1).
     negatives: Σ e^relative; repulsion: what the negatives add to du; attraction: the weight of the positive, 1 − P.
@@ -147,7 +148,8 @@ def by_differences(relative: Array, shift: Array, u: Array, exact: Array, partne
     common = 1 / total  # (n,1), … and what they have in common: P = common + rest       (5.7)
     common_sum = common * exact.sum(axis=0) + (common * exact).sum(axis=0)  # (n,D)      (5.13)
     repulsion = (rest + rest.T) @ u + common_sum  # (n,D)
-    # `common_sum` runs over all rows, so it wrongly includes each anchor's positive: its own weight takes it out again.
+    # `common_sum` runs over all rows, so it wrongly includes each anchor's positive: `common` is added to the weight of
+    # the positive, which takes it out again.
     return negatives, repulsion, negatives / total + common
 
 

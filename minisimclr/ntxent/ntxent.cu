@@ -1,17 +1,17 @@
 // NT-Xent and its gradient in float32, in three launches, with nothing of size (2N)² in memory: common.cuh says how.
-// Compiled without fast-math: exp, log, division and square root are the accurate ones.
+// It is compiled without fast-math, so exp, log, division and square root are accurate.
 //
 // A tile of cosines is ROWS × COLUMNS; each of the block's THREADS holds 4 × 8 of it in registers:
 // rows 4·ty … 4·ty+3, columns 4·tx … 4·tx+3 and 64 + those, with tx = thread mod 16, ty = thread / 16.
 
 #define ROWS 64      // anchors of a block
 #define COLUMNS 128  // columns of a tile; also how many entries of du are gathered at a time
-#define SLAB 16      // steps of the inner dimension that are in shared memory at a time
-#define PAD 4        // keeps rows of shared memory at 16-byte boundaries, and off each other's banks
+#define SLAB 16      // entries of the inner dimension that are in shared memory at a time
+#define PAD 4        // unused floats after a row of shared memory: rows start at 16 bytes, and in different banks
 
 struct Slabs { float rows[SLAB][ROWS + PAD]; float columns[SLAB][COLUMNS + PAD]; };  // both operands, inner index first
 
-__device__ void round_row(float* u, int i, int n, int width) {}  // float32 as it is
+__device__ void round_row(float* u, int i, int n, int width) {}  // float32 needs no rounding
 
 // ── Tiles ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -39,18 +39,18 @@ __device__ void clear(float (&part)[4][8]) {
         for (int c = 0; c < 8; c++) part[r][c] = 0;
 }
 
-// Four neighbours of an array of unit rows, or zeros outside of it.
+// Read four neighbouring entries of a unit row, or zeros outside of the array.
 __device__ float4 quad(const float* u, int row, int d, int n, int width) {
     if (row < n && d < width) return *(const float4*)&u[(size_t)row * width + d];
     return make_float4(0, 0, 0, 0);
 }
 
-__device__ void turn(float4 x, float* column, int stride) {  // a row's four entries, one below the other
+__device__ void store_as_column(float4 x, float* column, int stride) {  // four entries of a row, one below the other
     column[0] = x.x, column[stride] = x.y, column[2 * stride] = x.z, column[3 * stride] = x.w;
 }
 
 // The tile of cosines of the rows from `top` and the columns from `left`                                      (5.3)
-// The next slab is on its way from global memory while this one is multiplied.
+// While one slab is multiplied, the next one is read from global memory.
 __device__ void cosines(const float* u, int top, int left, int n, int width, Slabs& shared, float (&cosine)[4][8]) {
     int row = threadIdx.x / 4, k = threadIdx.x % 4 * 4;
     clear(cosine);
@@ -58,9 +58,9 @@ __device__ void cosines(const float* u, int top, int left, int n, int width, Sla
     float4 b = quad(u, left + row, k, n, width), c = quad(u, left + row + 64, k, n, width);
     for (int slab = 0; slab < width; slab += SLAB) {
         __syncthreads();  // the slab before has been read
-        turn(a, &shared.rows[k][row], ROWS + PAD);
-        turn(b, &shared.columns[k][row], COLUMNS + PAD);
-        turn(c, &shared.columns[k][row + 64], COLUMNS + PAD);
+        store_as_column(a, &shared.rows[k][row], ROWS + PAD);
+        store_as_column(b, &shared.columns[k][row], COLUMNS + PAD);
+        store_as_column(c, &shared.columns[k][row + 64], COLUMNS + PAD);
         __syncthreads();  // this slab has been written
         a = quad(u, top + row, slab + SLAB + k, n, width);
         b = quad(u, left + row, slab + SLAB + k, n, width);
@@ -71,7 +71,7 @@ __device__ void cosines(const float* u, int top, int left, int n, int width, Sla
 
 // ── Launch 2: the softmax's denominators and the loss ───────────────────────────────────────────────────────────────
 
-// u, positive -> loss ℓ (n); highest, sum (gridDim.y, n) are the parts. `share` columns are one block's.
+// u, positive -> loss ℓ (n); highest, sum (gridDim.y, n) are the parts. A block takes `share` columns.
 extern "C" __global__ void __launch_bounds__(THREADS)
 row_sums(const float* u, const float* positive, float* highest, float* sum, float* loss, int* arrived, float invtau,
          int n, int width, int share) {
@@ -80,7 +80,7 @@ row_sums(const float* u, const float* positive, float* highest, float* sum, floa
     float here[4], shift[4] = {0, 0, 0, 0}, total[4];  // the positive's margin is 0: start from it
     for (int r = 0; r < 4; r++) {
         here[r] = top + own_row(r) < n ? positive[top + own_row(r)] : 0;
-        total[r] = here[r] * 0.0f;  // NaN if the positive is: it counts even where there is no negative
+        total[r] = here[r] * 0.0f;  // NaN if the positive is NaN, even if there is no negative
     }
     float tile[4][8];
     for (int left = first; left < first + share && left < n; left += COLUMNS) {
@@ -113,8 +113,8 @@ __device__ float probability(float cosine, float positive, float loss, float inv
     return expf((cosine - positive) * invtau - loss);  //                                                      (5.7)
 }
 
-// all of the above -> value (1), dz (2N, D); parts (gridDim.y, 2N, D), or dz itself if there is one.
-// One block more than the rows need: it takes the mean.
+// u, norm, scale, positive, loss -> value (1), dz (2N, D); parts (gridDim.y, 2N, D), or dz itself if there is one part.
+// The grid has one block more than the rows need; it takes the mean of the losses.
 extern "C" __global__ void __launch_bounds__(THREADS)
 gradient(const float* u, const float* norm, const float* scale, const float* positive, const float* loss, float* value,
          float* parts, float* dz, int* arrived, float invtau, float factor, int n, int D, int width, int share) {
@@ -152,8 +152,8 @@ gradient(const float* u, const float* norm, const float* scale, const float* pos
                 __syncthreads();  // the slab before has been read
                 *(float4*)&shared.columns[line][d] = a;
                 *(float4*)&shared.columns[line + 8][d] = b;
-                __syncthreads();  // this slab, and at first m, have been written
-                int next = slab + SLAB < COLUMNS ? left + slab + SLAB : n;  // nothing after the last
+                __syncthreads();  // this slab has been written, and before the first slab m
+                int next = slab + SLAB < COLUMNS ? left + slab + SLAB : n;  // after the last slab, read zeros
                 a = quad(u, next + line, start + d, n, width);
                 b = quad(u, next + line + 8, start + d, n, width);
                 multiply(m + slab, shared.columns, tile);

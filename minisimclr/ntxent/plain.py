@@ -10,7 +10,7 @@ Rows are [views a; views b], so the positive of row i is row p(i) = i ± N. The 
 and nothing else; the mean is over all 2N anchors.
 
 Source: Chen et al. 2020, Eq. 1 and Algorithm 1. The tags (5.1), (5.2) … are equations of docs/05_nt_xent.md, which
-derives each of them. What these forms lose to rounding, and where they divide by zero, is told and cured in exact.py.
+derives each of them. The plain forms lose digits in four places; exact.py names each of these, with its cure.
 """
 
 from __future__ import annotations

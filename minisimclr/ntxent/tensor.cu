@@ -1,35 +1,35 @@
 // NT-Xent and its gradient on tensor cores, in the three launches of common.cuh; as in ntxent.cu, nothing of size (2N)².
 //
-// Tensor cores multiply bfloat16 numbers, of 8 significant bits, and add in float32. How many products are taken for
-// one of float32 numbers is the choice of precision:
+// Tensor cores multiply bfloat16 numbers, of 8 significant bits, and add in float32. TERMS is the number of such
+// products in the place of one product of float32 numbers:
 //     TERMS 1    x y ≈ x₁ y₁                         x₁ is x rounded to bfloat16
 //     TERMS 3    x y ≈ x₁ y₁ + x₁ y₂ + x₂ y₁         x₂ is x − x₁ rounded: 16 bits of x, nearly float32
 // The unit rows are rounded once, by launch 1; from there on they are the u of all equations, in cosines, positives
-// and gradient alike. So equal rows stay equal, and what remains is the loss of rows moved by a rounding.
+// and gradient alike. So equal rows stay equal, and the result is the exact loss of slightly moved rows.
 //
 // A block owns ROWS anchors, each of its warps 16 of them, whose entries stay in registers. It goes through tiles of
-// COLUMNS columns in shared memory: while one is worked on, the next is on its way. As in fused attention, a tile of
-// cosines never leaves the registers: it becomes P + Pᵀ where it is, which is the left operand of the next product.
-// Entries of D: at most DEPTH.
+// COLUMNS columns in shared memory: while one tile is used, the next is copied. As in fused attention, a tile of cosines
+// never leaves the registers: there it becomes P + Pᵀ, which is the left operand of the next product.
+// D may be at most DEPTH.
 
 #define ROWS 128
 #define DEPTH 128
 #define PARTS (TERMS == 1 ? 1 : 2)    // x₁, or x₁ and x₂
 #define COLUMNS (TERMS == 1 ? 64 : 32)
-#define PAD 8                         // keeps the rows of a tile off each other's banks
+#define PAD 8                         // unused numbers after a row of a tile: rows start in different banks
 
 typedef unsigned short bfloat16;
 
 struct alignas(16) Tile { bfloat16 u[PARTS][COLUMNS][DEPTH + PAD]; float positive[COLUMNS], loss[COLUMNS]; };
 
-// ── What a tensor core does: on a GPU one instruction, on a CPU what it means ───────────────────────────────────────
+// ── Instructions of tensor cores; for a CPU, code that computes the same ────────────────────────────────────────────
 
-__device__ unsigned pack(float low, float high) {  // two numbers to the nearest bfloat16
+__device__ unsigned pack(float low, float high) {  // round two numbers to the nearest bfloat16
     unsigned both;
 #ifndef ON_A_CPU
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
 #else
-    unsigned x = __float_as_uint(low), y = __float_as_uint(high);  // half a unit more, or not quite: ties to even
+    unsigned x = __float_as_uint(low), y = __float_as_uint(high);  // add half a unit, or a bit less: ties to even
     both = (x + 0x7fff + (x >> 16 & 1)) >> 16 | ((y + 0x7fff + (y >> 16 & 1)) & 0xffff0000);
 #endif
     return both;
@@ -58,13 +58,13 @@ __device__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, uns
             sum += (double)low_half(left) * low_half(right) + (double)high_half(left) * high_half(right);
         }
         c[x] = (float)sum;
-        if (fabs(c[x]) > fabs(sum)) c[x] = nextafterf(c[x], 0);  // tensor cores cut off, where others round
+        if (fabs(c[x]) > fabs(sum)) c[x] = nextafterf(c[x], 0);  // tensor cores truncate
     }
 #endif
 }
 
-// Four blocks of 8 × 8 numbers out of shared memory. Lane 8m + r says where row r of block m is; each lane gets of
-// each block the entries (g, 2t) and (g, 2t + 1), or of the block transposed.
+// Load four blocks of 8 × 8 numbers from shared memory. Lane 8m + r gives the address of row r of block m. Each lane
+// gets the entries (g, 2t) and (g, 2t + 1) of each block, or of the transposed block.
 template <bool TRANSPOSED> __device__ void load(unsigned (&x)[4], const bfloat16* row) {
 #ifndef ON_A_CPU
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
@@ -83,7 +83,7 @@ template <bool TRANSPOSED> __device__ void load(unsigned (&x)[4], const bfloat16
 #endif
 }
 
-// 16 bytes on their way to shared memory, `bytes` of them copied and the rest 0; they are there after wait_for_copies.
+// Begin to copy `bytes` bytes to shared memory, and zeros up to 16 bytes; wait_for_copies waits until they are there.
 __device__ void copy_16(void* to, const void* from, int bytes) {
 #ifndef ON_A_CPU
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -125,7 +125,7 @@ __device__ void round_row(float* u, int i, int n, int width) {
 __device__ int own_row(int r) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r; }           // r in 0, 1
 __device__ int own_column(int tile, int c) { return 8 * tile + threadIdx.x % 4 * 2 + c; }                // c in 0, 1
 
-// The anchors of this warp, as left operands: 16 entries of d at a time.
+// The anchors of this warp as left operands of products, for 16 entries of d at a time.
 struct Anchors { unsigned u[PARTS][DEPTH / 16][4]; };
 
 __device__ void take(Anchors& anchors, float* u, int top, int n, int width) {
@@ -141,7 +141,7 @@ __device__ void take(Anchors& anchors, float* u, int top, int n, int width) {
             }
 }
 
-// Columns from `left`, and what is known of them, on their way to a tile. `loss` may be null.
+// Begin to copy the columns from `left` to a tile, with their positives and losses. `loss` may be null.
 __device__ void fetch(Tile& tile, float* u, const float* positive, const float* loss, int left, int n, int width) {
     for (int x = threadIdx.x; x < PARTS * COLUMNS * (DEPTH / 8); x += THREADS) {
         int d = x % (DEPTH / 8) * 8, column = x / (DEPTH / 8) % COLUMNS, part = x / (DEPTH / 8) / COLUMNS;
@@ -155,7 +155,7 @@ __device__ void fetch(Tile& tile, float* u, const float* positive, const float* 
     copy_16(&tile.loss[j], loss + (bytes > 0 ? left + j : 0), max(bytes, 0));
 }
 
-// cosine[s] (16, 8) of this warp's anchors and columns 8s … 8s + 7 of the tile                                 (5.3)
+// Compute cosine[s] (16, 8) of this warp's anchors and the columns 8s … 8s + 7 of the tile.                    (5.3)
 __device__ void cosines(const Anchors& anchors, const Tile& tile, int width, float (&cosine)[COLUMNS / 8][4]) {
     int lane = threadIdx.x % 32, row = lane / 16 * 8 + lane % 8, side = lane / 8 % 2 * 8;
 #pragma unroll
@@ -172,7 +172,7 @@ __device__ void cosines(const Anchors& anchors, const Tile& tile, int width, flo
             for (int part = 0; part < PARTS; part++) load<false>(x[part], &tile.u[part][8 * s + row][16 * k + side]);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-#if TERMS == 3  // the small ones first
+#if TERMS == 3  // the small terms first
                 multiply(cosine[s + h], anchors.u[0][k], x[1][2 * h], x[1][2 * h + 1]);
                 multiply(cosine[s + h], anchors.u[1][k], x[0][2 * h], x[0][2 * h + 1]);
 #endif
@@ -184,7 +184,7 @@ __device__ void cosines(const Anchors& anchors, const Tile& tile, int width, flo
 
 // ── Launch 2: the softmax's denominators and the loss ───────────────────────────────────────────────────────────────
 
-// u, positive -> loss ℓ (n); highest, sum (gridDim.y, n) are the parts. `share` columns are one block's.
+// u, positive -> loss ℓ (n); highest, sum (gridDim.y, n) are the parts. A block takes `share` columns.
 extern "C" __global__ void __launch_bounds__(THREADS)
 row_sums(float* u, const float* positive, float* highest, float* sum, float* loss, int* arrived, float invtau, int n,
          int width, int share) {
@@ -196,7 +196,7 @@ row_sums(float* u, const float* positive, float* highest, float* sum, float* los
     float here[2], shift[2] = {0, 0}, total[2];  // the positive's margin is 0: start from it
     for (int r = 0; r < 2; r++) {
         here[r] = top + own_row(r) < n ? positive[top + own_row(r)] : 0;
-        total[r] = here[r] * 0.0f;  // NaN if the positive is: it counts even where there is no negative
+        total[r] = here[r] * 0.0f;  // NaN if the positive is NaN, even if there is no negative
     }
     for (int now = 0; left < end; left += COLUMNS, now = 1 - now) {
         wait_for_copies();
@@ -229,7 +229,7 @@ row_sums(float* u, const float* positive, float* highest, float* sum, float* los
 
 // ── Launch 3: the gradient ──────────────────────────────────────────────────────────────────────────────────────────
 
-// (P + Pᵀ) of a tile of cosines, as left operands: 16 columns at a time.                                (5.7), (5.9)
+// P + Pᵀ of a tile of cosines as left operands of products, for 16 columns at a time.                   (5.7), (5.9)
 struct Weights { unsigned m[PARTS][COLUMNS / 16][4]; };
 
 __device__ void weigh(Weights& weights, const float (&cosine)[COLUMNS / 8][4], const Tile& tile, const float (&here)[2],
@@ -247,14 +247,14 @@ __device__ void weigh(Weights& weights, const float (&cosine)[COLUMNS / 8][4], c
                 m[c] = __expf((x - here[r]) * invtau - loss[r]) + __expf((x - tile.positive[j]) * invtau - tile.loss[j]);
                 if (mixed && !is_negative(top + own_row(r), left + j, n)) m[c] = 0;
             }
-            // c's layout is a's: rows g and g + 8 of columns 2t and 2t + 1, and the same 8 columns on.
+            // A result is laid out as a left operand: rows g, g + 8 of columns 2t, 2t + 1, and of those 8 further on.
             unsigned first = weights.m[0][s / 2][s % 2 * 2 + r] = pack(m[0], m[1]);
             if (TERMS == 3) weights.m[PARTS - 1][s / 2][s % 2 * 2 + r] = pack(m[0] - low_half(first), m[1] - high_half(first));
         }
 }
 
-// all of the above -> value (1), dz (2N, D); parts (gridDim.y, 2N, D), or dz itself if there is one.
-// One block more than the rows need: it takes the mean.
+// u, norm, scale, positive, loss -> value (1), dz (2N, D); parts (gridDim.y, 2N, D), or dz itself if there is one part.
+// The grid has one block more than the rows need; it takes the mean of the losses.
 extern "C" __global__ void __launch_bounds__(THREADS)
 gradient(float* u, const float* norm, const float* scale, const float* positive, const float* loss, float* value,
          float* parts, float* dz, int* arrived, float invtau, float factor, int n, int D, int width, int share) {

@@ -1,11 +1,11 @@
 """NT-Xent in O(N·D) memory: the fast form on a CPU.
 
-The plain form builds matrices of shape (2N,2N), several of them, and computes each twice.
+The plain form builds several matrices of shape (2N,2N). At N = 4096 in float32 each takes 256 MiB. The matrix of
+cosines is symmetric, so half of its products and exponentials are computed twice.
 
-At N = 4096 in float32 each of those takes 256 MiB, and as the matrix of cosines is symmetric, half of all products and
-exponentials are done twice. Here it is never whole. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E is computed
-anew), the plain form as NumPy users write it 1.2 s and 1,037 MiB; at N = 256 it is 1.67 ms beside 3.97 (two threads,
-benchmarks/README.md). Its digits are those of `exact.py`, up to rounding.
+Here no matrix is ever whole, and each entry is computed once. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E
+is computed anew); the plain form, as NumPy users write it, takes 1.2 s and 1,037 MiB. At N = 256 the times are 1.67
+and 3.97 ms (two threads, benchmarks/README.md). The results are those of `exact.py`, up to rounding.
 
 The matrix is computed in tiles that fit a core's cache. Each pair of blocks (I, J) is computed once and serves the rows
 of I and those of J:
@@ -13,12 +13,12 @@ of I and those of J:
     1. sums:      E = exp(u_I·u_Jᵀ/τ);  its row sums go to the anchors in I, its column sums to those in J
     2. gradient:  M = P + Pᵀ = E ∘ (w_I ⊕ w_J), one product;  du_I += M u_J  and  du_J += Mᵀ u_I
 
-Between the two stand a few vectors of length 2N. Step 2 needs E again: it is kept where it fits into
-KEEP_BYTES, else computed anew, which costs a third more time and no memory.
+Step 1 leaves a few vectors of length 2N. Step 2 needs E again: E is kept if it fits into KEEP_BYTES, else it is
+computed anew, which costs a third more time and no memory.
 
 Below some τ (0.012 in float32) E would overflow. Then a step 0 finds each anchor's largest cosine, and
 the exponent is taken relative to it; E is no longer symmetric, and a tile takes two exponentials.
-At a high τ all of E is nearly 1: then a tile holds E − 1, and what is common to all is added at the end.
+At a high τ all of E is nearly 1: then a tile holds E − 1, and the contribution of the ones is added at the end.
 
 The pairs of blocks are scheduled in rounds, like a tournament: within a round no block appears twice, so no two threads
 write to the same rows. A few rounds run at the same time, each adding to partial sums of its own. The sums therefore
@@ -65,7 +65,7 @@ def value_and_grad(
                 _spare[:] = [problem.room]
 
 
-_spare: list[Array] = []  # at most one array, for the next call's E: in a training loop touching new memory is slow
+_spare: list[Array] = []  # at most one array, kept for the next call's E: new memory is slow to touch
 
 
 def release() -> None:
@@ -103,8 +103,9 @@ class _Problem:
         # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
         self.shifted = 1 / temperature + math.log(n) > math.log(np.finfo(za.dtype).max) - 2
         at_once = 1 if self.shifted else min(len(self.rounds), 1 + SUM_BYTES // self.du.nbytes)
-        self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]  # one for each round of a turn
-        self.negatives = np.zeros((at_once, n))  # Σ E over the negatives, in one part for each round of a turn
+        # Rounds that run at the same time add to parts of their own, one for each.
+        self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]
+        self.negatives = np.zeros((at_once, n))  # Σ E over the negatives
         side = max(rows.stop - rows.start for rows in self.blocks)
         pairs = [pair for pairs in self.rounds for pair in pairs]
         size = len(pairs) * side * side * za.itemsize
@@ -122,7 +123,7 @@ class _Problem:
         a, b = self.exact[:images], self.exact[images:]
         # Vectors of length 2N are cheap: they are kept in float64.
         cosine = np.einsum("nd,nd->n", a, b, dtype=np.float64)
-        positive = np.concatenate([cosine, cosine])  # of each anchor with its positive
+        positive = np.concatenate([cosine, cosine])  # the cosine of each anchor with its positive
 
         # The exponent of a tile is (cosine − top)/τ.
         self.top = positive.astype(self.dtype) if self.shifted else np.zeros(n, self.dtype)
@@ -169,6 +170,7 @@ class _Problem:
     # ── A strip of rows of one view ───────────────────────────────────────────────────────────────
 
     def normalize(self, strip: tuple[int, slice]) -> None:
+        """Fill u, norm and scale of the strip's rows."""
         view, rows = strip
         here, _ = self.places(strip)
         exact, self.norm[here], self.scale[here] = unit_rows(self.views[view][rows], self.exact.dtype)  # (5.2)
@@ -208,14 +210,14 @@ class _Problem:
     # ── One pair of blocks ────────────────────────────────────────────────────────────────────────
 
     def cosines(self, pair: Pair, out: Array, factor: float = 1) -> Array:
-        """Compute one tile of cosines, times a factor; an anchor with itself or its positive: −∞, which makes E 0."""
+        """Compute one tile of cosines, times a factor. Where an anchor meets itself or its positive, put −∞: E is 0."""
         i, j = pair
         rows = self.u[self.blocks[i]]
         if factor != 1:
             rows = rows * self.dtype.type(factor)
         np.matmul(rows, self.u[self.blocks[j]].T, out=out)
-        if j in (i, i + self.half):  # on the diagonal of this tile each row meets itself, or its partner
-            np.fill_diagonal(out, 0 if self.base else -np.inf)  # where a tile holds E − 1, e⁰ − 1 = 0 does it
+        if j in (i, i + self.half):  # on the diagonal of such a tile each row meets itself, or its partner
+            np.fill_diagonal(out, 0 if self.base else -np.inf)  # a tile that holds E − 1 takes 0: e⁰ − 1 = 0
         return out
 
     def exponentials(self, pair: Pair, out: Array) -> Array:
@@ -301,7 +303,7 @@ _scratch = threading.local()
 
 
 def _add(total: Array, part: Array) -> None:
-    total += part  # `array[rows] += part` would copy the rows onto themselves besides
+    total += part  # `array[rows] += part` would also copy the rows onto themselves
 
 
 def _row_sums(e: Array) -> Array:

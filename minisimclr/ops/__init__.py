@@ -13,5 +13,5 @@ from .norm import batch_norm, l2_normalize, moments
 from .pool import max_pool2d
 from .shapes import cast, concatenate, getitem, reshape, transpose
 
-# the files of the package are names of it, too, but nobody can call a module
+# The modules are names of this package, too; `callable` leaves them out.
 __all__ = sorted(name for name, thing in vars().items() if callable(thing) and not name.startswith("_"))

@@ -1,8 +1,8 @@
-"""Arithmetic, kinks and reductions: one primitive each.
+"""Arithmetic, functions with a kink, and reductions; each is one primitive.
 
 A primitive computes a value, and returns with it a vjp: the function that turns the gradient g of the value into
 the gradients of the inputs. Broadcasting needs no care here: the engine sums a gradient over the axes that were
-stretched. A gradient written as `lambda: …` is computed only if it is needed (in `2 * x` that of x, not that of 2).
+stretched. A gradient written as `lambda: …` is computed only if it is needed: in `2 * x` the number 2 needs none.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def divide(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
     >>> divide(3.0, 2.0).item()
     1.5
     """
-    # not x/y²: y² may overflow or vanish where (x/y)/y does not
+    # We do not write x/y²: y² may overflow or vanish where (x/y)/y does not.
     return x / y, lambda g: (lambda: g / y, lambda: -g * (x / y) / y)
 
 
@@ -74,7 +74,7 @@ def negative(xp: Any, x: Array) -> tuple[Array, Vjp]:
     >>> negative(2.0).item()
     -2.0
     """
-    return -x, lambda g: -g
+    return -x, lambda g: -g  # the slope is −1 everywhere, so neither x nor the value is kept
 
 
 @primitive
@@ -86,15 +86,15 @@ def power(xp: Any, x: Array, *, exponent: float) -> tuple[Array, Vjp]:
     >>> power(3.0, exponent=2).item()
     9.0
     """
-    # a tensor as exponent would need a gradient of its own, xᵖ·log x
+    # A tensor as exponent would need a gradient of its own, xᵖ·log x, which is NaN for every negative x.
     if not isinstance(exponent, (int, float)):
         raise TypeError(f"power takes a constant number as exponent, not {type(exponent).__name__}")
 
     def vjp(g: Array) -> Array:
-        # x⁰ is 1 everywhere, but 0·x⁻¹ would be NaN at x = 0
+        # x⁰ is 1 everywhere, so its slope is 0; but 0·x⁻¹ would be NaN at x = 0.
         return g * (exponent * x ** (exponent - 1)) if exponent else xp.zeros_like(g)
 
-    return x**exponent, vjp
+    return x**exponent, vjp  # a Python number as exponent leaves x its dtype; an array of float64 would not
 
 
 @primitive
@@ -107,7 +107,7 @@ def exp(xp: Any, x: Array) -> tuple[Array, Vjp]:
     1.0
     """
     y = xp.exp(x)
-    return y, lambda g: g * y  # eˣ is its own derivative
+    return y, lambda g: g * y  # eˣ is its own derivative, so the value is kept and x may go
 
 
 @primitive
@@ -119,7 +119,7 @@ def log(xp: Any, x: Array) -> tuple[Array, Vjp]:
     >>> log(1.0).item()
     0.0
     """
-    return xp.log(x), lambda g: g / x
+    return xp.log(x), lambda g: g / x  # x is kept here; the value alone would first have to go through exp
 
 
 @primitive
@@ -132,31 +132,31 @@ def matmul(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
     >>> matmul(Tensor([1.0, 2.0]), Tensor([3.0, 4.0])).item()
     11.0
     """
-    # NumPy refuses numbers as well, but its message does not say what to write instead
+    # NumPy refuses numbers as well, but its message does not say what to write instead.
     if not (is_array(x) and is_array(y) and x.ndim and y.ndim):
         raise ValueError("matmul takes vectors and matrices, not numbers; use * for those")
 
     def vjp(g: Array) -> tuple[Any, Any]:
-        # give a vector the axis that NumPy's @ imagines for it; what is left is the rule for matrices
+        # We give a vector the axis that NumPy's @ imagines for it. Then the rule for matrices serves all cases.
         rows = x[None, :] if x.ndim == 1 else x  # (…,N,K)
         columns = y[:, None] if y.ndim == 1 else y  # (…,K,M)
-        g = xp.expand_dims(g, -1) if y.ndim == 1 else g
+        g = xp.expand_dims(g, -1) if y.ndim == 1 else g  # a column again
         g = xp.expand_dims(g, -2) if x.ndim == 1 else g  # (…,N,M)
 
         def dx() -> Array:
             product = g @ xp.swapaxes(columns, -1, -2)  # (…,N,M) (…,M,K) -> (…,N,K)
-            return product[..., 0, :] if x.ndim == 1 else product
+            return product[..., 0, :] if x.ndim == 1 else product  # without the imagined row
 
         def dy() -> Array:
             product = xp.swapaxes(rows, -1, -2) @ g  # (…,K,N) (…,N,M) -> (…,K,M)
-            return product[..., 0] if y.ndim == 1 else product
+            return product[..., 0] if y.ndim == 1 else product  # without the imagined column
 
-        return dx, dy
+        return dx, dy  # functions: at a first layer x is data, and half of the work is never done
 
-    return x @ y, vjp
+    return x @ y, vjp  # (…,N,M)
 
 
-# ── Kinks: a corner has no derivative but a slope on each side; each docstring says which is taken ─
+# ── Functions with a kink: it has a slope on either side; each docstring says which one is taken ──
 
 
 @primitive
@@ -175,10 +175,10 @@ def relu(xp: Any, x: Array) -> tuple[Array, Vjp]:
 
 @primitive
 def maximum(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
-    """The larger of two, element by element.
+    """The larger of two numbers, element by element.
 
     Shapes: x (…), y (…) -> (…), broadcast
-    VJP:    g goes to the larger; at a tie half to each
+    VJP:    g goes to the larger; at a tie half of it goes to each
     >>> maximum(2.0, 3.0).item()
     3.0
     """
@@ -187,7 +187,7 @@ def maximum(xp: Any, x: Array, y: Array) -> tuple[Array, Vjp]:
         tie = g * (x == y) * 0.5  # halves, so that the order of x and y does not matter
         return (lambda: g * (x > y) + tie), (lambda: g * (y > x) + tie)
 
-    return xp.maximum(x, y), vjp
+    return xp.maximum(x, y), vjp  # NaN wherever one of the two is NaN
 
 
 # ── Reductions ────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +204,7 @@ def sum(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     [4.0, 6.0]
     """
     kept, shape = _kept_shape(x, axis), x.shape  # the vjp keeps the shapes, not x
-    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)
+    return x.sum(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to(g.reshape(kept), shape)  # no copy
 
 
 @primitive
@@ -217,7 +217,7 @@ def mean(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tup
     >>> mean(Tensor([[1.0, 2.0], [3.0, 4.0]])).item()
     2.5
     """
-    kept, shape = _kept_shape(x, axis), x.shape
+    kept, shape = _kept_shape(x, axis), x.shape  # as in `sum`: a mean is that sum divided by n
     count = x.size // (math.prod(kept) or 1)  # elements in each mean; an empty array has none
     return x.mean(axis=axis, keepdims=keepdims), lambda g: xp.broadcast_to((g / count).reshape(kept), shape)
 
@@ -232,19 +232,19 @@ def max(xp: Any, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tupl
     >>> max(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=1).data.tolist()
     [2.0, 4.0]
     """
-    kept = _kept_shape(x, axis)
-    value = x.max(axis=axis, keepdims=keepdims)
+    kept = _kept_shape(x, axis)  # with it the value broadcasts against x, whatever keepdims says
+    value = x.max(axis=axis, keepdims=keepdims)  # NaN wherever there is one among the elements
 
     def vjp(g: Array) -> Array:
-        # a NaN is the maximum wherever there is one, but it differs from itself
+        # A NaN is the maximum wherever there is one. But it differs from itself, so == does not find it.
         largest = (x == value.reshape(kept)) | xp.isnan(x)  # (…), one True or more for each maximum
         return largest * (g.reshape(kept) / largest.sum(axis=axis, keepdims=True).astype(x.dtype))
 
-    return value, vjp
+    return value, vjp  # both x and the value are kept: only together they say where the largest is
 
 
 def _kept_shape(x: Array, axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction over `axis` with 1 in place of the axes, so that it broadcasts against x."""
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    reduced = {a % (x.ndim or 1) for a in axes}  # −1 is the last axis
+    reduced = {a % (x.ndim or 1) for a in axes}  # −1 is the last axis; a number has none, hence the 1
     return tuple(1 if a in reduced else size for a, size in enumerate(x.shape))

@@ -54,7 +54,7 @@ def _flat(arguments: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
 
 
-# Under which name, computed by which operation, called how; the method has the operation's docstring.
+# Name of the method, the operation that computes it, and the function to attach, which gets the operation's docstring
 _METHODS = (
     ("__add__", add, _operator(add)),
     ("__radd__", add, _operator(add, swapped=True)),

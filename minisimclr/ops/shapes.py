@@ -1,4 +1,4 @@
-"""Shapes and dtypes: the same elements, elsewhere or rounded."""
+"""Changes of shape and dtype: elements are moved, picked, joined or rounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     """Round to another floating-point dtype.
 
     Shapes: x (…) -> (…)
-    VJP:    dx = g, in the dtype of x
+    VJP:    dx = g, in the dtype of x   (the derivative of the line x, not of the staircase that rounding makes of it)
     >>> from minisimclr import Tensor
     >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
     [2.0]
@@ -28,16 +28,16 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
 
 @primitive
 def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
-    """Put the same elements, in the same order, under another shape; one entry may be −1.
+    """Give the same elements, in the same order, another shape; one entry may be −1, for as many as are left.
 
     Shapes: x (…) -> shape
-    VJP:    dx = g under the old shape
+    VJP:    dx = g in the old shape
     >>> from minisimclr import Tensor
     >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), shape=(2, -1)).data.tolist()
     [[1.0, 2.0], [3.0, 4.0]]
     """
-    before = x.shape  # the vjp keeps the shape, not x
-    return x.reshape(shape), lambda g: g.reshape(before)
+    before = x.shape  # the vjp keeps the shape, not x, which may then be freed before the backward pass
+    return x.reshape(shape), lambda g: g.reshape(before)  # a view wherever NumPy can: no element moves
 
 
 @primitive
@@ -52,8 +52,8 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
     [[1.0], [2.0]]
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes
-    value = x.transpose(axes)
-    # axis k of the value is axis axes[k] of x; sorting the k by that gives the permutation back
+    value = x.transpose(axes)  # a view: only the strides are permuted
+    # Axis k of the value is axis axes[k] of x. Sorting the numbers k by axes[k] gives the inverse permutation.
     back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
     return value, lambda g: g.transpose(back)
 
@@ -73,14 +73,14 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:
-        dx = xp.zeros(shape, g.dtype)
+        dx = xp.zeros(shape, g.dtype)  # an element that was not picked has no influence on the loss
         if repeats:  # dx[index] += g would add only once where an index repeats
             xp.add.at(dx, index, g)
         else:
             dx[index] = g  # every place is named once: assigning is adding to 0, and faster
         return dx
 
-    return x[index], vjp
+    return x[index], vjp  # slices give a view, masks and integer arrays a copy
 
 
 @primitive
@@ -94,11 +94,12 @@ def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
     [1.0, 2.0, 3.0]
     """
     ends = [0]  # array k lies between ends[k] and ends[k+1]
-    for array in arrays:
+    for array in arrays:  # only their lengths are kept, not the arrays
         ends.append(ends[-1] + array.shape[axis])
 
     def vjp(g: Array) -> tuple[Array, ...]:
         g = xp.moveaxis(g, axis, 0)  # (N₁+N₂+…, …)
+        # Each part of g has the shape of its array, with the axis back in its place.
         return tuple(xp.moveaxis(g[start:end], 0, axis) for start, end in itertools.pairwise(ends))
 
     return xp.concatenate(arrays, axis=axis), vjp
@@ -106,4 +107,4 @@ def concatenate(xp: Any, *arrays: Array, axis: int = 0) -> tuple[Array, Vjp]:
 
 def sum_dtype(xp: Any, dtype: Any) -> Any:
     """The dtype in which sums of numbers of `dtype` are kept: float32 for half precision, else the same."""
-    return xp.result_type(dtype, xp.float32)
+    return xp.result_type(dtype, xp.float32)  # it never narrows: float64 stays float64

@@ -1,1 +1,1 @@
-"""Protocols: the things that are done with a trained run."""
+"""Protocols: comparisons and other things to do with a trained run."""

@@ -9,6 +9,7 @@ similarity.png  cosine similarities of test images, sorted by class, before and 
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..backend import device_of
 from ..data import Dataset
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
+from ..storage import write_all
 from ..training.config import build_model
 from ..training.run import Metrics, Run
 from ..views import two_views
@@ -33,16 +35,34 @@ CELL = 64  # side of an image on a sheet, pixels; twice that of a doodle
 
 
 def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path]:
-    """Write the four pictures into the folder and return their paths."""
+    """Write the pictures into the folder, all of them or none, and return their paths."""
+    contents = {folder / name: content for name, content in drawn(run, train, test).items()}
+    write_all(contents)
+    return list(contents)
+
+
+def drawn(run: Run, train: Dataset, test: Dataset) -> dict[str, bytes]:
+    """Draw the pictures and return them as PNG files, by name; the curve is left out if there are no metrics."""
+    history = [line for line in run.history if _can_be_drawn(line)]
     pictures = {
-        "loss.png": loss_curve(run.history),
+        **({"loss.png": loss_curve(history)} if history else {}),
         "views.png": views_sheet(run, train.images),
         "neighbours.png": neighbours_sheet(run, train, test),
         "similarity.png": similarity_matrices(run, test),
     }
-    for name, picture in pictures.items():
-        picture.save(folder / name, optimize=True)
-    return [folder / name for name in pictures]
+    return {name: _as_png(picture) for name, picture in pictures.items()}
+
+
+def _can_be_drawn(line: Metrics) -> bool:
+    """Return True for metrics whose numbers are numbers; the file that they come from is untrusted."""
+    numbers = [line.get(name) for name in ("loss", "top1", "chance")]
+    return all(isinstance(number, (int, float)) and abs(number) < 1e9 for number in numbers)  # NaN is not below
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 # ── The curve ─────────────────────────────────────────────────────────────────────────────────────
@@ -60,7 +80,7 @@ def loss_curve(history: list[Metrics]) -> Image.Image:
     level = pixel(0, chance)[1]
     for x in range(70, 930, 10):
         draw.line([(x, level), (x + 5, level)], SOFT, 1)
-    # Above the line on the right, at the end of training, no curve is in the way of the label.
+    # The label stands at the right, above the line: at the end of training no curve is there.
     draw.text((928, level - 4), f"chance, log(2N - 1) = {chance:.2f}", SOFT, _font(14), anchor="rs")
     _curve(draw, pixel, steps, losses)
     pixel = _axes(
@@ -173,7 +193,7 @@ def similarity_matrices(run: Run, test: Dataset, per_class: int = 12) -> Image.I
     models = {"before training": build_model(run.config.to_evaluate(device)).to(device), "after training": run.model}
     for panel, (title, model) in enumerate(models.items()):
         h = embed(model, images)[0]
-        u = unit_rows(np, h - h.mean(axis=0))  # the part that all images share would hide how they differ
+        u = unit_rows(np, h - h.mean(axis=0))  # the mean, which all images share, would hide their differences
         x = left + panel * (side + 40)
         sheet.paste(Image.fromarray(_diverging(u @ u.T)).resize((side, side), Image.Resampling.NEAREST), (x, top))
         draw.text((x + side // 2, top - 14), title, INK, _font(16), anchor="ms")

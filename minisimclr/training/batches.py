@@ -1,7 +1,7 @@
-"""The two views of each step, made when the step asks for them or ahead of it.
+"""The two views of each step, made when the step asks for them or ahead of time.
 
-Which images a step sees, and what becomes of them, follows from the seed and the step alone. So it does
-not matter who makes the views: with any number of workers (workers.py) they are the same, bit for bit.
+The images that a step sees, and the crops and colours of their views, follow from the seed and the step alone. So it
+does not matter who makes the views: with any number of workers (workers.py) they are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, view
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw the order of an epoch: every image at most once, as full batches, int64 (count // batch, batch).
 
-    What does not fill a batch is left out, and is most likely seen in the next epoch: the number of
-    negatives is part of the loss, so a smaller batch would be a different objective.
+    Images that do not fill a batch are left out, and most likely seen in the next epoch. The number of negatives is
+    part of the loss, so a smaller batch would be a different objective.
 
     Raises: ValueError if batch < 1, DataError if there are fewer images than one batch needs.
     """
-    if batch < 1:
+    if batch < 1:  # else the division below would fail, with a message about division
         raise ValueError(f"batch must be at least 1, not {batch}")
     if count < batch:
         raise DataError(f"{count} images do not fill a batch of {batch}: choose a smaller batch or add images")
-    full = count // batch  # batches that are full
+    full = count // batch  # number of full batches
     return rng.permutation(count)[: full * batch].reshape(full, batch)  # (full,B)
 
 
 def resident(images: NDArray[np.uint8], device: str) -> bool:
     """Return True if all images stay on the device, and False if they are sent there batch by batch."""
-    return images.nbytes <= RESIDENT_SHARE * free_bytes(device)  # a CPU, where they are already, has room for all
+    return images.nbytes <= RESIDENT_SHARE * free_bytes(device)  # always on a CPU, whose free_bytes is infinity
 
 
 def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np.int64]], Array]:
     """Return a function from the numbers of some images (B,) to these images, uint8 (B,H,W,3), on the device."""
     if not resident(images, device):
         return lambda chosen: to_device(images[chosen], device)  # (B,H,W,3) through the bus, at each step
-    on_device = to_device(images, device)  # once: bytes are a quarter of what the floats of the views would be
-    return lambda chosen: on_device[to_device(chosen, device)]
+    on_device = to_device(images, device)  # once, as bytes: floats would take four times the memory
+    return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
 def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration."""
     steps_per_epoch = len(images) // config.batch
 
-    @functools.lru_cache(maxsize=1)  # the order of an epoch is asked for at each of its steps
+    @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
 
     def views(step: int) -> tuple[Array, Array]:
-        epoch, k = divmod(step, steps_per_epoch)  # so a resumed run knows its place without being told
-        batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # (B,H,W,3) uint8
+        epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
+        batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
         return two_views(batch, rng, config.size, config.strength, config.blur, config.min_area, method=method)
 
     return views
@@ -81,19 +81,19 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
 @contextmanager
 def views_ahead(config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0) -> Iterator[Views]:
-    """Yield `step_views` for these steps, to be asked for one after the other; `workers` processes make them ahead.
+    """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
-    The views of a step are valid until the next one is asked for. On a GPU there are no workers: it makes
-    the views itself, faster than they could be sent.
+    The views of a step are valid until those of the next are asked for. On a GPU there are no workers, because the
+    GPU makes the views faster than they could be sent to it.
 
     Raises: ValueError for a negative number of workers. A call raises what a worker raised, and ChildProcessError
             if one was killed.
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, not {workers}")
-    if workers and steps and config.device == "cpu":
-        # more workers than steps would have nothing to do
-        with team(step_views, min(workers, len(steps)), config, images, steps) as views:
-            yield views
-    else:
+    if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
         yield step_views(config, images)
+        return
+    # More workers than steps would have nothing to do.
+    with team(step_views, min(workers, len(steps)), config, images, steps) as views:
+        yield views

@@ -18,12 +18,12 @@ from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
 from .optim import LARS, SGD, Optimizer
 
-# The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step.
-# Numbers drawn for different purposes are independent, although all of them come from one seed.
-WEIGHTS, ORDER, VIEWS = 1, 2, 3
+# The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
+# drawn for different purposes are independent, although all of them come from one seed.
+WEIGHTS, ORDER, VIEWS = 1, 2, 3  # arbitrary numbers; with others no stored run could be repeated
 
-# What can be chosen is spelled out here, so that the settings can be read without the files that serve them;
-# a test compares.
+# The choices are spelled out here, so that one can read the settings without the files that serve them. A test
+# compares these names with those of each room.
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 METHODS = {
     "conv": ("plain", "slabs", "padded", "winograd", "auto"),
@@ -48,7 +48,7 @@ def _setting(
     metavar: str | None = None,
 ) -> Any:
     """Describe a field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
-    bounds = (least, most, above)  # a number without bounds would be a trap: a test asks for them
+    bounds = (least, most, above)  # every number has bounds (a test asks for them): a typing error should not train
     return field(default=default, metadata={"help": help, "choices": choices, "range": bounds, "metavar": metavar})
 
 
@@ -66,7 +66,7 @@ class Config:
     ValueError: temperature must be above 0 and at most 1e+06, not 0
     """
 
-    # what is trained on, and what is trained
+    # The images and the network.
     data: str = _setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
     size: int = _setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = _setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
@@ -80,23 +80,23 @@ class Config:
     head_layers: int = _setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = _setting(128, "dimensions of the embedding z", least=2, most=65536)
 
-    # how it is trained
+    # The training.
     batch: int = _setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
     epochs: int = _setting(20, "passes over the images", least=1, most=1_000_000)
-    temperature: float = _setting(
+    temperature: float = _setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
-    optimizer: str = _setting(
+    optimizer: str = _setting(  # the paper takes LARS, for batches of 4,096
         "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
-    lr: float = _setting(
+    lr: float = _setting(  # 0.3 is the paper's, §2.3
         0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256", above=0, most=1e6
     )
     momentum: float = _setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
 
-    # the two views
+    # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
     strength: float = _setting(
         0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10", least=0, most=2.5
     )
@@ -105,7 +105,7 @@ class Config:
     )
     blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
 
-    # where and in which form it is computed
+    # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = _setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
     device: str = _setting("cpu", "device that computes", choices=("cpu", "cuda"))
     precision: str = _setting(
@@ -124,9 +124,9 @@ class Config:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = _checked(item, getattr(self, item.name))
-            # the class is frozen, because a run is known by its settings
+            # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
-        _check_method(self.method)
+        _check_method(self.method)  # its values are no list of choices: they are written as pairs
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -134,9 +134,9 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = dict(settings)  # a copy: the caller's own stays as it is
+        settings = {name: value for name, value in settings.items() if name != "run"}  # config.json says whose it is
         if "conv" in settings and "method" not in settings:
-            settings["method"] = method_of_conv(settings.pop("conv"))
+            settings["method"] = method_of_conv(settings.pop("conv"))  # stored before version 0.2
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}
         if unknown:  # from a newer version, or misspelled: neither may be passed over
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}")
@@ -144,54 +144,58 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name: what config.json and a checkpoint hold."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self)  # numbers, strings and booleans only, so JSON can hold it
 
     def to_evaluate(self, device: str) -> Config:
         """Return a copy of this configuration for evaluation: float32 on `device`, whatever the training used."""
+        # So runs that were trained in different precisions can be compared.
         return dataclasses.replace(self, device=device, precision="float32")
 
     def rng(self, purpose: int, index: int) -> np.random.Generator:
         """Return the generator for one purpose: for epoch number `index` (ORDER), for step number `index` (VIEWS).
 
         Nothing random is carried from step to step, so a resumed run draws what the uninterrupted one would have
-        drawn, bit for bit, and what one step draws does not depend on who prepares it.
+        drawn, bit for bit, and what one step draws does not depend on the process that prepares it.
         """
-        # NumPy hashes the three numbers, so neighbouring seeds and steps are unrelated
+        # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
 
 
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
-    """Return the value of a setting, a whole number as a fraction where one is expected; or refuse it."""
+    """Return the value of a setting if it is allowed; a whole number becomes a float where a float is expected.
+
+    Raises: ValueError for another type, and for a value outside the choices or the range.
+    """
     name, kind = item.name, type(item.default)
     whole = kind is float and type(value) is int  # 1 is a fine temperature
-    if type(value) is not kind and not whole:  # and not isinstance: True is no number
+    if type(value) is not kind and not whole:  # isinstance would let True pass for the number 1
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
     choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
     if choices and value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; not {value!r}")
     if kind in (int, float) and not (least <= value <= most and value > above):  # NaN fails all three
-        bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"
+        bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"  # a setting has one of the two
         raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {value}")
     return float(value) if whole else value
 
 
 def _check_method(method: str) -> None:
     """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # refuses an unknown room, in the words of the layers
+    method_of("conv", method)  # the layers would refuse an unknown room in the same words, but after the data is read
     if method in ("plain", "auto"):
         return
     named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
     for room, form in named:
         if form not in METHODS[room]:
             raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]  # the last of two would win, and nobody would notice
-    if len(rooms) > len(set(rooms)):
+    rooms = [room for room, _ in named]
+    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
         raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
 
 
 def method_of_conv(conv: Any) -> str:
     """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:
+    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
         raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
     return OLD_CONV[conv]
 
@@ -205,9 +209,9 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     stem = config.stem
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
-    # f is drawn before g, from one generator: the order decides the first weights
+    # One generator draws the weights of f, then those of g: the other order would give other weights.
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
-    features = encoder.features  # of h, and of the head's hidden layers
+    features = encoder.features  # dimensions of h, and of the head's hidden layers
     return SimCLR(
         encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
     )
@@ -215,8 +219,7 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:
     """Build the optimizer of a configuration, with a momentum buffer on the device of each parameter."""
-    # the names are those of the choices above
     kind = {"sgd": SGD, "lars": LARS}[config.optimizer]
-    # the rate is that of 256 images; each step is given its own
     settings = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    # The rate given here is never used in training: the schedule gives each step its own.
     return kind(model.parameters(), config.lr, **settings, loss_scale=loss_scale)

@@ -14,31 +14,31 @@ from ..processor import parallel, pieces
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Compute the learning rate of step t = 0, 1, …: up a straight line, then down half a cosine.
+    """Compute the learning rate of step t = 0, 1, …: it rises along a straight line, then falls along half a cosine.
 
-    t < W:   peak · t/W
-    t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   0 from T on
+    t < W:   peak · t/W                                        with W = warmup_steps, T = total_steps
+    t ≥ W:   peak · ½(1 + cos π(t−W)/(T−W)),   and 0 from t = T on
 
     Raises: ValueError unless 0 ≤ warmup_steps ≤ total_steps.
-    Source: paper §2.1 and appendix B.6; the formula is that of Google's code and of optax.
+    Source: §2.3 of the paper, "Default setting"; the formula is that of Google's code and of optax.
 
     >>> [round(warmup_cosine(t, total_steps=6, warmup_steps=2, peak=0.4), 3) for t in range(7)]
     [0.0, 0.2, 0.4, 0.341, 0.2, 0.059, 0.0]
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps must lie in 0…total_steps = {total_steps}, not {warmup_steps}")
-    if step < warmup_steps:  # first weights are random: large steps would follow a gradient that means little
+    if step < warmup_steps:  # the first weights are random: large steps would follow a gradient that means little
         return peak * step / warmup_steps
-    if step >= total_steps:
+    if step >= total_steps:  # beyond its end the cosine would rise again
         return 0.0
-    # half a cosine: flat at both ends, so neither the peak nor the last steps are cut short
+    # Half a cosine is flat at both ends. So it stays near the peak for a while, and ends in many small steps.
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
 class Optimizer:
     """The part that SGD and LARS share: the parameters, one momentum buffer each, and the step over all of them.
 
-    `loss_scale` is None but in float16, whose gradients would vanish without one: see precision.LossScale.
+    `loss_scale` is None except in float16, where gradients would vanish without it: see precision.LossScale.
     """
 
     def __init__(
@@ -52,29 +52,29 @@ class Optimizer:
                 raise ValueError(f"{name} must be a finite number ≥ 0, not {value}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.loss_scale = loss_scale
-        # one buffer per parameter, of its shape and on its device
+        # One buffer per parameter, of its shape and on its device. It starts at 0: there is no earlier gradient.
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def backward(self, loss: Tensor) -> Array:
         """Run the backward pass of a loss, and return the size of the gradient: Σ max|g| over the parameters.
 
         The size is finite exactly if every gradient is. (The squares of the usual norm would overflow float32.)
-        With a loss scale the pass begins with a large number in the place of 1, because float16 would turn small
-        gradients into 0; the gradients that it leaves are divided by that number again.
+        With a loss scale the backward pass begins with a large number instead of 1, because float16 would turn small
+        gradients into 0. The gradients are divided by that number afterwards.
 
         Raises: ValueError if the loss depends on none of the parameters.
         """
         scale = self.loss_scale
-        loss.backward(None if scale is None else scale.seed(loss.data))
-        # a parameter that the loss does not depend on has none
+        loss.backward(None if scale is None else scale.seed(loss.data))  # None: begin with ∂L/∂L = 1
+        # A parameter on which the loss does not depend has no gradient.
         gradients = [p.grad for p in self.params if p.grad is not None]
-        if not gradients:
+        if not gradients:  # most likely the loss is that of another model
             raise ValueError("the loss depends on none of the optimizer's parameters")
-        if scale is not None:  # in float32, where nothing is lost any more
+        if scale is not None:  # the gradients are float32, in which dividing loses nothing
             scale.unscale(gradients)
         xp = array_module(gradients[0])
         size = xp.stack([abs(g).max() for g in gradients]).sum(dtype=xp.float64)  # 0-d, and stays on its device
-        return size if scale is None else scale.judge(size)
+        return size if scale is None else scale.judge(size)  # 0 for a step that the scale will leave out
 
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` overrides the constructor's for this step.
@@ -83,7 +83,7 @@ class Optimizer:
         alive; its backward pass then raises, because its parameters have changed.
         """
         rate = self.lr if lr is None else lr
-        with ExitStack() as opened:  # lets us write to the weights, although an older graph may still need them
+        with ExitStack() as opened:  # makes the weights writable, although an older graph may still need them
             rows = [
                 (opened.enter_context(writing(p)), p.grad, v)  # w, g, v: arrays of one shape
                 for p, v in zip(self.params, self.velocity)
@@ -94,25 +94,25 @@ class Optimizer:
                 for w, g, v in rows[some]:
                     self._update(w, g, v, rate)
 
-            def update() -> None:  # a single parameter is little work: so each thread takes whole ones
+            def update() -> None:  # one parameter is too little work to share out, so each thread takes whole ones
                 parallel(update_some, pieces(array_module(self.velocity[0]), len(rows), 1))
 
             if self.loss_scale is None:
                 update()
-            else:  # only the device knows whether the gradient overflowed: the scale takes the update back
+            else:  # only the device knows whether a gradient overflowed; if so, the scale takes the update back
                 changed = [w for w, _, _ in rows] + [v for _, _, v in rows]
                 self.loss_scale.step(changed, [g for _, g, _ in rows], update)
 
     def zero_grad(self) -> None:
         """Forget all gradients. Without this, those of the next backward pass would be added to them."""
         for p in self.params:
-            p.grad = None
+            p.grad = None  # and not a zero: the first part that arrives then needs no addition
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep, as NumPy arrays: "momentum/0", "momentum/1" … and "scale/…"."""
-        state = {f"momentum/{k}": to_numpy(v) for k, v in enumerate(self.velocity)}
+        state = {f"momentum/{k}": to_numpy(v) for k, v in enumerate(self.velocity)}  # a run resumes on any device
         scale = {} if self.loss_scale is None else self.loss_scale.state_dict()
-        # the names are those of the checkpoint
+        # Checkpoints have these names; another spelling could not read the older ones.
         return state | {f"scale/{name}": value for name, value in scale.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -122,18 +122,18 @@ class Optimizer:
             if stored is None or stored.shape != velocity.shape:
                 raise ValueError(f"momentum/{k} is missing or does not have the shape {velocity.shape}")
             velocity[...] = to_device(stored, device_of(velocity))
-        if self.loss_scale is not None:  # a run that had none, in another precision, begins with a fresh one
+        if self.loss_scale is not None:  # if the run had another precision so far, the state has no scale
             prefix = "scale/"
             scale = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             self.loss_scale.load_state_dict(scale)
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         """Change the weights w and the velocity v, in place, by the gradient g."""
-        raise NotImplementedError
+        raise NotImplementedError  # the rule: all that SGD and LARS do differently
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as in torch:
+    """Stochastic gradient descent with momentum μ and weight decay λ, as in torch:
 
     g ← g + λw;   v ← μv + g;   w ← w − lr·v        (Nesterov: w ← w − lr·(g + μv))
 
@@ -161,12 +161,12 @@ class SGD(Optimizer):
         loss_scale: Any = None,
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay, loss_scale)
-        self.nesterov = nesterov
+        self.nesterov = nesterov  # SimCLR trains without it; linear probes of the paper use it
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
         if self.weight_decay:
-            g = g + self.weight_decay * w  # not in place: the gradient is the caller's
-        v *= self.momentum  # in place: v is what the checkpoint keeps
+            g = g + self.weight_decay * w  # a new array, because p.grad belongs to the caller
+        v *= self.momentum  # in place, because v is the buffer itself
         v += g
         w -= lr * (g + self.momentum * v if self.nesterov else v)  # Nesterov looks one step ahead
 
@@ -176,8 +176,8 @@ class LARS(Optimizer):
 
         g ← g + λw;   trust = η‖w‖/‖g‖, or 1 if either norm is 0;   v ← μv + lr·trust·g;   w ← w − v
 
-    so that one step moves each layer by about the same share of its norm, at any batch size. Parameters
-    with ndim ≤ 1 (biases, batch norm) get neither decay nor trust.
+    with weight decay λ, momentum μ and trust coefficient η. So one step moves each layer by about the same share of
+    its norm, at any batch size. Parameters with ndim ≤ 1 (biases, batch norm) get neither decay nor trust.
 
     Raises: ValueError if there are no parameters, or for a setting that is negative or not finite.
 
@@ -204,14 +204,14 @@ class LARS(Optimizer):
         self.trust_coefficient = trust_coefficient
 
     def _update(self, w: Array, g: Array, v: Array, lr: float) -> None:
-        trust = 1.0
-        if w.ndim > 1:  # biases and batch norm start at 0 or 1: a share of their norm means nothing
+        trust = 1.0  # plain SGD with momentum, for biases and batch norm
+        if w.ndim > 1:  # biases and batch norm start at 0 or 1, so a share of their norm means nothing
             xp = array_module(w)
-            g = g + self.weight_decay * w  # before the norms: decay is trusted as the gradient is
-            weight_norm, gradient_norm = xp.linalg.norm(w.ravel()), xp.linalg.norm(g.ravel())
-            both = (weight_norm > 0) & (gradient_norm > 0)  # stays on the device: nothing waits for it
+            g = g + self.weight_decay * w  # before the norms, so that trust holds for gradient and decay together
+            weight_norm, gradient_norm = xp.linalg.norm(w.ravel()), xp.linalg.norm(g.ravel())  # 0-d each
+            both = (weight_norm > 0) & (gradient_norm > 0)  # an array, not a bool: Python does not wait for the GPU
             trust = xp.where(both, self.trust_coefficient * weight_norm / xp.where(both, gradient_norm, 1), 1)
             trust = trust.astype(w.dtype)  # else float32 weights would be computed in float64
         v *= self.momentum
-        v += lr * trust * g  # the rate is inside: outside it is another optimizer as soon as the rate changes
+        v += lr * trust * g  # lr is inside the buffer: outside, a falling rate would also shrink older gradients
         w -= v

@@ -6,12 +6,12 @@
     float16    activations and products have 11 bits, and overflow beyond 65,504; what is below 3e-8 becomes 0
 
 In all of them the weights, their gradients, momentum, batch norm's statistics, h, z and the loss are float32. A
-weight is rounded to half precision each time it is used, never where it is kept, so small updates are not lost.
+weight is rounded to half precision each time it is used, but stored in float32, so small updates are not lost.
 
 float16 needs one thing more, because gradients of 1e-8 would become 0. The backward pass begins with a large number,
-the loss scale, in the place of 1, and the gradients are divided by it at the end, in float32. If it was too large,
-something overflows; that step is left out, and the scale halved (Micikevicius et al. 2018, §3.2). All of this happens
-on the device: no number is read from it.
+the loss scale, in the place of 1, and the gradients are divided by it at the end, in float32. If the scale is too
+large, some gradient overflows; then that step is left out and the scale halved (Micikevicius et al. 2018, §3.2). All of
+this happens on the device: no number is read from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .config import Config, build_model, build_optimizer
 from .optim import Optimizer
 
 FIRST = 2.0**15  # the initial loss scale: the largest power of two that float16 holds
-LEAST = 1.0  # the smallest loss scale: below it, not the scale is to blame
+LEAST = 1.0  # the smallest loss scale; if gradients overflow even then, the scale is not the cause
 PATIENCE = 1000  # steps in a row without overflow before the scale doubles
 
 
@@ -65,7 +65,7 @@ class LossScale:
     def judge(self, size: Array) -> Array:
         """Note whether Σ max|g| is finite, and return it as it is reported.
 
-        An overflow that a smaller scale may cure is reported as 0, because `step` leaves that step out.
+        If a smaller scale may avoid the overflow, 0 is reported, because `step` leaves that step out.
         """
         xp = array_module(size)
         self.finite = xp.isfinite(size)
@@ -74,7 +74,7 @@ class LossScale:
     def step(self, arrays: list[Array], gradients: list[Array], update: Callable[[], None]) -> None:
         """Call `update`, which changes the arrays, undo it if the gradient overflowed, and adapt the scale.
 
-        Whether it overflowed is known on the device only, so the update is made in any case and then chosen or not.
+        Only the device knows if the gradient overflowed. So the update is always made, and then kept or undone there.
         """
         xp = array_module(*arrays)
         value, good, finite = (xp.asarray(number) for number in (self.value, self.good, self.finite))
@@ -97,7 +97,7 @@ class LossScale:
         return {name: to_numpy(array_module(number).asarray(number)) for name, number in numbers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; without one, as of a run in another precision, begin anew."""
+        """Take over a stored state. An empty one, of a run in another precision, changes nothing."""
         if state:
             self.value = np.asarray(state["value"], np.float32)
             self.good = np.asarray(state["good"], np.int32)
@@ -131,7 +131,7 @@ _tf32: bool | None = None  # the choice of this process, if one was made
 
 
 def use_tf32(on: bool, device: str) -> None:
-    """Have products of float32 matrices round their factors to TF32, or not. On a GPU it is chosen once a process.
+    """Switch on or off that products of float32 matrices round their factors to TF32; on a GPU once per process.
 
     (CuPy asks the environment at its first product, and never again.)
 

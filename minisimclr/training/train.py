@@ -1,4 +1,4 @@
-"""Pre-training: Algorithm 1 of the paper with its loop; images in, a trained SimCLR out."""
+"""Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def pretrain(
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
     images    uint8 (N,H,W,3); by default the training split of config.data
-    folder    where to keep config.json, metrics.jsonl and checkpoint.npz; None: nowhere
+    folder    the folder for config.json, metrics.jsonl and checkpoint.npz; None keeps nothing
     resume    True goes on from the folder's checkpoint, with the same configuration
-    workers   processes that make the views of coming steps; the views are the same with any number (batches.py)
+    workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
     progress  is called with the metrics of every step
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
@@ -49,24 +49,24 @@ def pretrain(
     """
     if images is None:
         images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
-    total_steps = config.epochs * (len(images) // config.batch)  # what does not fill a batch is left out
-    if not total_steps:
+    total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
+    if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
-    warmup_steps = round(config.warmup * total_steps)
-    peak = config.lr * config.batch / 256  # a batch twice as large, a step twice as long: paper §2.1
-    keep_freed_memory()  # every step takes the arrays of the step before
-    run, optimizer = begin(config, images, folder, resume)
+    warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
+    peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
+    keep_freed_memory()  # every step reuses the memory of the step before
+    run, optimizer = begin(config, images, folder, resume)  # builds the network; to resume is to load its weights
     with (
         Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers) as views,
     ):
-        for step in session:
+        for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)
             a, b = views(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
             loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
             size = optimizer.backward(loss)  # Σ max|g|: it is finite exactly if every gradient is
-            # Nothing that is not finite gets past this line, neither into the weights nor into a checkpoint.
+            # A number that is not finite ends the run here, before it gets into the weights or into a checkpoint.
             session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb))
             optimizer.step(lr)
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # else the next backward pass would add to these gradients
     return run

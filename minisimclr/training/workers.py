@@ -1,15 +1,18 @@
 """Worker processes that make the views of coming steps ahead of time.
 
-The plain way, `step_views` in batches.py, makes them when the step asks: the other cores wait meanwhile where the
-views of large images take long. With n workers, worker k makes the views of every n-th step from the k-th on. Each
-has two slots of memory that it shares with the training process: it fills one while the other is in use.
+The plain way, `step_views` in batches.py, makes the views of a step when the step asks for them. If the images are
+large this takes long, and the other cores wait meanwhile. With n workers, worker k makes the views of every n-th step
+from the k-th on. Each has two slots of memory that it shares with the training process: it fills one while the other is
+in use.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -38,12 +41,12 @@ def team(make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8
     started: list[_Worker] = []
     try:
         for k in range(workers):
-            # every n-th step from the k-th on: no worker waits for another
+            # worker k makes every n-th step from the k-th on, so no worker waits for another
             started.append(_Worker(f"{k + 1} of {workers}", make, config, shared, images.shape, steps[k::workers]))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)  # the workers take turns
-            if i:  # the step before is done with its views
+            if i:  # the previous step does not need its views any more
                 started[(i - 1) % workers].free()
             return started[i % workers].receive(i // workers)
 
@@ -91,7 +94,7 @@ class _Worker:
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
         with _signals_blocked():
             self.process.start()
-        there.close()  # as long as this end were open here, nobody would notice that the worker has ended
+        there.close()  # if the worker's end stayed open here, nobody would notice that the worker has ended
 
     def receive(self, turn: int) -> tuple[Array, Array]:
         """Wait for the views of the worker's step number `turn`, and return them: float32 (B,size,size,3) each."""
@@ -108,18 +111,18 @@ class _Worker:
                 f"worker process {self.label} ended with exit code {self.process.exitcode}; "
                 "a negative one is the signal that killed it (−9: perhaps for want of memory)"
             ) from None
-        if error is not None:  # what the worker raised is raised here, where somebody reads it
+        if error is not None:  # raise the worker's exception here, where somebody reads it
             raise error
         a, b = self.slots[turn % SLOTS]  # no copy: the slot stays ours until `free`
         return a, b
 
     def free(self) -> None:
         """Tell the worker that its previous slot may be overwritten."""
-        with suppress(OSError):  # that the worker is gone is noticed when its views are asked for
+        with suppress(OSError):  # if the worker has ended, `receive` will notice
             self.connection.send(None)
 
     def stop(self) -> None:
-        """End the process; it holds nothing that would be lost."""
+        """End the process; nothing that it holds would be missed."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -135,7 +138,8 @@ def _work(
     shape: tuple[int, ...],
     steps: range,
 ) -> None:
-    """Run in the worker: fill its slots in turn, say so, and wait for the word before a slot is filled again."""
+    """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(1)  # the other cores have workers of their own
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
@@ -153,6 +157,14 @@ def _work(
         connection.send(error)
 
 
+def _end_with_parent() -> None:
+    """End this process when the training process is gone, also in the midst of a view."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return shared memory as an array."""
     return np.frombuffer(shared, dtype).reshape(shape)
@@ -160,12 +172,12 @@ def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM from a process that is started inside: to stop is the training process's decision."""
+    """Keep signals that ask to stop from a process started inside: the training process decides when to stop."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -1,11 +1,11 @@
 """Two random views of every image: what a SimCLR network learns to see as one thing.
 
 `two_views(…, method=)` says which form makes the pixels: "plain" (`plain.py`, one view at a time), "batched"
-(`augment.py`, a whole batch at a time) or "auto", which is batched. Both see the same random parameters
-(`parameters.py`) and are equal to 1e-5.
+(`augment.py`, a whole batch at a time) or "auto", which is batched. Both forms get the same random parameters
+(`parameters.py`), and their views agree to 1e-5.
 """
 
-from .augment import METHODS, two_views
-from .transforms import to_float
+from .augment import METHODS, two_views  # draws the parameters, then lets one of the forms make the pixels
+from .transforms import to_float  # from bytes to [0,1]: all that evaluation does to an image
 
 __all__ = ["METHODS", "to_float", "two_views"]

@@ -5,7 +5,7 @@ A view is made in the order of the paper (appendix A), each step with torchvisio
     crop, flip, resize  →  colour jitter  →  greyscale  →  blur
 
 What is random is drawn first, for the whole batch (`parameters.py`). The pixels then follow from the images and these
-parameters, so the views do not depend, but for rounding, on how a batch is cut into groups, nor on the device.
+parameters, so the views depend neither on how a batch is cut into groups nor on the device, except for rounding.
 
 The plain form (`plain.py`) makes one view after the other. It lacks speed: NumPy starts a hundred small operations for
 each view, and starting them takes longer than computing. Two ideas make the batched form 8 times as fast (256 views
@@ -47,7 +47,7 @@ from .transforms import (
 
 METHODS = ("plain", "batched", "auto")
 GROUP_PIXELS = 2**15  # pixels of the images that are changed together on a CPU; a few copies of them fit its cache
-JITTER = (brightness, contrast, saturation, hue)  # by their numbers in `ViewParameters.order`
+JITTER = (brightness, contrast, saturation, hue)  # the changes, by their numbers in `ViewParameters.order`
 
 
 def two_views(
@@ -94,7 +94,7 @@ def make_views(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; not {method!r}")
     views = xp.empty((len(source), size, size, 3), dtype=xp.float32)
-    # The choice between the forms. Both write the views of all parameters, in their order.
+    # Choose between the forms. Both write the views of all parameters, in the same order.
     if method == "plain":
         for i, k in enumerate(source):
             views[i] = plain.view(xp, images[k], parameters[i], size)  # (size,size,3)
@@ -117,7 +117,7 @@ def _fill(xp: Any, views: Array, images: Array, source: NDArray[np.int64], param
             for change in p.order[0]:
                 x = JITTER[change](xp, x, xp.asarray(p.factor[:, change]))  # (3,B,P), a factor for each image
         if p.grey.any():
-            i = xp.asarray(np.flatnonzero(p.grey))  # indices, because a GPU would have to count a mask
+            i = xp.asarray(np.flatnonzero(p.grey))  # indices, because Python would wait for a GPU to count a mask
             x[:, i] = grey_of(xp, x[:, i])
         if p.blur.any():
             i = xp.asarray(np.flatnonzero(p.blur))
@@ -138,8 +138,8 @@ def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
     A group is cut where it is too large for a few copies of it to fit a processor's cache.
     """
     code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)  # (V,) a number for each order; 0: no change
-    by_code = np.argsort(code, kind="stable")  # (V,) views of one code are neighbours now
-    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # and are cut where the code changes
+    by_code = np.argsort(code, kind="stable")  # (V,) the views, sorted so that those of one code are neighbours
+    same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # one array for each code
     most = max(1, GROUP_PIXELS // size**2)  # images in a group
     return [group[part] for group in same for part in pieces(xp, len(group), most)]
 

@@ -1,7 +1,7 @@
 """All that is random about a view, drawn on the host before any pixel is touched.
 
-The forms that make the pixels, the plain and the batched one, are then plain functions of an image and these numbers.
-So they can be compared view by view, and a GPU shows the same views as a CPU, up to rounding.
+Both forms that make the pixels, the plain and the batched one, are then functions of an image and these numbers. So
+they can be compared view by view, and a GPU shows the same views as a CPU, up to rounding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ CROP_AREA = 0.08  # smallest area of a crop, a fraction of the image; the paper'
 CROP_ASPECT = (3 / 4, 4 / 3)  # range of a crop's width / height, uniform in the logarithm: 3:4 as often as 4:3
 CROP_TRIES = 10  # draws of a crop before the central one is taken; torchvision's
 FLIP, JITTERED, GREYED, BLURRED = 0.5, 0.8, 0.2, 0.5  # probability of each change; the paper's, appendix A
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # names of the colour changes, as numbers in `order`
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the colour changes, by their numbers in `order` and `factor`
 JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # largest change of each at strength 1; the paper's
-MAX_STRENGTH = 2.5  # largest strength; here the hue turns by up to ±1/2, which is the whole circle
+MAX_STRENGTH = 2.5  # largest strength; with it the hue turns by up to ±1/2, which is the whole circle
 BLUR_SIGMA = (0.1, 2.0)  # range of the blur's standard deviation, pixels of the view; the paper's
 
 
@@ -100,13 +100,13 @@ def _draw_crops(
     An area and an aspect are drawn ten times, and the first crop that fits inside the image is taken.
     If none fits, the crop is the largest central one of an allowed aspect.
     """
-    # Ten draws for every image, needed or not: so how many numbers are drawn does not depend on what they are.
+    # We make ten draws for every image, needed or not. So the number of draws does not depend on what was drawn.
     tries = (count, CROP_TRIES)
     area = rng.uniform(min_area, 1, tries) * (height * width)
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))
     w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (count,10)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = np.arange(count), fits.argmax(axis=1)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)  # (count,10)
+    first = np.arange(count), fits.argmax(axis=1)  # an index: of each row, the first crop that fits
     fitting = fits.any(axis=1)  # (count,)
 
     central_w = min(width, round(height * CROP_ASPECT[1]))

@@ -19,7 +19,7 @@ def view(xp: Any, image: Array, p: ViewParameters, size: int) -> Array:
     x = resize(xp, x, size)  # (size,w,3): the rows first
     x = resize(xp, x.swapaxes(0, 1), size).swapaxes(0, 1)  # (size,size,3): then the columns
     if p.flip:
-        x = x[:, ::-1]
+        x = x[:, ::-1]  # left becomes right; never upside down, because photos are not
     if p.jitter:
         for change in p.order:  # each view has its own order: contrast then hue is not hue then contrast
             x = jitter(xp, x, change, p.factor[change])

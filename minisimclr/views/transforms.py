@@ -65,7 +65,7 @@ def interleaved(xp: Any, x: Array, size: int) -> Array:
 
 
 def resample(xp: Any, images: Array, A_h: Array, A_w: Array) -> Array:
-    """A_h · X · A_wᵀ of each image: uint8 (B,H,W,3), (B,S,H), (B,S,W) -> float32 (3,B,S²) in [0,1].
+    """Compute A_h · X · A_wᵀ of each image: uint8 (B,H,W,3), (B,S,H), (B,S,W) -> float32 (3,B,S²) in [0,1].
 
     In X the three colours of a pixel are neighbours; in the result they lie in different planes. They are separated
     between the two products: Xᵀ · A_hᵀ is (W,3,S), and each colour of it is a matrix (W,S) that BLAS can read.
@@ -82,10 +82,10 @@ def resample(xp: Any, images: Array, A_h: Array, A_w: Array) -> Array:
 
 
 def banded_product(xp: Any, A: Array, X: Array, out: Array) -> None:
-    """out = A @ X for stacks of matrices whose rows are zero but for a band.
+    """Compute out = A @ X for stacks of matrices A whose rows are zero except in a band.
 
-    For every few rows of A, the columns in which they are all zero take no part. A GPU multiplies all rows at once:
-    to find the columns it would have to wait, and a few large calls are faster there.
+    A CPU takes a few rows of A at a time, and leaves out the columns in which they are all zero. A GPU multiplies
+    all rows at once: Python would have to wait for it to find the columns, and a few large calls are faster there.
     """
     total = A.shape[-2]
     step = BAND_ROWS if xp is np else total
@@ -109,7 +109,7 @@ def resize_matrices(
     """Build the matrices that resize pixels start … start+length−1 of `side` to `size` pixels: (B,size,side).
 
     Row i weighs the input pixels by a triangle about the point where the centre of output pixel i
-    lies (seen from the other end if flipped). The triangle reaches one pixel to each side, or one
+    lies (counted from the other end if the view is flipped). The triangle reaches one pixel to each side, or one
     *output* pixel if that is larger: shrinking must average all pixels, not skip some ("antialias").
     It stops at the border of the crop, and the weights sum to 1: Pillow's and torch's bilinear resize.
     """
@@ -117,7 +117,8 @@ def resize_matrices(
     shrinks = bool((length > size).any())  # known on the host, so a GPU is not asked
     start, length, flip = (xp.asarray(v, dtype=xp.float32)[:, None] for v in (start, length, flip))  # (B,1)
     i = (xp.arange(size, dtype=xp.float32) + 0.5) / size  # (size,) in (0,1)
-    j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]  # (side,1,1): first, so that all runs along memory
+    # The input pixels are the first axis, so that NumPy's loops run along memory.
+    j = (xp.arange(side, dtype=xp.float32) + 0.5)[:, None, None]  # (side,1,1)
     centre = start + length * (i + flip * (1 - 2 * i))  # (B,size); flipped: 1 − i
     reach = xp.maximum(length / size, 1)  # (B,1)
     if not shrinks:
@@ -168,7 +169,7 @@ def gaussian_blur(xp: Any, x: Array, sigma: Array) -> Array:
 
 
 def _blend(xp: Any, x: Array, other: Any, factor: Array) -> Array:
-    """factor·x + (1−factor)·other, clipped to [0,1]."""
+    """Blend x with another image: factor·x + (1−factor)·other, clipped to [0,1]."""
     x *= factor[:, None]
     x += (1 - factor)[:, None] * other
     return xp.clip(x, 0, 1, out=x)
@@ -207,7 +208,7 @@ def hue(xp: Any, x: Array, shift: Array) -> Array:
 
     in each sextant. As a function of it, a channel is a trapezoid between low and high: high within
     one sextant of its own hue, low from two on. For −7 ≤ z ≤ 7 that is low + chroma·clip(||z|−3|−1, 0, 1).
-    Below all of this is multiplied by chroma: no case for each sextant, and no division by zero.
+    The code multiplies all of this by chroma, so it needs no case for each sextant and never divides by zero.
     """
     r, g, b = x  # (B,P)
     high, low = x.max(axis=0), x.min(axis=0)  # (B,P)

@@ -5,9 +5,9 @@
 A drawing is made in four steps: `things` lists the parts of a thing, with proportions that vary; `place`, below, puts
 them somewhere in the image; `styles` turns them into layers of paint; and `raster` makes pixels of the layers.
 
-The purpose of the data set decides what varies. Contrastive learning takes the easiest way to tell images apart, so
-the easy ways are closed. The ground is plain: of a textured one, the texture would be learned, not the thing. The
-things move: centred ones can be told apart by their raw pixels. Colours are drawn without regard to the class. Only
+The purpose of the data set decides what varies. Contrastive learning takes the easiest way to tell images apart, so the
+easy ways are closed. The ground is plain: on a textured ground, the network would learn the texture, not the thing. The
+things move: if all were centred, raw pixels would tell them apart. Colours are drawn without regard to the class. Only
 shape is left. One style is kept out of training, to ask whether shape was learned or only a look.
 
 Every random number is a fixed function of the seed and the image's index. So a drawing depends neither on how many are
@@ -32,7 +32,7 @@ TRAINING_STYLES: tuple[str, ...] = tuple(style for style in STYLES if style != U
 MARGIN = 0.06  # empty border, a fraction of the image's side; room for the outer half of a line, or for a shadow
 SMALLEST = 8  # smallest side, pixels; below, nothing can be recognised
 
-# name of the split -> how many images, from which seed, in which styles
+# name of the split -> number of images, seed, styles
 SPLITS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "train": (5000, 0, TRAINING_STYLES),
     "test": (1000, 1, TRAINING_STYLES),
@@ -89,7 +89,7 @@ def draw(label: int, style: str, size: int, vary: Vary) -> NDArray[np.uint8]:
 def place(parts: list[Part], vary: Vary) -> list[Part]:
     """Put a thing somewhere in the image: from about [−1,1]² into [0,1]².
 
-    It is stretched, mirrored or not, slanted and turned (by up to 0.06 turns, 22°), all a little. The longer side of
+    It is stretched, slanted and rotated a little (by up to 0.06 turns, 22°), and mirrored or not. The longer side of
     the result becomes 45 to 75 % of the image's side, and it lies anywhere that it fits.
     """
     x, y = np.concatenate([part.path for part in parts]).T

@@ -76,7 +76,7 @@ def inked(parts: list[Part], tones: Tones, vary: Vary) -> list[Layer]:
 def outlined(parts: list[Part], tones: Tones, vary: Vary) -> list[Layer]:
     """Lines alone, in one colour."""
     pen, line = vary(0.035, 0.05), mix(tones[MAIN], DARK, 35)
-    inside = (tones[GROUND], line)  # what is dark in the other styles is solid here
+    inside = (tones[GROUND], line)  # a part that is dark in the other styles is filled with the line's colour
     return [layer for part in parts for layer in outlined_area(part, inside[part.tone == INK], line, pen)]
 
 
@@ -99,7 +99,7 @@ def area(part: Part) -> Edges:
 
 
 def outlined_area(part: Part, inside: Colour, line: Colour, pen: float) -> list[Layer]:
-    """A part and the line around it; a part that is itself a line has an inside only if it is wide enough."""
+    """A part with its outline; a part that is itself a line has an inside only if it is wide enough."""
     if not part.width:
         return [Layer(sides(part.path), inside), Layer(stroke(part.path, pen, closed=True), line)]
     if part.width < 2 * pen:

@@ -1,8 +1,8 @@
 """The sixteen things of the doodles: from random proportions to coloured parts.
 
 Each thing fills about [−1,1]², x to the right and y down, and lists its parts in the order of painting. A proportion
-that may vary is drawn once, at the top; the ranges are as wide as the thing stays itself. Corners named twice in
-`smooth` are sharp.
+that may vary is drawn once, at the top; each range is as wide as it can be while the thing stays recognizable.
+Corners named twice in `smooth` are sharp.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def balloon(vary: Vary) -> list[Part]:
     wide, top, neck, mouth = vary(0.65, 0.8), vary(-1.05, -0.85), vary(0.4, 0.55), vary(0.16, 0.22)
     basket, stripe = vary(0.75, 0.85), vary(0.35, 0.5)
 
-    def envelope(share: float) -> Points:  # of its width
+    def envelope(share: float) -> Points:  # share: a fraction of the balloon's width
         m, w = mouth * share, wide * share
         right = [(w * 1.15, top), (w, 0.05), (m, neck), (m, neck)]
         return smooth(*[(-x, y) for x, y in reversed(right)], *right)

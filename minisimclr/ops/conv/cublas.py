@@ -1,4 +1,4 @@
-"""Add a matrix product to an array: in one launch where CuPy lends us NVIDIA's cuBLAS."""
+"""Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS."""
 
 from __future__ import annotations
 

@@ -10,16 +10,16 @@ Write the padded map as a matrix P (Hₚ·Wₚ·N, C) of its pixels, with Wₚ p
 pixel (r+i, s+j) then lies (i·Wₚ + j)·N rows below the pixel (r, s), whatever r and s are. So the taps of all
 outputs at once are the same rows of P, shifted, and a shifted matrix is a view:
 
-    Y[:L] = Σᵢⱼ P[oᵢⱼ : oᵢⱼ+L] wᵢⱼ,      oᵢⱼ = (i·Wₚ + j)·N,  L = ((H'−1)·Wₚ + W')·N                    (3.8)
+    Y[:L] = Σᵢⱼ P[oᵢⱼ : oᵢⱼ+L] wᵢⱼ,      oᵢⱼ = (i·Wₚ + j)·N,  L = ((H'−1)·Wₚ + W')·N                    (3.7)
 
 Y is as wide as P. In the columns beyond W' a window reaches across the edge into the next row; what is computed
 there is never read. In the backward pass these columns receive no gradient, G = 0 there, and
 
-    dP[oᵢⱼ : oᵢⱼ+L] += G[:L] wᵢⱼᵀ,       dwᵢⱼ = P[oᵢⱼ : oᵢⱼ+L]ᵀ G[:L]                                    (3.9)
+    dP[oᵢⱼ : oᵢⱼ+L] += G[:L] wᵢⱼᵀ,       dwᵢⱼ = P[oᵢⱼ : oᵢⱼ+L]ᵀ G[:L]                                    (3.8)
 
 With stride s the padded map is split into s×s smaller maps, its phases: phase (a, b) holds every s-th row from row
 a on and every s-th column from column b on. Tap (i, j) finds its pixels in phase (i mod s, j mod s), shifted by
-(⌊i/s⌋, ⌊j/s⌋), and (3.8) holds for each phase.
+(⌊i/s⌋, ⌊j/s⌋), and (3.7) holds for each phase.
 
 Memory: the phases and Y in the forward pass; dP and G in the backward pass.
 """
@@ -69,10 +69,10 @@ class Grid(NamedTuple):
 
 
 def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple[Array, Vjp]:
-    """Convolve by (3.8), one large product per tap.
+    """Convolve by (3.7), one large product per tap.
 
     Shapes: x (H,W,N,C), w (K,K,C,D) -> (H',W',N,D)
-    VJP:    dx and dw by (3.9)
+    VJP:    dx and dw by (3.8)
     """
     (H, W, N, _), (K, _, _, D) = x.shape, w.shape
     out_h, out_w = ((side + 2 * padding - K) // stride + 1 for side in (H, W))
@@ -82,7 +82,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
     thin = is_thin(w.shape)
 
     if thin:
-        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)  # one product in all
+        y = (_unfolded(xp, x, grid) @ w.reshape(-1, D)).reshape(out_h, out_w, N, D)  # a single product
     else:
         slab = xp.zeros((out_h * grid.phase[1] * N, D), sum_dtype(xp, dtype))  # Y (H'·Wₚ·N, D)
         phases = _split(xp, x, grid)  # (Hₚ·Wₚ·N, C) each
@@ -97,7 +97,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
 
 
 def _input_gradient(xp: Any, g: Array, w: Array, grid: Grid) -> Array:
-    """Compute dx (H,W,N,C) by (3.9)."""
+    """Compute dx (H,W,N,C) by (3.8)."""
     N, C = g.shape[2], w.shape[2]
     wide = sum_dtype(xp, g.dtype)
     G = _spread(xp, g, grid)  # (H'·Wₚ·N, D)
@@ -110,7 +110,7 @@ def _input_gradient(xp: Any, g: Array, w: Array, grid: Grid) -> Array:
 
 
 def _kernel_gradient(xp: Any, x: Array, g: Array, w: Array, grid: Grid) -> Array:
-    """Compute dw (K,K,C,D) by (3.9)."""
+    """Compute dw (K,K,C,D) by (3.8)."""
     if is_thin(w.shape):
         return (_unfolded(xp, x, grid).T @ g.reshape(-1, g.shape[-1])).reshape(w.shape)
     G, phases = _spread(xp, g, grid), _split(xp, x, grid)

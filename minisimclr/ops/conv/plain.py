@@ -1,7 +1,7 @@
 """The plain form of convolution: pad, then one shifted product for each tap.
 
-A kernel of K×K taps holds a matrix w[i, j] for each tap (i, j), which turns C channels into D. The output
-at pixel (r, s) is the sum over the taps of the pixel below the tap, times the tap's matrix:
+A kernel of K×K taps holds a matrix w[i, j] for each tap (i, j), which turns C channels into D. The output at
+pixel (r, s) adds up one product for each tap: the input pixel that lies below the tap, times the tap's matrix.
 
     y[r, s] = Σᵢⱼ x[r·stride+i−padding, s·stride+j−padding] w[i, j]                        (3.1)
 
@@ -43,10 +43,10 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
         dpadded, dw = xp.zeros(padded.shape, g.dtype), xp.empty(w.shape, g.dtype)
         for i, j in taps:
             pixels = padded[below(i, j)].reshape(-1, C)  # (H'·W'·N, C)
-            # a pixel was read by up to K² outputs, so what they send back is added up
+            # A pixel was read by up to K² outputs, so the gradients that come from them are added up.
             dpadded[below(i, j)] += g @ w[i, j].T  # (H',W',N,C)  (3.2)
-            # one matrix served all pixels of all images, so its gradient sums over them
+            # One matrix served all pixels of all images, so its gradient sums over them.
             dw[i, j] = pixels.T @ g.reshape(-1, D)  # (C,D)  (3.3)
-        return dpadded[padding : padding + H, padding : padding + W], dw  # the ring of zeros gets no gradient
+        return dpadded[padding : padding + H, padding : padding + W], dw  # (H,W,N,C): the ring of zeros is cut off
 
     return y, vjp

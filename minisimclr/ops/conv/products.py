@@ -4,8 +4,8 @@ For a large product BLAS first copies ("packs") both matrices into the order in 
 want them. For a long, thin product that copy costs as much as the multiplication, and OpenBLAS skips it below a
 limit. A convolution is made of such products: slabs of thousands of rows times a kernel of 64×64 numbers or fewer,
 or transforms of 36×36. We cut a long product into equal pieces below the limit, all of them in one call, which is
-up to twice as fast. Where the processor or the shape gains nothing, a function here is the ordinary product.
-The results differ by rounding only.
+up to twice as fast. Where this gains nothing, on another processor or for another shape, each function here takes
+the ordinary product. The results differ by rounding only.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def is_thin(kernel: tuple[int, ...]) -> bool:
 
 @functools.cache
 def unpacked_products() -> int:
-    """The limit, in multiply–adds, below which BLAS multiplies without packing; 0 if it always packs.
+    """Return the limit, in multiply–adds, below which BLAS multiplies without packing; 0 if it always packs.
 
-    OpenBLAS's kernels for AVX-512 leave packing out up to 10⁶.
+    OpenBLAS's kernels for AVX-512 do not pack products of up to 10⁶ multiply–adds.
     """
     return 10**6 if any(name in blas_kernels() for name in ("SkylakeX", "Cooperlake", "SapphireRapids")) else 0
 
 
 def steps(xp: Any, length: int, small: int) -> int:
-    """The number of equal pieces into which to cut the long side, each times a matrix of `small` entries.
+    """Return the number of equal pieces to cut the long side into; each is multiplied by a matrix of `small` entries.
 
     1 leaves the product whole.
     """

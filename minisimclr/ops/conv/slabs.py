@@ -102,7 +102,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int, padding: int) -> tuple
         def dx() -> Array:
             dx = xp.empty(x.shape, g.dtype)  # (H,W,N,C)
             wt = w.transpose(0, 1, 3, 2)  # (K,K,D,C)
-            # small products run unpacked, and then a transposed matrix is slow to read
+            # BLAS does not pack small products (products.py), and then reads a transposed matrix slowly
             wt = xp.ascontiguousarray(wt) if C * D <= SMALL_MATRIX else wt
             _sum_of_products(xp, dx, g, wt, _swapped(rows), _swapped(columns))
             return dx
@@ -146,7 +146,7 @@ def _sum_of_products(
         r, part, inside = task
         target = out[r, part]  # (pixels, N, D)
         taps = [(i, p, *overlap) for i, p in _partners(r, rows) for overlap in inside]
-        # a product that reaches every pixel of the run can be put there; the others must be added.
+        # The product of a tap that reaches every pixel of the run is written there; the others are added to it.
         whole = next((tap for tap in taps if tap[3] == slice(0, len(target), 1)), None)
         if whole:
             taps.remove(whole)

@@ -2,24 +2,24 @@
 
 The plain form (`plain.py`) multiplies nine times for each output pixel. This form gains a factor of four in the
 multiplications. Measured on two threads with AVX-512 it takes 0.54–0.63 of the slabs' time from 128 channels on
-(docs/03_convolution.md has the table). It pays with rounding errors that are about five times as large.
+(docs/03_convolution.md has the table). The price is a rounding error about five times as large.
 
-Four outputs of a 3-tap filter need 4·3 = 12 multiplications, or so it seems. But the transpose of filtering is the
-product of a polynomial of 4 coefficients with one of 3. That product has degree 5, so it is known as soon as its
-values at 6 points are known, and these take 6 multiplications (Toom–Cook). In two dimensions 36 replace 144:
+Four outputs of a 3-tap filter seem to need 4·3 = 12 multiplications. But the transpose of filtering is the product
+of a polynomial of 4 coefficients with one of 3. That product has degree 5, so it is known as soon as its values at
+6 points are known, and these take 6 multiplications (Toom–Cook). In two dimensions 36 multiplications replace 144:
 
-    y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A      d (6,6) window of the map, w (3,3), y (4,4) tile of the output     (3.5)
+    y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A      d (6,6) window of the map, w (3,3), y (4,4) tile of the output     (3.4)
 
 G and Bᵀ evaluate at the 6×6 points, Aᵀ interpolates (the names are those of Lavin & Gray 2016). All windows and
 channels share the transforms. So ⊙ becomes one matrix product at each of the 36 points p:
 
-    U = (G⊗G) w,   V = (Bᵀ⊗Bᵀ) d,   Mₚ = Vₚ Uₚ,   y = (Aᵀ⊗Aᵀ) M      Vₚ (rows,C), Uₚ (C,D), rows = tiles·N    (3.6)
+    U = (G⊗G) w,   V = (Bᵀ⊗Bᵀ) d,   Mₚ = Vₚ Uₚ,   y = (Aᵀ⊗Aᵀ) M      Vₚ (rows,C), Uₚ (C,D), rows = tiles·N    (3.5)
 
 The transforms are products with small dense matrices; in our layout their other side, (36, N·C), is one slab.
-Each line of (3.6) is linear, so the backward pass is the transposed lines in reverse order. One M̄ serves both
+Each line of (3.5) is linear, so the backward pass is the transposed lines in reverse order. One M̄ serves both
 gradients:
 
-    M̄ = (A⊗A) ȳ,   V̄ₚ = M̄ₚ Uₚᵀ,   d̄ = (B⊗B) V̄,   Ūₚ = Vₚᵀ M̄ₚ,   w̄ = (Gᵀ⊗Gᵀ) Ū                           (3.7)
+    M̄ = (A⊗A) ȳ,   V̄ₚ = M̄ₚ Uₚᵀ,   d̄ = (B⊗B) V̄,   Ūₚ = Vₚᵀ M̄ₚ,   w̄ = (Gᵀ⊗Gᵀ) Ū                           (3.6)
 
 Memory, besides the results: V and M take BLOCK_BYTES for each thread or PHASE_BYTES in all; U and Ū take 36·C·D
 numbers each. These buffers are kept for the next call, because mapping fresh pages would take longer than some of
@@ -44,7 +44,7 @@ from .products import SMALL_MATRIX, by_columns, by_rows, over_rows, unpacked_pro
 TILE, WINDOW = 4, 6  # output pixels of a tile, and the input pixels that it reads, per side
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # the sixth point is ∞
 
-BLOCK_BYTES = 3 << 20  # V and M of one block, bytes, if each thread takes blocks of its own through all of (3.6)
+BLOCK_BYTES = 3 << 20  # V and M of one block, bytes, if each thread takes blocks of its own through all of (3.5)
 PHASE_BYTES = 32 << 20  # V and M, bytes, if all threads share one block
 SHARED_U = 1 << 20  # size of U, bytes, from which threads share a block: U then fills a core's cache by itself
 PIECE = 4096  # columns of one transform: input and output then stay in the cache
@@ -64,8 +64,8 @@ def applies(xp: Any, x: Array, w: Array, stride: int, padding: int) -> bool:
 def worthwhile(shape: tuple[int, ...], D: int) -> bool:
     """True where this form was measured to be faster than the slabs (benchmarks/notes.md).
 
-    That is from 16 channels on, or from 33 on if BLAS multiplies thin matrices without packing. And the slabs, which
-    leave out what lies outside the map, must take at least 64 products for every 36 of (3.6).
+    That is from 16 channels on, or from 33 on if BLAS multiplies thin matrices without packing. A small map gains
+    nothing: the slabs, which leave out what lies outside the map, must take at least 64 products for 36 of (3.5).
     """
     H, W, _, C = shape
     enough = C * D > 32 * 32 if unpacked_products() else True
@@ -135,10 +135,10 @@ def _from_points(xp: Any, du: Array) -> Array:
 
 
 def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) -> tuple[Array, Vjp]:
-    """Convolve with stride 1 and padding 1 by (3.6).
+    """Convolve with stride 1 and padding 1 by (3.5).
 
     Shapes: x (H,W,N,C), w (3,3,C,D) -> (H,W,N,D)
-    VJP:    dx and dw by (3.7), in one pass over memory
+    VJP:    dx and dw by (3.6), in one pass over memory
     """
     (H, W, N, C), D = x.shape, w.shape[3]
     plan = _plan(H, W, N, C, D)
@@ -149,7 +149,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
         _forward(xp, x[:, :, images], u, y[:, :, images], run, plan.points)
 
     tasks = [(images, run) for images in plan.images for run in plan.runs]
-    if plan.shared:  # the threads meet inside the block
+    if plan.shared:  # the threads share the work inside each block
         for task in tasks:
             compute_block(task)
     else:
@@ -158,7 +158,8 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
     def vjp(dy: Array) -> tuple[Array, Array]:
         dx = xp.empty(x.shape, x.dtype)
         ut = _at_points(xp, w).transpose(0, 2, 1)  # (36,D,C)
-        ut = xp.ascontiguousarray(ut) if C * D <= SMALL_MATRIX else ut  # unpacked, a transposed matrix is slow to read
+        # BLAS does not pack small products (products.py), and then reads a transposed matrix slowly
+        ut = xp.ascontiguousarray(ut) if C * D <= SMALL_MATRIX else ut
         sums = [_buffer(xp, f"dU of worker {k}", 36, C, D) for k in range(plan.workers)]
 
         def add_blocks(worker: int) -> None:
@@ -177,7 +178,7 @@ def convolution(xp: Any, x: Array, w: Array, stride: int = 1, padding: int = 1) 
 
 
 def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int) -> None:
-    """Compute (3.6) for a run of tiles: into the points, 36 products (`points` of them in one call), and out."""
+    """Compute (3.5) for a run of tiles: V at the points, 36 products (`points` of them in one call), then y."""
     at, _, bt = _transforms(xp)  # (16,36), …, (36,36)
     N, (C, D) = x.shape[2], u.shape[1:]
     v, m = _buffer(xp, "V", 36, len(run), N, C), _buffer(xp, "M", 36, len(run), N, D)
@@ -205,7 +206,7 @@ def _forward(xp: Any, x: Array, u: Array, y: Array, run: list[Tile], points: int
 def _backward(
     xp: Any, maps: tuple[Array, ...], ut: Array, du: Array, run: list[Tile], points: int, new_dx: bool, new_du: bool
 ) -> None:
-    """Compute (3.7) for a run of tiles. Its d̄ is added to dx and its Ū to du; `new_…` says that there is nothing yet.
+    """Compute (3.6) for a run of tiles. d̄ is added to dx, Ū to du; new_dx, new_du: overwrite instead.
 
     Shapes: maps x (H,W,N,C), dy (H,W,N,D) and dx (H,W,N,C); ut (36,D,C), du (36,C,D)
     """
@@ -248,7 +249,7 @@ def _backward(
 class Plan(NamedTuple):
     """The division of a convolution into blocks: some images of a run of tiles each.
 
-    Threads that share a block wait for each other after each line of (3.6). Otherwise each thread takes blocks of its
+    Threads that share a block wait for each other after each line of (3.5). Otherwise each thread takes blocks of its
     own, which stay in its cache from line to line, and takes them through all points in one call: threads that call
     often wait for each other at Python's lock.
     """
@@ -257,7 +258,7 @@ class Plan(NamedTuple):
     runs: list[list[Tile]]
     shared: bool
     workers: int
-    points: int  # products in one call, of the 36
+    points: int  # how many of the 36 products are taken in one call
 
 
 def _plan(H: int, W: int, N: int, C: int, D: int) -> Plan:
@@ -325,7 +326,7 @@ def _buffer(xp: Any, name: str, places: int, *shape: int) -> Array:
     places shift them against each other, which is 1.6 times as fast.
     """
     size = math.prod(shape)
-    apart = size + PADDING_FLOATS  # from one place to the next
+    apart = size + PADDING_FLOATS  # distance from one place to the next
     flat = vars(_kept).get(name)
     if flat is None or flat.size < places * apart:
         flat = vars(_kept)[name] = xp.empty(places * apart, "float32")

@@ -1,7 +1,7 @@
-"""Normalization: batch norm over all but the last axis, and rows of unit length.
+"""Normalization: batch norm over all but the last axis, and rows scaled to unit length.
 
 plain    the formula; the shortcut and the ReLU follow as operations of their own
-fused    all of it in one pass over memory, in chunks that fit a cache, on all threads
+fused    batch norm, shortcut and ReLU in one pass over memory, in chunks that fit a cache, on all threads
 auto     fused
 """
 
@@ -16,7 +16,7 @@ from ..shapes import cast, sum_dtype
 from . import fused, plain
 
 METHODS = ("plain", "fused", "auto")
-# two primitives behind one function: in the plain form shortcut and ReLU are nodes of their own in the graph
+# Two primitives stand behind one function: in the plain form shortcut and ReLU are nodes of their own in the graph.
 _plain_batch_norm = primitive(plain.batch_norm)
 _fused_batch_norm = primitive(fused.batch_norm)
 
@@ -34,9 +34,9 @@ def moments(xp: Any, x: Array, *, method: str = "auto") -> tuple[Array, Array]:
     """
     _check_method("moments", method)
     if method == "plain":
-        # float16 ends at 65,504, so a sum over a channel would overflow
-        return plain.moments(xp, x.astype(sum_dtype(xp, x.dtype), copy=False))
-    return fused.moments(xp, x)
+        # float16 ends at 65,504, so a sum over a channel would overflow.
+        return plain.moments(xp, x.astype(sum_dtype(xp, x.dtype), copy=False))  # (C,), (C,)
+    return fused.moments(xp, x)  # (C,), (C,)
 
 
 def batch_norm(
@@ -44,10 +44,10 @@ def batch_norm(
     scale: Any,
     shift: Any,
     *shortcut: Any,
-    mean: Array,
-    variance: Array,
-    eps: float = 1e-5,
-    batch: bool,
+    mean: Array,  # (C,)
+    variance: Array,  # (C,), biased: the mean of the squared deviations
+    eps: float = 1e-5,  # keeps a channel without variance from dividing by 0
+    batch: bool,  # without a default: neither answer is right for most calls
     relu: bool = False,
     method: str = "auto",
 ) -> Tensor:
@@ -56,12 +56,12 @@ def batch_norm(
     batch=True says that mean and variance are those of x itself (training), so gradient flows through them as
     well; batch=False says that they are constants (running statistics, evaluation). In a ResNet a shortcut and a
     ReLU follow: at most one array `shortcut` is added to y, and relu=True takes max(y, 0) of the sum.
-    x and shortcut may be of half precision, and then y is; what belongs to a channel is float32.
+    x and shortcut may be of half precision, and then y is; scale, shift and the statistics are float32 even so.
 
     Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
     VJP:    g ← g where y > 0, if relu;   dshortcut = g
-            dscale = Σ g·x̂,  dshift = Σ g,                                                          (3.4)
-            dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch
+            dscale = Σ g·x̂,  dshift = Σ g                                                           (4.4)
+            dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch                   (4.7)
     Raises: ValueError for a shape that does not fit x, and for an unknown method
 
     >>> import numpy as np
@@ -73,24 +73,25 @@ def batch_norm(
     """
     _check_method("batch_norm", method)
     _check_shapes(x, (scale, shift, mean, variance), shortcut)
+    # Keyword arguments are constants to autograd. That mean and variance depend on x, the vjp itself knows.
     statistics = {"mean": mean, "variance": variance, "eps": eps, "batch": batch}
-    if method == "plain":
+    if method == "plain":  # up to three nodes in the graph
         return _in_steps(_plain_batch_norm(x, scale, shift, **statistics), shortcut, relu, x.dtype)
-    return _fused_batch_norm(x, scale, shift, *shortcut, **statistics, relu=relu)
+    return _fused_batch_norm(x, scale, shift, *shortcut, **statistics, relu=relu)  # one node
 
 
 def _in_steps(y: Tensor, shortcut: tuple[Any, ...], relu: bool, dtype: Any) -> Tensor:
-    """Do what follows batch norm in a ResNet, one operation after the other."""
-    for other in shortcut:
+    """Add the shortcut and apply the ReLU, as operations of their own."""
+    for other in shortcut:  # at most one
         y = y + other  # (…,C)
     y = basic.relu(y) if relu else y  # (…,C)
-    # a half-precision x was promoted by its float32 statistics: return to its dtype once, at the end
+    # The float32 statistics have promoted a half-precision x. We return to its dtype once, at the end.
     return y if y.dtype == dtype else cast(y, dtype=dtype)
 
 
 def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) -> None:
-    """Raise ValueError, with the shapes in it, for what does not fit x."""
-    # NumPy would broadcast a wrong shape without a word, and train something else
+    """Raise ValueError, with the shapes in it, for an array that does not fit x."""
+    # NumPy would broadcast a wrong shape without a word, and the network would train something else.
     if not all(a.shape == x.shape[-1:] for a in channels):
         raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
     if any(a.shape != x.shape for a in shortcut):
@@ -122,8 +123,8 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
     u = scaled / xp.where(empty, 1, norm)  # (N,D)
 
     def vjp(g: Array) -> Array:
-        # the part of g along u would only change the length of x, and u has length 1 whatever that is
+        # The part of g along u would only change the length of x, and u has length 1 whatever that length is.
         across = g - u * (u * g).sum(axis=1, keepdims=True)  # (N,D)
         return xp.where(empty, 0, across / xp.where(empty, 1, norm) / xp.where(empty, 1, largest))
 
-    return u, vjp
+    return u, vjp  # the vjp keeps u and the two divisors, but not x

@@ -46,7 +46,7 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     chunks, wide = _chunks(xp, table), sum_dtype(xp, table.dtype)
     means = xp.empty((len(chunks), table.shape[1]), xp.float64)  # (chunks, C): few, so their digits cost no time
     variances = xp.empty_like(means)
-    share = xp.empty(len(chunks), xp.float64)  # of all rows; the last chunk may have fewer
+    share = xp.empty(len(chunks), xp.float64)  # each chunk's share of all rows; the last chunk may be smaller
 
     def measure_chunk(task: tuple[int, slice]) -> None:
         chunk, rows = task
@@ -80,12 +80,12 @@ def batch_norm(
     """Batch norm, then the shortcut and the ReLU if there are any: see `minisimclr.ops.batch_norm`.
 
     Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
-    VJP:    g ← g where y > 0, if relu;  dshortcut = g;  dscale, dshift and dx by (3.4)
+    VJP:    g ← g where y > 0, if relu;  dshortcut = g;  dscale, dshift by (4.4), dx by (4.7)
     """
     shape = x.shape
     table = x.reshape(-1, shape[-1])  # (M,C)
     inverse = 1 / xp.sqrt(variance + eps)  # 1/σ, (C,)
-    slope = scale * inverse  # (C,); y = slope·x + level: two numbers a channel
+    slope = scale * inverse  # (C,); with slope and level, (4.3) is y = slope·x + level
     level = shift - mean * slope
     value = xp.empty(shape, x.dtype)
     y = value.reshape(table.shape)  # (M,C), the same memory
@@ -138,7 +138,7 @@ def _opened_and_summed(xp: Any, opened: Array, g: Array, y: Array, table: Array,
 def _input_gradient(
     xp: Any, g: Array, table: Array, mean: Array, slope: Array, terms: tuple[Array, Array] | None
 ) -> Array:
-    """Compute dx (M,C) by (3.4). `terms` are dshift/M and dscale/(σM), or None in evaluation."""
+    """Compute dx (M,C) by (4.7). `terms` are dshift/M and dscale/(σM), or None in evaluation."""
     dx = xp.empty(table.shape, g.dtype)
     wide = sum_dtype(xp, table.dtype)
 

@@ -25,7 +25,7 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     rows = tuple(range(x.ndim - 1))  # every axis but the channels
     mean = x.mean(axis=rows)  # (C,)
     centred = x - mean  # (…,C)
-    # not E[x²] − E[x]²: that loses its digits when the mean is large beside the deviations
+    # We do not compute E[x²] − E[x]², which loses its digits where the mean is large beside the deviations.
     return mean, (centred * centred).mean(axis=rows)
 
 
@@ -35,17 +35,17 @@ def batch_norm(
     """Normalize each channel, then scale and shift it. batch=True says that the statistics are those of x.
 
     Shapes: x (…,C), scale (C,), shift (C,) -> y (…,C)
-    VJP:    dscale = Σ g·x̂,  dshift = Σ g,  dx by (3.4)
+    VJP:    dscale = Σ g·x̂,  dshift = Σ g  (4.4),  dx by (4.7)
     """
     rows, M = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     sigma = xp.sqrt(variance + eps)  # (C,); ε keeps a constant channel from dividing by 0
     xhat = (x - mean) / sigma  # (…,C)
 
     def vjp(g: Array) -> tuple[Array, Array, Array]:  # g (…,C)
-        dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)
+        dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)  (4.4)
         if batch:
-            # moving all x alike, or stretching them, leaves x̂ as it is: take both directions out of g
-            g = g - (dshift + xhat * dscale) / M  # (…,C)  (3.4)
+            # Moving all x alike, or stretching them, leaves x̂ as it is. So we take both directions out of g.
+            g = g - (dshift + xhat * dscale) / M  # (…,C)  (4.7)
         return scale / sigma * g, dscale, dshift
 
     return scale * xhat + shift, vjp

@@ -1,7 +1,7 @@
 """Max-pooling of feature maps: the operation, its checks, and the choice of a form.
 
-plain       pad with −∞, then the larger of what the taps of the window show
-threaded    without the padding, on shares of the images (the default)
+plain       pad with −∞, then take the largest value below the taps of each window
+threaded    each thread pools a share of the images, without a padded copy (the default)
 auto        threaded
 """
 
@@ -13,7 +13,7 @@ from ...backend import Array
 from ...engine.autograd import Vjp, primitive
 from . import plain, threaded
 
-# the forms by name; plain stands first because it is what the other must equal
+# The forms by name. Plain stands first, because the other must equal it.
 METHODS = ("plain", "threaded", "auto")
 
 
@@ -32,17 +32,17 @@ def max_pool2d(
     >>> ops.max_pool2d(row, kernel=2, stride=1).data.ravel().tolist()
     [3.0, 3.0]
     """
-    if method not in METHODS:
+    if method not in METHODS:  # a misspelled "plain" must not quietly run the fast form
         raise ValueError(f"max_pool2d: method must be one of {', '.join(METHODS)}; not {method!r}")
-    if x.ndim != 4 or kernel < 1 or stride < 1 or padding < 0:
+    if x.ndim != 4 or kernel < 1 or stride < 1 or padding < 0:  # slices would go wrong without a word
         raise ValueError(
             f"max_pool2d: a map (H,W,N,C), kernel and stride from 1 on and padding from 0 on expected, "
             f"not {x.shape}, {kernel}, {stride} and {padding}"
         )
-    # with more padding than half a window, some windows would see nothing but padding
+    # With more padding than half a window, some windows would see nothing but padding, and their value would be −∞.
     if min(x.shape[:2]) + 2 * padding < kernel or 2 * padding > kernel:
         raise ValueError(f"max_pool2d: kernel {kernel} with padding {padding} does not fit a map {x.shape[:2]}")
-    # both forms give the output and its vjp
+    # Both forms return the output and its vjp. Pooling only picks numbers, so their outputs agree bit for bit.
     if method == "plain":
-        return plain.pool(xp, x, kernel, stride, padding)
-    return threaded.pool(xp, x, kernel, stride, padding)
+        return plain.pool(xp, x, kernel, stride, padding)  # (H',W',N,C)
+    return threaded.pool(xp, x, kernel, stride, padding)  # (H',W',N,C)

@@ -1,4 +1,4 @@
-"""The plain form of max-pooling: pad with −∞, then the largest of the taps."""
+"""The plain form of max-pooling: pad with −∞, then take the largest value below the taps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from ...engine.autograd import Vjp
 
 
 def pool(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tuple[Array, Vjp]:
-    """Pool the whole map, one tap of the window after the other."""
+    """Pool the whole map, one tap of the window after the other.
+
+    Shapes: x (H,W,N,C) -> y (H',W',N,C)
+    VJP:    g goes to the first pixel of the window, in reading order, that holds the largest value
+    """
     H, W = x.shape[:2]
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in (H, W))
     ring = [(padding, padding), (padding, padding), (0, 0), (0, 0)]
     padded = xp.pad(x, ring, constant_values=-xp.inf)  # (H+2·padding, W+2·padding, N, C); −∞ is never the largest
-    taps = [(i, j) for i in range(kernel) for j in range(kernel)]  # in reading order
+    taps = [(i, j) for i in range(kernel) for j in range(kernel)]  # in reading order, which decides ties
 
     def below(i: int, j: int) -> tuple[slice, slice]:
         """The pixels of `padded` that tap (i, j) reads, one for each window."""
@@ -37,5 +41,6 @@ def pool(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tuple[Arr
 
 
 def is_largest(xp: Any, pixels: Array, y: Array) -> Array:
-    """True where a pixel holds the value of its window. NaN differs from itself, but where it is, it is the largest."""
+    """Return True where a pixel holds the largest value of its window."""
+    # A NaN makes the value of its window NaN, but differs from itself, so == alone would not find it.
     return (pixels == y) | xp.isnan(pixels)

@@ -4,7 +4,7 @@ Here each thread pools a share of the images, and nothing is padded. A window of
 its first pixel; in the plain form that may be a pixel of the padding.
 
 Measured on a two-core CPU (32×32 maps, 128 views, 64 channels, a 3×3 window): on one thread the plain form is as
-fast. What is gained is the other threads, and the memory of the padded map.
+fast. This form gains the other threads, and the memory of the padded map.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pool(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tuple[Arr
 
         def hand_back(images: slice) -> None:
             x_, y_, g_, dx_ = (a[:, :, images] for a in (x, y, g, dx))
-            waiting = xp.ones(y_.shape, bool)  # as in the plain form
+            waiting = xp.ones(y_.shape, bool)  # windows whose gradient was not handed back yet, as in the plain form
             for windows, pixels in taps:
                 first = waiting[windows] & is_largest(xp, x_[pixels], y_[windows])
                 dx_[pixels] += g_[windows] * first

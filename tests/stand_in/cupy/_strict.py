@@ -55,7 +55,7 @@ def _arrays(value: Any) -> Iterator[ndarray]:
 
 
 def _up(value: Any, given: Any = ()) -> Any:
-    """NumPy's answer as device arrays; what is an argument again, or a view of one, says so."""
+    """Wrap NumPy's result in device arrays. A result that is an argument, or a view of one, keeps that relation."""
     if isinstance(value, (tuple, list)):
         return (
             type(value)(_up(item, given) for item in value)
@@ -208,7 +208,7 @@ def _has_mask(index: Any) -> bool:
 
 
 class _Flags:
-    """The facts that CuPy knows of an array's memory; that it is read-only is none of them."""
+    """The flags of CuPy's arrays, which do not include `writeable`."""
 
     def __init__(self, flags: Any, owner: bool) -> None:
         self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
@@ -443,7 +443,7 @@ class _Linalg:
 
 
 def _made(name: str, home: Any) -> Any:
-    """The thing that a name of CuPy's stands for; NotImplemented if NumPy has no such thing."""
+    """The object behind a name of CuPy; NotImplemented if NumPy has none."""
     numpys = getattr(home, name.removeprefix("linalg."), NotImplemented)
     if isinstance(numpys, np.ufunc) and name != "matmul":
         return ufunc(name, numpys)

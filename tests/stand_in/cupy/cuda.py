@@ -67,7 +67,7 @@ def get_current_stream(device_id: int = -1) -> Stream:
 
 
 class MemoryPool:
-    """Knows nothing of the memory that NumPy holds."""
+    """A memory pool that does not count the memory that NumPy holds."""
 
     @classmethod
     def default(cls) -> MemoryPool:
