@@ -620,8 +620,6 @@ FAULTS = [
           "float(losses.sum()) / len(x)", "float(losses[0]) / len(x)", "evaluate"),
     Fault("last-of-equal-penalties", "evaluation", "evaluation/probe.py",
           "if accuracy > best:", "if accuracy >= best:", "evaluate"),
-    Fault("logits-in-float32", "evaluation", "evaluation/probe.py",
-          "logits = _affine(rows, weights).astype(float)", "logits = _affine(rows, weights)", "evaluate"),
     Fault("a-gone-reader-is-an-error", "command line", "cli/streams.py",
           "gone = (errno.EPIPE,", "gone = (0,", "console"),
     Fault("names-drive-the-terminal", "command line", "storage.py", "c if c.isprintable() else", "c if c else",

@@ -181,7 +181,7 @@ def test_the_probe_finds_the_minimum_of_its_loss(count):
 @pytest.mark.parametrize(("count", "w", "rounding"), [(20, 0.5, 1e-4), (1300, 0.5, 1e-4), (20, 3.0, 1e-2)])
 def test_the_weight_that_balances_its_penalty_has_a_closed_form(count, w, rounding):
     """x = ±1, a class each: log(1 + e^(−2w)) + l2·w² is least where l2·w = σ(−2w). 2,600 rows come in three parts."""
-    h, y = np.tile(np.float32([[-1], [1]]), (count, 1)), np.tile([0, 1], count)
+    h, y = np.repeat(np.float32([[-1], [1]]), count, axis=0), np.repeat([0, 1], count)
     probe = fit_linear_probe(h, y, l2_values=(1 / (1 + math.exp(2 * w)) / w,))
     np.testing.assert_allclose(probe.weights, [[-w, w], [0, 0]], atol=rounding)
 
