@@ -34,7 +34,7 @@ evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
 values/settings.py values/arrays.py values/__init__.py
-processor.py
+cores.py processor.py storage.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/pool/threaded.py ops/operators.py
@@ -43,12 +43,13 @@ checks/table.py checks/report.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
-training/workers.py training/precision.py training/checkpoint.py training/run.py training/session.py
+training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
+training/record.py training/folders.py training/run.py training/session.py
 evaluation/probe.py
 protocols/compare.py
 report/table.py report/pictures.py
-cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py cli/gradcheck.py
-cli/__init__.py
+cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
+cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 
 HEADINGS = {

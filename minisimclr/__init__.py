@@ -36,12 +36,14 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 5,653 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,468 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       126  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        59  The values that come through a door: taken as plain ones, or refused in one line
-    processor.py             193  The processor: threads, BLAS, and memory that is kept for the next step
+    cores.py                  41  The cores that this process may use
+    processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
+    storage.py               141  Files that are written whole or not at all, and looked at before they are read
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
@@ -50,7 +52,7 @@ Second reading, 5,653 lines: the exact, fast, safe and resumable forms of the sa
     ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
-    ops/norm/fused.py        139  Batch norm, shortcut and ReLU in one pass over memory
+    ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
@@ -66,26 +68,31 @@ Second reading, 5,653 lines: the exact, fast, safe and resumable forms of the sa
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
     data/names.py             86  From the names of image files to the split and the class of each
-    data/files.py            145  Images from a folder or a zip file: find them, choose the split, decode them
+    data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      160  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      173  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/checkpoint.py   106  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/run.py          171  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      151  A session of training: it records the steps of a run, saves, and stops when asked
+    training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
+    training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
+    training/stored.py       100  The checkpoint of a run, compared with the configuration that it names
+    training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
+    training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
+    training/run.py          183  A run and its folder: what is kept of it, and how it is found again
+    training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     report/table.py           15  The table of accuracies, as text
-    report/pictures.py       176  Four pictures of a run, drawn with Pillow
-    cli/console.py            74  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             37  The parts that several commands share: options, splits, and a free folder
+    report/pictures.py       190  Four pictures of a run, drawn with Pillow
+    cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
+    cli/console.py            84  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py           99  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           50  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/report.py             16  `minisimclr report`: draw the pictures of a run again
-    cli/embed.py              25  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/report.py             19  `minisimclr report`: draw the pictures of a run again
+    cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py           87  The command line: demo, pretrain, evaluate, embed, report, gradcheck
+    cli/__init__.py          109  The command line: demo, pretrain, evaluate, embed, report, gradcheck
 """
 
 from . import ops

@@ -134,10 +134,10 @@ def _cupy() -> Any:
     """
     try:
         import cupy  # not at the top of the file: it takes seconds, and most machines do not have it
-    except ImportError:
+    except ImportError:  # a traceback would say less in ten lines than this message in one
         raise RuntimeError(
             'device "cuda" needs CuPy: pip install "cupy-cuda12x[ctk]" (or 13x); or use device "cpu"'
-        ) from None  # the ImportError itself would say less, in ten lines more
+        ) from None
     if not cupy.cuda.is_available():  # `import cupy` succeeds without a GPU
         raise RuntimeError('device "cuda": CuPy finds no usable GPU or driver; use device "cpu"')
     return cupy

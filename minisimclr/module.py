@@ -36,7 +36,7 @@ class Module:
     stored_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __call__(self, x: Any, train: bool = False) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no __call__")  # a subclass defines it
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
     def __setattr__(self, name: str, value: Any) -> None:
         for full_name, member in members(name, value):

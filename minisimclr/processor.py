@@ -33,6 +33,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import threadpoolctl
 
+from .cores import usable_cores
 from .values import by_default, whole
 
 Item = TypeVar("Item")
@@ -52,7 +53,9 @@ _limiter: Any = None  # restores BLAS's former number of threads
 def threads() -> int:
     """Return the number of threads: that of `set_threads`, else $MINISIMCLR_THREADS, else the number of usable cores.
 
-    Raises: ValueError if the environment variable is no whole number from 1 on.
+    $OMP_NUM_THREADS, by which clusters say how many threads a job may have, is a limit to the last of these.
+
+    Raises: ValueError if $MINISIMCLR_THREADS is no whole number from 1 on.
     """
     if _threads is not None:
         return _threads
@@ -61,7 +64,8 @@ def threads() -> int:
         if not asked.isdecimal() or int(asked) < 1:
             raise ValueError(f"MINISIMCLR_THREADS must be a whole number from 1 on, not {asked!r}")
         return int(asked)
-    return _usable_cores()
+    most = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": 2 are for regions inside regions
+    return min(usable_cores(), int(most)) if most.isdecimal() and int(most) else usable_cores()
 
 
 def set_threads(count: int | None) -> None:
@@ -85,16 +89,6 @@ def blas_kernels() -> str:
         if library["user_api"] == "blas"
     }
     return ", ".join(sorted(found))
-
-
-@functools.cache
-def _usable_cores() -> int:
-    """Count the cores that this process may use: its affinity, or the quota of its control group if that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
-        quota, period = file.read().split()  # "max 100000" when there is none: int() refuses it
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def blocks(total: int, size: int) -> list[slice]:

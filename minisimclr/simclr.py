@@ -118,7 +118,7 @@ class SimCLR(Module):
         Both views go through the network in ONE batch of 2N: batch norm must see them together. If they went through
         it one after the other, the gradient would be another one (its cosine with this one is 0.19 to 0.92: chapter 4).
 
-            Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
+        Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
         """
         n = len(views_a)  # N images, so 2N anchors with one positive and 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)

@@ -1,10 +1,11 @@
 // CUDA's threads on a CPU, to test a kernel without a GPU: a block's threads are fibres (ucontext) on one core.
-// Each runs until its next __syncthreads or shuffle; then the others do, in an order drawn anew each time from
-// `seed`, and some warps not at all until the next time. Whoever reads what another thread has yet to write, with no barrier between, reads garbage. One block at a
-// time, in such an order too; __shared__ is static. A warp's lanes meet at each shuffle, a block's threads at each
-// barrier. A copy on its way to shared memory arrives when it is waited for, and no earlier. A block must not tell
-// others that it has arrived (atomicAdd) before each of its threads has published what it wrote (__threadfence).
-// CuPy compiles with -ftz=true: numbers too small for full precision are 0. On x86 they are here too.
+// Each thread runs until its next __syncthreads or shuffle. Then the others run, in an order that is drawn anew each
+// time from `seed`; some warps are left out until the next time. A thread that reads what another thread will write
+// later, with no barrier between, reads garbage. Blocks run one at a time, also in a drawn order; __shared__ is
+// static. The lanes of a warp wait for each other at each shuffle, the threads of a block at each barrier. A copy to
+// shared memory arrives when it is waited for, and no earlier. A block must not tell others that it has arrived
+// (atomicAdd) before each of its threads has published what it wrote (__threadfence).
+// CuPy compiles with -ftz=true, so numbers too small for full precision become 0. On x86 they do so here too.
 #include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
@@ -43,17 +44,17 @@ struct Copy { void* to; const void* from; int bytes; };
 struct Fibre {
     ucontext_t context; jmp_buf here; bool entered; std::vector<char> stack; State state;
     char out[32];              // what the other lanes of the warp may see
-    std::vector<Copy> copies;  // on their way
-    bool published;            // nothing written since the last __threadfence that others count on
+    std::vector<Copy> copies;  // copies that have not arrived yet
+    bool published;            // true if the thread has written nothing since its last __threadfence
 };
 static std::vector<Fibre> fibres;
 static jmp_buf scheduler;
 static std::function<void()> body;
 static bool stuck;  // some threads of a block, or lanes of a warp, wait for others that have ended or wait elsewhere
 
-static std::vector<int> running;            // threads of each warp that run …
-static std::vector<int> at_shuffle;         // … or wait for the other lanes
-static int at_barrier;                      // threads of the block that wait at a barrier
+static std::vector<int> running;            // number of threads of each warp that run …
+static std::vector<int> at_shuffle;         // … and that wait for the other lanes
+static int at_barrier;                      // number of threads of the block that wait at a barrier
 static void pause(State state) {
     int me = threadIdx.x;
     fibres[me].state = state;
@@ -72,14 +73,14 @@ static int left_out = -1;  // the barrier that a test takes away, counted from t
 static void barrier(int number) { if (number != left_out) pause(AT_BARRIER); }
 #define __syncthreads() barrier(__COUNTER__)
 extern "C" void leave_out(int number) { left_out = number; }
-// What each lane of a warp brings, for all of them to see as long as this lives.
+// A value of each lane of a warp, which all lanes may read as long as this object lives.
 template <class T> struct Together {
     Together(const T& mine) {
         static_assert(sizeof(T) <= sizeof(Fibre::out), "too large to show");
         memcpy(fibres[threadIdx.x].out, &mine, sizeof(T));
-        pause(AT_SHUFFLE);  // all lanes have put theirs
+        pause(AT_SHUFFLE);  // until all lanes have stored their value
     }
-    ~Together() { pause(AT_SHUFFLE); }  // all lanes have taken theirs
+    ~Together() { pause(AT_SHUFFLE); }  // until all lanes have read the values
     const T& operator[](int lane) const { return *(const T*)fibres[threadIdx.x / 32 * 32 + lane].out; }
 };
 template <class T> static T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -105,7 +106,7 @@ static void enter() { body(); pause(DONE); }
 struct FlushToZero {
 #ifdef __SSE__
     unsigned before = _mm_getcsr();
-    FlushToZero() { _mm_setcsr(before | 0x8040); }  // results, and what is read
+    FlushToZero() { _mm_setcsr(before | 0x8040); }  // flush results to zero, and operands too
     ~FlushToZero() { _mm_setcsr(before); }
 #endif
 };
@@ -116,7 +117,7 @@ static unsigned random_below(unsigned limit) {
     return (((drawn >> (drawn >> 28) + 4) ^ drawn) * 277803737u >> 8) % limit;
 }
 
-// f(0 … count − 1) in one of many orders; count is a power of two.
+// Call f(0) … f(count − 1) in one of many orders; count is a power of two.
 template <class F> static void in_some_order(int count, F f) {
     int step = 2 * random_below(count) + 1, first = random_below(count);
     for (int x = 0; x < count; x++) f((first + step * x) % count);
@@ -171,8 +172,8 @@ static bool launch(int columns, int rows, int threads, unsigned seed, std::funct
     return !stuck;
 }
 
-// KERNEL(name) makes run_name for Python: like cuLaunchKernel it takes a pointer to each argument. False: stuck, or an
-// arrival before its time.
+// KERNEL(name) makes run_name for Python: like cuLaunchKernel it takes a pointer to each argument. It
+// returns false if threads are stuck, or if a block arrived too early.
 template <class... A, size_t... I>
 static bool run(void (*kernel)(A...), int columns, int rows, int threads, unsigned seed, void** to,
                 std::index_sequence<I...>) {

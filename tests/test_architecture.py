@@ -30,7 +30,9 @@ ROOMS = [
     *(
         "backend",
         "values",
+        "cores",
         "processor",
+        "storage",
         "engine",
         "ops",
         "ntxent",

@@ -265,6 +265,20 @@ def test_a_second_backward_raises_and_leaves_gradients_alone() -> None:
         assert_same(x.grad, once)
 
 
+def test_only_leaves_collect_a_gradient_and_what_lies_between_keeps_none() -> None:
+    """A computed tensor passes its gradient on and keeps nothing of it, be it the root or used twice."""
+    x, y = leaf(3), leaf(3)
+    product = x * y
+    both = product + ops.exp(product)
+    loss = both.sum()
+    loss.backward()
+    assert [t.grad is None for t in (x, y, product, both, loss)] == [False, False, True, True, True]
+    assert_close(x.grad, y.data * (1 + host(ops.exp(x * y).data)))
+    again = (x * 2).sum()
+    again.backward()
+    assert again.grad is None
+
+
 def test_a_leaf_is_its_own_graph() -> None:
     x = tensor(3.0, requires_grad=True)
     x.backward()
@@ -507,11 +521,17 @@ def test_a_vjp_of_wrong_length_or_shape_is_reported() -> None:
         return x * 1, lambda g: (g, g)
 
     @primitive
+    def one_for_two(xp: Any, x: Array, y: Array) -> Any:
+        return x * y, lambda g: (g * y,)
+
+    @primitive
     def wrong_shape(xp: Any, x: Array) -> Any:
         return x * 1, lambda g: g[:-1]
 
     with pytest.raises(RuntimeError, match="two_for_one: the vjp gave 2 gradients for 1"):
         two_for_one(leaf()).backward()
+    with pytest.raises(RuntimeError, match="one_for_two: the vjp gave 1 gradients for 2"):
+        one_for_two(leaf(), leaf()).backward()
     with pytest.raises(RuntimeError, match=r"wrong_shape: the vjp gave shape \(2,\) for an input of shape \(3,\)"):
         wrong_shape(leaf(3)).backward(on_device(np.ones(3)))
 
@@ -632,6 +652,9 @@ def test_saved_bytes_counts_a_shared_array_once_and_parameters_never() -> None:
     assert saved_bytes(y * y) == {"multiply": 80}
     assert saved_bytes((y * y).sum() + (y * 3.0).sum() + (y.reshape(2, 5) * y.reshape(2, 5)).sum()).total == 80
     assert saved_bytes(tensor(1.0)).total == 0
+    older = ops.exp(x)
+    younger = ops.relu(older * 2.0)
+    assert saved_bytes(older * younger) == {"exp": 80, "relu": 80}  # multiply keeps both, but they were kept before
     z = y * y
     z.backward(on_device(np.ones(10)))
     assert saved_bytes(z).total == 0

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minisimclr import backend, processor
+from minisimclr import backend, cores, processor
 from minisimclr.backend import array_module, to_device
 from minisimclr.processor import blas_at_one_thread, blocks, parallel, pieces, set_threads, threads
 
@@ -76,9 +76,9 @@ def test_the_number_of_threads_is_set_by_a_call_or_the_environment(monkeypatch: 
 
 @pytest.fixture
 def cores_asked_anew() -> Iterator[None]:
-    processor._usable_cores.cache_clear()
+    cores.usable_cores.cache_clear()
     yield
-    processor._usable_cores.cache_clear()  # the next test shall not see this one's machine
+    cores.usable_cores.cache_clear()  # the next test shall not see this one's machine
 
 
 @pytest.mark.usefixtures("cores_asked_anew")
@@ -92,33 +92,87 @@ def test_the_system_is_asked_for_its_cores_once(monkeypatch: pytest.MonkeyPatch)
     assert len(asked) == 1
 
 
+CGROUP = "/sys/fs/cgroup"
+
+
 @pytest.mark.usefixtures("cores_asked_anew")
 @pytest.mark.parametrize(
-    ("quota", "cores"),
+    ("files", "expected"),
     [
-        ("max 100000", 8),
-        ("200000 100000", 2),
-        ("250000 100000", 2),
-        ("50000 100000", 1),
-        ("9900000 100000", 8),
-        ("", 8),
-        (None, 8),
+        ({}, 8),
+        ({f"{CGROUP}/cpu.max": "max 100000"}, 8),
+        ({f"{CGROUP}/cpu.max": "200000 100000"}, 2),
+        ({f"{CGROUP}/cpu.max": "250000 100000"}, 2),
+        ({f"{CGROUP}/cpu.max": "50000 100000"}, 1),
+        ({f"{CGROUP}/cpu.max": "9900000 100000"}, 8),
+        ({f"{CGROUP}/cpu.max": ""}, 8),
+        # version 2, nested: any group on the way may set the limit
+        ({"/proc/self/cgroup": "0::/a/b", f"{CGROUP}/a/b/cpu.max": "300000 100000"}, 3),
+        (
+            {"/proc/self/cgroup": "0::/a/b", f"{CGROUP}/a/b/cpu.max": "max 100000", f"{CGROUP}/a/cpu.max": "4000 1000"},
+            4,
+        ),
+        ({"/proc/self/cgroup": "0::/a", f"{CGROUP}/a/cpu.max": "5000 1000", f"{CGROUP}/cpu.max": "3000 1000"}, 3),
+        ({"/proc/self/cgroup": "0::/../x", f"{CGROUP}/cpu.max": "3000 1000"}, 3),  # a group outside this container
+        # version 1: the controller has a hierarchy of its own, under one of two names
+        (
+            {
+                "/proc/self/cgroup": "5:cpu,cpuacct:/job\n4:memory:/m",
+                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_quota_us": "150000\n",
+                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_period_us": "50000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "1:cpu:/job/step\n0::/",
+                f"{CGROUP}/cpu/job/step/cpu.cfs_quota_us": "-1\n",
+                f"{CGROUP}/cpu/job/step/cpu.cfs_period_us": "100000\n",
+                f"{CGROUP}/cpu/job/cpu.cfs_quota_us": "600000\n",
+                f"{CGROUP}/cpu/job/cpu.cfs_period_us": "100000\n",
+            },
+            6,
+        ),
+        (
+            {"/proc/self/cgroup": "2:cpuset:/\n1:cpu:/deep/in/the/host"}
+            | {f"{CGROUP}/cpu/cpu.cfs_quota_us": "200000", f"{CGROUP}/cpu/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ({"/proc/self/cgroup": "nonsense"}, 8),
     ],
 )
-def test_the_default_is_the_affinity_within_the_control_groups_quota(
-    monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+def test_the_default_is_the_affinity_within_the_quotas_of_the_control_groups(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
     def opened(path: str) -> io.StringIO:
-        assert path == "/sys/fs/cgroup/cpu.max"
-        if quota is None:
+        if path not in files:
             raise FileNotFoundError(path)
-        return io.StringIO(quota)
+        return io.StringIO(files[path])
 
     set_threads(None)
-    monkeypatch.delenv("MINISIMCLR_THREADS", raising=False)
+    for name in ("MINISIMCLR_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(processor, "open", opened, raising=False)
-    assert threads() == cores
+    monkeypatch.setattr(cores, "open", opened, raising=False)
+    assert threads() == expected
+
+
+@pytest.mark.usefixtures("cores_asked_anew")
+@pytest.mark.parametrize(
+    ("most", "count"), [("3", 3), ("1", 1), ("99", 8), ("2,4", 2), (" 5 ", 5), ("0", 8), ("", 8), ("many", 8)]
+)
+def test_the_default_is_no_more_than_omp_num_threads_and_who_asks_gets_what_he_asked(
+    monkeypatch: pytest.MonkeyPatch, most: str, count: int
+) -> None:
+    monkeypatch.setattr(processor, "usable_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", most)
+    monkeypatch.delenv("MINISIMCLR_THREADS", raising=False)
+    set_threads(None)
+    assert threads() == count
+    monkeypatch.setenv("MINISIMCLR_THREADS", "6")
+    assert threads() == 6
+    set_threads(7)
+    assert threads() == 7
 
 
 # ── Parallel work ─────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +219,22 @@ def test_the_first_exception_arrives_and_the_pool_survives() -> None:
         with pytest.raises(KeyError, match="five"):
             parallel(fail_on, range(50))
     test_every_item_is_done_once(4)
+
+
+def test_an_exception_of_another_thread_alone_arrives_too() -> None:
+    """The caller does its item to the end; what the other one raised meanwhile must not be lost."""
+    set_threads(2)
+    raised = threading.Event()
+
+    def task(item: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert raised.wait(timeout=30)
+        else:
+            raised.set()
+            raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        parallel(task, range(2))
 
 
 def test_a_nested_call_runs_its_items_itself() -> None:

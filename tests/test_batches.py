@@ -129,7 +129,7 @@ def running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, signum: signal.Signals) -> None:
     """Ctrl-C in a terminal reaches the workers too: they leave it to the training process, which goes on to its end."""
     command = [
@@ -222,3 +222,24 @@ def test_there_are_no_more_workers_than_steps() -> None:
     with views_ahead(CONFIG, IMAGES, range(1), 5) as views:
         views(0)
         assert len(multiprocessing.active_children()) == 1
+
+
+def test_a_script_without_a_main_guard_says_what_is_missing_in_one_line_and_trains_nothing(tmp_path: Path) -> None:
+    """Its workers import it, and would train as well: into the same folder, with workers of their own."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import numpy as np, minisimclr as ms\n"
+        "config = ms.Config(size=8, batch=4, epochs=1, head_dim=8)\n"
+        "images = np.zeros((8, 8, 8, 3), np.uint8)\n"
+        "ms.pretrain(config, images, folder='run', workers=1)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("RuntimeError: workers need a main guard")
+    assert 'if __name__ == "__main__":' in last
+    assert done.stderr.count("Traceback") == 1
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()

@@ -21,8 +21,10 @@ from minisimclr import cli
 from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError
 from minisimclr.engine.autograd import Tensor
+from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError
 from minisimclr.training.config import Config
+from minisimclr.training.folders import PICTURES
 from minisimclr.training.optim import Optimizer
 from minisimclr.training.run import Interrupted, NonFiniteError
 
@@ -193,10 +195,11 @@ def test_a_method_is_chosen_and_its_old_spelling_still_read_with_a_note(
 
 def test_a_run_of_another_arithmetic_says_so_in_one_line_before_it_goes_on(trained, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("minisimclr.training.checkpoint.NUMERICS", 2)
+    now = checkpoint.NUMERICS
+    monkeypatch.setattr(checkpoint, "NUMERICS", now + 1)
     assert main(["pretrain", "--resume", "--out", str(run), *THERE]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "not bit for bit" in line]
-    assert said == ["minisimclr: note: numerics was 1, is 2; the run goes on, but not bit for bit"]
+    assert said == [f"minisimclr: note: numerics was {now}, is {now + 1}; the run goes on, but not bit for bit"]
 
 
 def test_a_run_that_is_resumed_with_another_method_says_so_in_one_line(trained, tmp_path, capsys):
@@ -277,6 +280,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(
     [
         (Interrupted("stopped", signal.SIGINT), 130),
         (Interrupted("stopped", signal.SIGTERM), 143),
+        (Interrupted("stopped", signal.SIGHUP), 129),
         (NonFiniteError("loss"), 3),
         (CheckpointError("cut off"), 4),
         (PermissionError(13, "denied"), 4),
@@ -323,6 +327,70 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
     monkeypatch.setattr(evaluate, "compare", lambda *a, **k: {}["surprise"])
     assert main(["evaluate", str(trained)]) == 1
     assert "--debug" in error_line(capsys)
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty", "bytes", "folder"])
+def test_evaluate_and_report_work_without_a_record_and_say_so(trained, tmp_path, capsys, lost):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    (run / "loss.png").unlink(missing_ok=True)
+    {"missing": lambda path: None, "empty": lambda path: path.touch(), "folder": lambda path: path.mkdir(),
+     "bytes": lambda path: path.write_bytes(bytes(range(256)))}[lost](run / "metrics.jsonl")  # fmt: skip
+    for command in (["report", str(run)], ["evaluate", str(run), "--k", "3"])[: 2 if lost == "missing" else 1]:
+        assert main([*command, *THERE]) == 0
+        notes = capsys.readouterr().err.splitlines()
+        assert len(notes) == 2
+        assert notes[0].startswith("minisimclr: note: ")
+        assert "metrics.jsonl" in notes[0]
+        assert notes[1] == "minisimclr: note: loss.png is left out: metrics.jsonl holds nothing to draw"
+    assert not (run / "loss.png").exists()
+    assert (run / "similarity.png").exists()
+
+
+def test_numbers_of_a_record_that_are_none_are_not_drawn(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        for loss in ("NaN", "Infinity", '"x"', "1e300", "null", "[]"):
+            file.write(f'{{"step": 0, "loss": {loss}, "top1": 0, "chance": 1}}\n')
+    assert main(["report", str(run), *THERE]) == 0
+
+
+OLD = b"an older file"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "embed"])
+def test_a_command_that_fails_leaves_what_was_there(trained, tmp_path, monkeypatch, capsys, command):
+    """The disk is full when the last file is written."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    for name in ("table.txt", "results.json", *PICTURES):
+        (run / name).write_bytes(OLD)
+    (tmp_path / "e.npz").write_bytes(OLD)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    syncs = iter(
+        [*([None] * {"evaluate": 5, "report": 3, "embed": 0}[command]), OSError(28, "No space left on device")]
+    )
+
+    def fsync(descriptor: int) -> None:
+        if error := next(syncs):
+            raise error
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    arguments = {"embed": ["--to", str(tmp_path / "e.npz")], "evaluate": ["--k", "3"], "report": []}[command]
+    assert main([command, str(run), *arguments, *THERE]) == 4
+    last = {"evaluate": run / PICTURES[-1], "report": run / PICTURES[-1], "embed": tmp_path / "e.npz"}[command]
+    assert error_line(capsys) == f"minisimclr: error: {last}: No space left on device"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and devices are POSIX's")
+@pytest.mark.parametrize("target", ["/dev/null", "elsewhere"])
+def test_embed_writes_through_no_link_and_says_so_before_it_begins(trained, tmp_path, monkeypatch, capsys, target):
+    (tmp_path / "elsewhere").write_bytes(OLD)
+    (tmp_path / "e.npz").symlink_to(target)
+    monkeypatch.setattr("minisimclr.cli.embed.load_run", lambda *args: 1 / 0)
+    assert main(["embed", str(trained), "--to", str(tmp_path / "e.npz")]) == 4
+    assert "e.npz is a link, and is not replaced" in error_line(capsys)
+    assert (tmp_path / "elsewhere").read_bytes() == OLD
 
 
 # ── Devices ───────────────────────────────────────────────────────────────────────────────────────
@@ -415,7 +483,7 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
 # ── In a process of its own ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_prints_one_line(photos, tmp_path, signum, code):
     run = tmp_path / "run"
     command = [

@@ -70,6 +70,27 @@ def run_the_tests_of_tanh(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_steps_add_an_operation_whose_entry_in_the_table_passes(tmp_path: Path) -> None:
+    """Its value, its gradient and its refusals; the tests of the page, which take longer, are run in the slow tier."""
+    copy_with_the_steps_of(PAGE, tmp_path)
+    program = (
+        "from minisimclr.checks.report import check_entry\n"
+        "from minisimclr.checks.table import TABLE\n"
+        "(entry,) = [entry for entry in TABLE if entry.name == 'tanh']\n"
+        "print(check_entry(entry).passed, len(entry.samples), len(entry.refused) > 0)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.stdout.split() == ["True", "3", "True"], said.stderr
+
+
+@pytest.mark.slow
 def test_the_four_steps_add_an_operation_that_passes_the_tests(tmp_path: Path) -> None:
     copy_with_the_steps_of(PAGE, tmp_path)
     done = run_the_tests_of_tanh(tmp_path)

@@ -78,6 +78,13 @@ def test_one_near_neighbour_outvotes_two_far_ones_if_the_temperature_is_low():
     assert knn_accuracy(train_h, train_y, test_h, test_y, k=1, temperature=1.02 * even) == 1
 
 
+def test_the_nearest_alone_decides_at_a_temperature_at_which_votes_would_overflow():
+    """e^(s/τ) = e^1000 is no number; a vote is taken relative to that of the nearest."""
+    train_h, train_y = directions(1, 30, 31, 32), np.array([0, 1, 1, 1])
+    assert knn_accuracy(train_h, train_y, directions(0), np.array([0]), k=4, temperature=1e-3) == 1
+    assert knn_accuracy(train_h, train_y, directions(40), np.array([1]), k=4, temperature=1e-3) == 1
+
+
 def test_a_tie_goes_to_the_first_class():
     train_h, train_y = directions(0, 0, 0, 0), np.array([2, 1, 2, 1])
     assert knn_accuracy(train_h, train_y, directions(0), np.array([1]), k=4) == 1
@@ -158,22 +165,58 @@ def test_the_probe_separates_what_can_be_separated():
     assert linear_probe(train_h, train_y, test_h, test_y) == 1
 
 
-def test_the_probe_finds_the_minimum_of_its_loss():
+@pytest.mark.parametrize("count", [60, 2300])  # the second: two parts of 1,000 rows and one of 300
+def test_the_probe_finds_the_minimum_of_its_loss(count):
     """The gradient of mean cross-entropy + ½·l2·|W|², written out in float64, is 0 where it ends; b is free."""
-    h, y = clusters(60, spread=0.7)
+    h, y = clusters(count, spread=0.7)
+    y = (y + (np.arange(count) > 1500)) % 3  # the parts differ in what belongs to a corner
     probe = fit_linear_probe(h, y, l2_values=(0.1,), iterations=200)
     x = (h.astype(float) - h.mean(axis=0, dtype=float)) / h.std(axis=0, dtype=float)
     logits = x @ probe.weights[:-1] + probe.weights[-1]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(3)[y]
-    np.testing.assert_allclose(x.T @ p / 60 + 0.1 * probe.weights[:-1], 0, atol=1e-4)
+    np.testing.assert_allclose(x.T @ p / count + 0.1 * probe.weights[:-1], 0, atol=1e-4)
     np.testing.assert_allclose(p.mean(axis=0), 0, atol=1e-4)
 
 
-def test_the_weight_that_balances_its_penalty_has_a_closed_form():
-    """x = ±1, a class each: log(1 + e^(−2w)) + l2·w² is least where l2·w = σ(−2w); l2 = 2σ(−1) makes that w = ½."""
-    h, y = np.tile(np.float32([[-1], [1]]), (20, 1)), np.tile([0, 1], 20)
-    probe = fit_linear_probe(h, y, l2_values=(2 / (1 + math.e),))
-    np.testing.assert_allclose(probe.weights, [[-0.5, 0.5], [0, 0]], atol=1e-4)
+@pytest.mark.parametrize(("count", "w", "rounding"), [(20, 0.5, 1e-4), (1300, 0.5, 1e-4), (20, 3.0, 1e-2)])
+def test_the_weight_that_balances_its_penalty_has_a_closed_form(count, w, rounding):
+    """x = ±1, a class each: log(1 + e^(−2w)) + l2·w² is least where l2·w = σ(−2w). 2,600 rows come in three parts."""
+    h, y = np.tile(np.float32([[-1], [1]]), (count, 1)), np.tile([0, 1], count)
+    probe = fit_linear_probe(h, y, l2_values=(1 / (1 + math.exp(2 * w)) / w,))
+    np.testing.assert_allclose(probe.weights, [[-w, w], [0, 0]], atol=rounding)
+
+
+def test_logits_far_apart_overflow_nothing_and_a_row_far_out_is_fitted_too():
+    """The loss of a row is shifted by its largest logit: e^1000 is no number."""
+    h, y = clusters(90, classes=2)
+    h[0] = 1e4 * (h[1] - h[0])  # wrong by thousands, at first
+    loss_of: list[float] = []
+    operation = probe.value_and_vjp
+
+    def spy(xp: Any, logits: Array, **settings: Any) -> Any:
+        value, vjp = operation(xp, logits, **settings)
+        loss_of.append(float(value))
+        return value, vjp
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "value_and_vjp", spy)
+        fitted = fit_linear_probe(h, y, l2_values=(1e-4,))
+    assert np.isfinite(loss_of).all()
+    assert np.isfinite(fitted.weights).all()
+    far = probe.LinearProbe(*on_device((np.zeros(2, np.float32), np.ones(2, np.float32))), 1e4 * np.eye(3)[:, :2], 0.0)
+    assert far.accuracy(on_device(h[1:]), y[1:]) == 1
+
+
+def test_of_penalties_that_tie_the_strongest_is_taken():
+    """Their order is that of L2_VALUES, from strong to weak, and only a better one replaces what was found."""
+    h, y = clusters(90)
+    assert fit_linear_probe(h, y).l2 == max(probe.L2_VALUES) == probe.L2_VALUES[0]
+
+
+def test_a_tie_goes_to_the_first_penalty_in_whatever_order_they_come():
+    h, y = clusters(90)
+    for values in ((0.01, 0.1), (0.1, 0.01), (0.1, 1.0, 0.1)):
+        assert fit_linear_probe(h, y, l2_values=values).l2 == values[0]
 
 
 def test_the_penalty_is_chosen_on_training_rows_alone():

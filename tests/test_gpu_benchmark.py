@@ -51,14 +51,16 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
 # ── The whole program ─────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_every_section_is_measured(smoke: Any, gpu: Any) -> None:
     _, report = smoke
     planned = {(name, case["name"]) for name, section in gpu.sections(True, []).items() for case in section.cases}
     assert {(row["section"], row["case"]) for row in report["rows"]} == planned
 
 
+@pytest.mark.slow
 def test_all_that_the_stand_in_can_do_is_timed(smoke: Any) -> None:
-    """The stand-in can do neither bfloat16 nor kernels of its own."""
+    """The stand-in can do no kernels of its own, and bfloat16 only with ml_dtypes."""
     _, report = smoke
     for row in report["rows"]:
         if row["precision"] != "bfloat16" and "cuda" not in row["name"]:
@@ -67,6 +69,7 @@ def test_all_that_the_stand_in_can_do_is_timed(smoke: Any) -> None:
             assert row["quartiles"][0] <= row["median"] <= row["quartiles"][1]
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why_and_harms_no_other(smoke: Any) -> None:
     text, report = smoke
     failed = [row for row in report["rows"] if "failed" in row]
@@ -76,13 +79,16 @@ def test_a_row_that_fails_says_why_and_harms_no_other(smoke: Any) -> None:
         assert any("median" in other for other in report["rows"] if other["case"] == row["case"])
 
 
+@pytest.mark.slow
 def test_all_compute_the_same(smoke: Any) -> None:
     _, report = smoke
     for row in report["rows"]:
         if "median" in row and row["section"] != "ceilings" and "with views" not in row["name"]:
-            assert row["off by"] < 1e-2, row
+            # bfloat16, which the stand-in has where ml_dtypes is installed, keeps 8 bits at each of 18 layers
+            assert row["off by"] < (0.3 if row["precision"] == "bfloat16" else 1e-2), row
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_measured_where(smoke: Any) -> None:
     text, report = smoke
     assert report["about"]["device"] in text
@@ -92,6 +98,7 @@ def test_the_report_says_what_was_measured_where(smoke: Any) -> None:
     assert {"float32", "TF32", "float16", "copy"} <= report["rates"].keys()
 
 
+@pytest.mark.slow
 def test_lines_of_a_table_are_aligned_and_fit_a_screen(smoke: Any) -> None:
     text, _ = smoke
     lines = [line for line in text.splitlines() if line.startswith("  ") and "  – " not in line]

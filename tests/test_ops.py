@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
 from typing import Any
@@ -193,6 +194,7 @@ def test_inputs_seed_and_settings_are_left_alone(entry: Entry, inputs: Any, sett
         assert_same(leaf.data, x)
         assert not share_memory(leaf.grad, seed)
     assert_same(value.data, before)
+    assert value.grad is None  # only leaves keep a gradient
     assert_same(seed, ones)
     for name, setting in settings.items():
         if isinstance(setting, np.ndarray):
@@ -308,6 +310,65 @@ def test_a_shapes_line_that_lies_is_found_out() -> None:
         promised_shape(doc.replace("x (H,W,N,C)", "x (H,C,N,W)"), [x, w], {})
     with pytest.raises(AssertionError, match="is not"):
         promised_shape(doc.replace("x (H,W,N,C)", "x (H,W,C)"), [x, w], {})
+
+
+# ── Operands: which side they stand on, and the ends of the range ─────────────────────────────────
+
+LEFT = [
+    pytest.param(2.0, normal(2, 3), operator.truediv, id="number / x"),
+    pytest.param(2.0, normal(2, 3), operator.sub, id="number - x"),
+    pytest.param(normal(2, 1, seed=1), normal(2, 3), operator.truediv, id="column / x"),
+    pytest.param(normal(2, 3, seed=1), normal(3), operator.sub, id="matrix - x"),
+    pytest.param(normal(3, 2, seed=1), normal(2, 3), operator.matmul, id="matrix @ x"),
+    pytest.param(normal(2, seed=1), normal(2, 2), operator.matmul, id="vector @ x"),
+    pytest.param(normal(4, 2, 2, seed=1), normal(2), operator.matmul, id="stack @ x"),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "op"), LEFT)
+def test_a_number_or_an_array_on_the_left_gives_numpys_value_and_its_gradient(left: Any, right: Array, op: Any) -> None:
+    """The tensor on the right is recorded as the right operand, as if the left one were a tensor too."""
+    x = tensor(right, requires_grad=True)
+    value = op(on_device(left), x)
+    np.testing.assert_allclose(host(value.data), op(left, right), rtol=1e-14)
+    seed = on_device(normal(*value.shape, seed=2))
+    value.backward(seed)
+    both = tensor(left, requires_grad=True), tensor(right, requires_grad=True)
+    op(*both).backward(seed)
+    assert_close(x.grad, both[1].grad, rtol=1e-14)
+
+
+def test_the_left_and_the_right_of_an_operator_are_told_apart() -> None:
+    """a − x = −(x − a), (a/x)·(x/a) = 1, a @ x = (xᵀ @ aᵀ)ᵀ, with a number or an array for a."""
+    x, a = tensor(normal(3, 3)), on_device(normal(3, 3, seed=1))
+    for left in (a, 2.0):
+        assert_close((left - x).data, -(x - left).data)
+        assert_close((left / x * (x / left)).data, np.ones((3, 3)))
+        assert not np.allclose(host((left / x).data), host((x / left).data))
+    assert_close((a @ x).data, (x.T @ a.T).data.T)
+    assert not np.allclose(host((a @ x).data), host((x @ a).data))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_quotient_keeps_its_closed_values_at_the_ends_of_the_range(dtype: Any) -> None:
+    """y² would overflow or vanish where x/y and both slopes, 1/y and −(x/y)/y, are ordinary numbers."""
+    limits = np.finfo(dtype)
+    for y in (limits.max / 64, -limits.max / 64, limits.tiny * 64, -limits.tiny * 64):
+        top, bottom = tensor(dtype(y / 2), requires_grad=True), tensor(dtype(y), requires_grad=True)
+        quotient = top / bottom
+        quotient.backward()
+        assert quotient.item() == 0.5
+        assert_close(top.grad, 1 / y, rtol=1e-6)
+        assert_close(bottom.grad, -0.5 / y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-160, 1e-30, 1e30, 1e160])
+def test_a_common_factor_of_a_quotient_does_not_matter(size: float) -> None:
+    """x/y stays, and both slopes scale with 1/size, also where size² is no number any more."""
+    x, y = tensor(size * normal(5), requires_grad=True), tensor(size * positive(5), requires_grad=True)
+    (x / y).sum().backward()
+    assert_close(x.grad * size, 1 / positive(5), rtol=1e-12)
+    assert_close(y.grad * size, -normal(5) / positive(5) ** 2, rtol=1e-12)
 
 
 # ── Convolution and pooling: every kernel, stride and padding ─────────────────────────────────────
@@ -457,6 +518,43 @@ def test_moments_are_numpys_mean_and_variance_also_far_from_zero(
         assert mean.dtype == variance.dtype == np.float32
         np.testing.assert_allclose(mean, x.astype(float).mean(axis=(0, 1)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(variance, x.astype(float).var(axis=(0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("drift", [False, True], ids=["far", "far and drifting"])
+def test_the_fused_moments_are_numpys_to_the_last_digits_where_the_mean_is_far_above_the_deviation(
+    drift: bool, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the rounding of the result itself, which is float32; a sum of the entries would lose four digits here."""
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 1 << 16)
+    x = 1e4 + normal(5000, 3)
+    x[0] += 30  # the rows that stand for the others need not be like them
+    x = (x + (np.linspace(0, 20, 5000)[:, None] if drift else 0)).astype(np.float32)
+    mean, variance = host(ops.moments(xp, on_device(x), method="fused"))
+    wide = x.astype(float)
+    np.testing.assert_allclose(mean, wide.mean(axis=0), rtol=2**-24)
+    np.testing.assert_allclose(variance, wide.var(axis=0), rtol=2e-6)
+
+
+@pytest.mark.parametrize("ratio", [10, 1000])
+def test_the_accuracy_of_batch_norm_is_that_of_sums_in_float64_where_the_mean_is_far_above_the_deviation(
+    ratio: float, xp: Any
+) -> None:
+    """Value and gradient err no more than with statistics that were summed in float64 and rounded, as torch's are."""
+    x, g = (ratio + normal(8, 8, 64, 4)).astype(np.float32), normal(8, 8, 64, 4, seed=1).astype(np.float32)
+
+    def computed(dtype: Any, moments: Any) -> list[Array]:
+        mean, variance = (on_device(np.asarray(host(m), dtype)) for m in moments)
+        statistics = {"mean": mean, "variance": variance, "batch": True}
+        z = tensor(x.astype(dtype), requires_grad=True)
+        y = ops.batch_norm(z, *on_device((np.ones(4, dtype), np.zeros(4, dtype))), **statistics, method="fused")
+        y.backward(on_device(g.astype(dtype)))
+        return host([y.data, z.grad])
+
+    wide = x.astype(float)
+    in_float64 = wide.mean(axis=(0, 1, 2)), wide.var(axis=(0, 1, 2))
+    exact, rounded = computed(np.float64, in_float64), computed(np.float32, in_float64)
+    for got, best, right in zip(computed(np.float32, ops.moments(xp, on_device(x))), rounded, exact):
+        assert relative(got, right) <= 1.5 * relative(best, right) + 1e-6
 
 
 def test_the_order_of_rows_does_not_matter_to_their_moments(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,7 @@ def test_small_gradients_survive_because_the_loss_is_scaled(images, monkeypatch)
 
 
 @pytest.mark.host
+@pytest.mark.slow
 def test_a_run_in_half_precision_learns_what_one_in_float32_learns(images):
     """The loss comes down as far, to a quarter of it; no two runs take the same way."""
     config = dataclasses.replace(HALF, epochs=10, temperature=0.5, lr=2.0)

@@ -12,6 +12,7 @@ import pytest
 from devices import assert_close, assert_same, host, on_device, placed, tensor
 
 from minisimclr import resnet as module
+from minisimclr.checks.table import conv2d_by_loops, max_pool2d_by_loops
 from minisimclr.engine.autograd import Tensor, no_grad
 from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 
@@ -184,6 +185,65 @@ def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
     x = tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
     block(x).sum().backward()
     assert_same(x.grad, x.data > 0)
+
+
+# ── The stem of large images ──────────────────────────────────────────────────────────────────────
+
+
+def stem_alone(base: int) -> module.ResNet:
+    """An encoder without stages: h is the mean of what the stem gives."""
+    net = placed(resnet18(base=base, stem="imagenet")).astype(np.float64)
+    net.stages = 0
+    return net
+
+
+@pytest.mark.parametrize("side", [(16, 16), (17, 14)])
+def test_the_stem_of_large_images_is_its_loops(side):
+    """A 7×7 convolution of stride 2, batch norm, ReLU, and the largest of each 3×3 window, again of stride 2."""
+    net = stem_alone(3)
+    net.bn1.bias.data = on_device(np.array([0.3, -0.2, 0.0]))
+    images = np.random.default_rng(0).random((2, *side, 3))
+    maps = conv2d_by_loops(images.transpose(1, 2, 0, 3), host(net.conv1.weight.data), stride=2, padding=3)
+    maps = np.maximum(maps / np.sqrt(1 + 1e-5) + host(net.bn1.bias.data), 0)
+    pooled = max_pool2d_by_loops(maps, kernel=3, stride=2, padding=1)
+    assert_close(net(on_device(images)).data, pooled.mean(axis=(0, 1)), rtol=1e-12)
+
+
+def test_closed_values_of_one_bright_pixel_that_four_windows_of_the_stem_see():
+    """The kernel copies its centre. Pixel (2,2) becomes pixel (1,1) of 8×8, which 4 of the 4×4 windows hold."""
+    net = stem_alone(1)
+    kernel, images = np.zeros((7, 7, 3, 1)), np.zeros((1, 16, 16, 3))
+    kernel[3, 3, 0, 0], images[0, 2, 2, 0] = 1, 8
+    net.conv1.weight.data = on_device(kernel)
+    assert_close(net(on_device(images)).data, [[8 / np.sqrt(1 + 1e-5) * 4 / 16]], rtol=1e-12)
+
+
+# ── A bottleneck ──────────────────────────────────────────────────────────────────────────────────
+
+
+def bottleneck(*factors):
+    """A block of 4 channels, 1 inside, whose kernels scale: the sum of the channels, then one number, then all four."""
+    block = placed(module.Bottleneck(4, 1, 1, np.random.default_rng(0))).astype(np.float64)
+    for conv, factor in zip((block.conv1, block.conv2, block.conv3), factors):
+        kernel = np.zeros(conv.weight.shape)
+        kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = factor
+        conv.weight.data = on_device(kernel)
+    return block
+
+
+def test_a_bottleneck_is_the_papers_formula():
+    """relu(x + bn(conv3(relu(bn(conv2(relu(bn(conv1 x)))))))), with batch norm an identity here."""
+    x, scale = np.random.default_rng(1).standard_normal((2, 2, 30, 4)), 1 / np.sqrt(1 + 1e-5)
+    for a, b, c in ((1.0, -2.0, 3.0), (1.0, 2.0, 3.0), (-1.0, 2.0, -3.0)):
+        first = np.maximum(a * scale * x.sum(axis=3, keepdims=True), 0)
+        second = np.maximum(b * scale * first, 0)
+        assert_close(bottleneck(a, b, c)(tensor(x)).data, np.maximum(x + c * scale * second, 0), rtol=1e-12)
+
+
+def test_a_bottleneck_whose_second_convolution_is_silent_under_its_relu_is_its_shortcut():
+    """The second convolution turns all numbers negative that the first ReLU lets through."""
+    x = np.random.default_rng(1).standard_normal((2, 2, 30, 4))
+    assert_same(bottleneck(1.0, -1.0, 1.0)(tensor(x)).data, np.maximum(x, 0))
 
 
 def last_map(net, images):

@@ -230,3 +230,10 @@ def test_gradient_of_the_whole_model_integrates_to_the_change_of_its_loss(name):
 
     step = 1e-6 * np.random.default_rng(3).standard_normal(before.shape)
     check_path(loss, on_device(before), on_device(before + step), nodes=3, tolerance=1e-7)
+
+
+def test_the_first_weights_of_encoder_and_head_are_told_apart() -> None:
+    """Both come from a generator of their own; from one seed the head would begin as a copy of the encoder's draws."""
+    first = np.random.default_rng(0).uniform(-1, 1, (4, 4)).ravel()
+    drawn = ProjectionHead(4, 4, 4).linear1.weight.data.ravel() * 2  # uniform in ±1/√4
+    assert abs(np.corrcoef(first, drawn)[0, 1]) < 0.9

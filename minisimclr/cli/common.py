@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..data import DataError, Dataset, load_dataset
+from ..training import record
+from ..training.folders import require_free
 from ..training.run import Run
-from .console import saying
+from .console import note, saying
+
+MOST_RUNS = 1000  # number of folders that are tried; the error of the last one is then told
 
 
 def add_device(
@@ -20,8 +26,10 @@ def add_device(
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that looks at a run: --device, --data, and the run itself."""
     add_device(parser)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--data", default=None, help="folder or zip of images (default: those of the run)")
+    parser.add_argument("run", type=path_name, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--data", type=some_text, default=None, help="folder or zip of images (default: those of the run)"
+    )
 
 
 def splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
@@ -41,9 +49,38 @@ def splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
 
 
 def free_folder(wanted: Path) -> Path:
-    """Return runs/demo, or the first of runs/demo-2, runs/demo-3 … that holds no run."""
-    folder, number = wanted, 1
-    while (folder / "checkpoint.npz").exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
+    """Return runs/demo, or the first of runs/demo-2, runs/demo-3 … in which a run can be begun."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            require_free(folder)
+        except (ValueError, OSError):
+            if number < MOST_RUNS:
+                continue
+        break
     return folder
+
+
+def some_text(text: str) -> str:
+    """Return the value of an option. Raises: ArgumentTypeError if it is empty: "." is not what was meant."""
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
+
+
+def path_name(text: str) -> Path:
+    """Return the path that an option names. Raises: ArgumentTypeError for an empty name."""
+    return Path(some_text(text))
+
+
+def remark(run: Run) -> None:
+    """Say what is wrong with the record of a run, if anything is."""
+    assert run.folder is not None
+    for line in record.remarks(run.folder / "metrics.jsonl", run.steps):
+        note(line)
+
+
+def leave_out(pictures: Iterable[str]) -> None:
+    """Say that the curve is not among the pictures, if it is not."""
+    if "loss.png" not in pictures:
+        note("loss.png is left out: metrics.jsonl holds nothing to draw")

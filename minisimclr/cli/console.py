@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,21 +11,31 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..storage import one_line
 from ..training.config import Config
 from ..training.run import Metrics
 
 LOG_EVERY = 10.0  # seconds between two lines of a log; a terminal shows a bar instead
+LONGEST = 500  # length of an error, characters; ours are shorter, what they quote may not be
 BAR = "step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left"
 
 
 def complain(message: str) -> None:
     """Print an error as one line."""
-    print(f"minisimclr: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"minisimclr: error: {one_line(message, most=LONGEST)}", file=sys.stderr)
 
 
 def note(message: str) -> None:
     """Print a line about something that the user may not expect."""
-    print(f"minisimclr: note: {message}", file=sys.stderr)
+    print(f"minisimclr: note: {one_line(message, most=LONGEST)}", file=sys.stderr)
+
+
+def show(*texts: str) -> None:
+    """Print results, at once: a disk that is full is noticed here. Control characters in names are not passed on."""
+    for text in texts:
+        for line in text.split("\n"):
+            print("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -36,8 +47,9 @@ def saying(task: str) -> Iterator[Callable[[str], None]]:
     shown = sys.stderr.isatty()
 
     def say(detail: str) -> None:
-        if shown:
-            print(f"\r\x1b[K{task}{': ' if detail else ' …'}{detail}", end="", file=sys.stderr, flush=True)
+        if shown:  # no longer than the terminal is wide: what flows over is not wiped
+            text = one_line(f"{task}{': ' if detail else ' …'}{detail}", most=max(shutil.get_terminal_size()[0] - 1, 1))
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     say("")
     try:

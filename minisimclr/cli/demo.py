@@ -16,8 +16,8 @@ from ..data import load_dataset
 from ..nn import method_of
 from ..training.config import Config
 from ..training.train import pretrain
-from .common import add_device, free_folder
-from .console import saying, training
+from .common import add_device, free_folder, path_name
+from .console import saying, show, training
 from .evaluate import evaluated
 
 HELP = "draw a data set, pre-train on it, evaluate, and show what was learned"
@@ -28,7 +28,7 @@ DEMO = Config(data="doodles", batch=128, epochs=12, lr=0.2, temperature=0.2, min
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the few settings that may differ from the demo's."""
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/demo)")
+    parser.add_argument("--out", type=path_name, metavar="FOLDER", help="folder of the run (default: runs/demo)")
     parser.add_argument(
         "--seed", type=int, default=DEMO.seed, metavar="N", help=f"seed of all random numbers (default: {DEMO.seed})"
     )
@@ -43,6 +43,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"the time (default: {DEMO.method})",
     )
     add_device(parser, "device that computes")
+
+
+def check_pooling() -> None:
+    """Check the gradient of max-pooling in its plain form, the one plain form that the demo's small network leaves out.
+
+    So whoever steps through the demo meets every operation of the first reading list.
+    """
+    pool = functools.partial(ops.max_pool2d, kernel=3, stride=2, padding=1, method="plain")  # as in a ResNet's stem
+    with saying("checking max-pooling, which this network leaves out"):
+        gradcheck(pool, np.random.default_rng(0).standard_normal((5, 5, 2, 1)))  # (H,W,N,C)
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -63,14 +73,4 @@ def run_command(options: argparse.Namespace) -> None:
     with training(config, start=0) as progress:
         run = pretrain(config, train.images, folder=folder, progress=progress)
     evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
-    print(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")
-
-
-def check_pooling() -> None:
-    """Check the gradient of max-pooling in its plain form, the one plain form that the demo's small network leaves out.
-
-    So whoever steps through the demo meets every operation of the first reading list.
-    """
-    pool = functools.partial(ops.max_pool2d, kernel=3, stride=2, padding=1, method="plain")  # as in a ResNet's stem
-    with saying("checking max-pooling, which this network leaves out"):
-        gradcheck(pool, np.random.default_rng(0).standard_normal((5, 5, 2, 1)))  # (H,W,N,C)
+    show(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")

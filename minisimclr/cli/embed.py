@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from ..data import load_dataset
 from ..evaluation.embed import embed
+from ..storage import require_replaceable, write
 from ..training.run import load_run
-from .common import add_run
+from .common import add_run, path_name
+from .console import show
 
 HELP = "write h and z of every image to an .npz file"
 
@@ -18,7 +19,7 @@ HELP = "write h and z of every image to an .npz file"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --split, --to, and the run."""
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE.npz", help="file to write")
+    parser.add_argument("--to", type=path_name, required=True, metavar="FILE.npz", help="file to write")
     add_run(parser)
 
 
@@ -27,9 +28,10 @@ def run_command(options: argparse.Namespace) -> None:
 
     Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
     """
+    require_replaceable(options.to)  # before the work, not after it
     run = load_run(options.run, options.device)
     data = load_dataset(options.data or run.config.data, options.split, size=run.config.size)
     h, z = embed(run.model, data.images)
-    with open(options.to, "wb") as file:
-        np.savez(file, h=h, z=z, labels=data.labels, class_names=np.array(data.class_names))
-    print(f"{options.to}: h {h.shape}, z {z.shape}, labels, class_names")
+    names = np.array(data.class_names)
+    write(options.to, lambda file: np.savez(file, h=h, z=z, labels=data.labels, class_names=names))
+    show(f"{options.to}: h {h.shape}, z {z.shape}, labels, class_names")

@@ -9,9 +9,10 @@ import json
 from .. import report
 from ..data import Dataset
 from ..protocols.compare import compare
+from ..storage import Content, write_all
 from ..training.run import Run, load_run
-from .common import add_run, splits
-from .console import saying
+from .common import add_run, leave_out, remark, splits
+from .console import saying, show
 
 HELP = "measure how well h, and z, tell the classes apart"
 
@@ -35,6 +36,7 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
     """
     run = load_run(options.run, options.device)
+    remark(run)
     evaluated(run, *splits(run, options.data), k=options.k, temperature=options.knn_temperature)
 
 
@@ -46,8 +48,6 @@ def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, tempe
     text = report.table(scores)
     classes = len(train.class_names)
     settings = f"accuracy in percent; {classes} classes, chance {100 / classes:.1f}; k = {k}"
-    print(f"\n{text}\n\n{settings}")
-    (run.folder / "table.txt").write_text(f"{text}\n\n{settings}\n")
     results = {
         "steps": run.steps,
         "k": k,
@@ -56,6 +56,13 @@ def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, tempe
         "test_images": {name: len(data) for name, data in tests.items()},
         "scores": [dataclasses.asdict(score) for score in scores],
     }
-    (run.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     with saying("drawing pictures"):
-        report.draw_all(run, train, next(iter(tests.values())), run.folder)
+        pictures = report.drawn(run, train, next(iter(tests.values())))
+    show(f"\n{text}\n\n{settings}")
+    files: dict[str, Content] = {
+        "table.txt": f"{text}\n\n{settings}\n",
+        "results.json": json.dumps(results, indent=2) + "\n",
+        **pictures,
+    }
+    write_all({run.folder / name: content for name, content in files.items()})  # all or none: they belong together
+    leave_out(pictures)

@@ -20,5 +20,5 @@ def run_command(options: argparse.Namespace) -> int:
     """Print the table of all operations, and return 1 if one of them fails."""
     with saying("checking every operation"):
         text, passed = report.main_table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    print(text)
+    print(text, flush=True)
     return 0 if passed else 1

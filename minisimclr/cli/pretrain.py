@@ -9,20 +9,23 @@ from typing import Any
 
 from .. import backend
 from ..data import load_dataset
+from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
-from ..training.run import environment_changes, load_run
+from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import whole
-from .common import free_folder
-from .console import note, saying, training
+from .common import free_folder, path_name
+from .console import note, saying, show, training
 
 HELP = "pre-train an encoder on images without labels"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --out, --resume, --workers, and one option for each setting of Config."""
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/NAME-OF-THE-DATA)")
+    parser.add_argument(
+        "--out", type=path_name, metavar="FOLDER", help="folder of the run (default: runs/NAME-OF-THE-DATA)"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -62,7 +65,7 @@ def run_command(options: argparse.Namespace) -> None:
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
     with training(config, start) as progress:
         run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
-    print(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
+    show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
 def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
@@ -81,12 +84,14 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
         return config, 0
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
-    stored = load_run(options.out)
-    config = dataclasses.replace(stored.config, **given)
+    found = stored.read_text(options.out / "checkpoint.npz")
+    config = dataclasses.replace(found.config, **given)
     backend.require(config.device)
     for change in environment_changes(options.out, config):
         note(f"{change}; the run goes on, but not bit for bit")
-    return config, stored.steps
+    for line in record.remarks(options.out / "metrics.jsonl", found.steps):
+        note(line)
+    return config, found.steps
 
 
 def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) -> None:

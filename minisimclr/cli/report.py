@@ -6,7 +6,8 @@ import argparse
 
 from .. import report
 from ..training.run import load_run
-from .common import add_run, splits
+from .common import add_run, leave_out, remark, splits
+from .console import show
 
 HELP = "draw the pictures of a run again"
 add_options = add_run
@@ -18,6 +19,8 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
     """
     run = load_run(options.run, options.device)
+    remark(run)
     train, tests = splits(run, options.data)
-    for path in report.draw_all(run, train, next(iter(tests.values())), options.run):
-        print(path)
+    paths = report.draw_all(run, train, next(iter(tests.values())), options.run)
+    leave_out(path.name for path in paths)
+    show(*map(str, paths))

@@ -64,6 +64,8 @@ def _open_source(path: Path, report: Report) -> Iterator[list[Entry]]:
         yield sorted(_folder_entries(path, report), key=lambda entry: entry.parts)
     elif not path.exists():
         raise DataError(f'{path}: no such folder or zip file (or say "doodles" for the built-in images)')
+    elif not path.is_file():  # a pipe would wait for ever, and a device has no end
+        raise DataError(f"{path}: neither a folder nor a zip file")
     else:
         try:
             archive = zipfile.ZipFile(path)

@@ -15,7 +15,7 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     """Round to another floating-point dtype.
 
     Shapes: x (…) -> (…)
-    VJP:    dx = g, in the dtype of x
+    VJP:    dx = g, in the dtype of x   (the derivative of the line x, not of the staircase that rounding makes of it)
     >>> from minisimclr import Tensor
     >>> cast(Tensor([2.0001]), dtype="float16").data.tolist()
     [2.0]
@@ -37,7 +37,7 @@ def reshape(xp: Any, x: Array, *, shape: tuple[int, ...]) -> tuple[Array, Vjp]:
     >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), shape=(2, -1)).data.tolist()
     [[1.0, 2.0], [3.0, 4.0]]
     """
-    before = x.shape  # the vjp keeps the shape, not x
+    before = x.shape  # the vjp keeps the shape, not x, which may then be freed before the backward pass
     return x.reshape(shape), lambda g: g.reshape(before)  # a view wherever NumPy can: no element moves
 
 

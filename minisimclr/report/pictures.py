@@ -9,6 +9,7 @@ similarity.png  cosine similarities of test images, sorted by class, before and 
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..backend import device_of
 from ..data import Dataset
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
+from ..storage import write_all
 from ..training.config import build_model
 from ..training.run import Metrics, Run
 from ..views import two_views
@@ -33,16 +35,34 @@ CELL = 64  # side of an image on a sheet, pixels; twice that of a doodle
 
 
 def draw_all(run: Run, train: Dataset, test: Dataset, folder: Path) -> list[Path]:
-    """Write the four pictures into the folder and return their paths."""
+    """Write the pictures into the folder, all of them or none, and return their paths."""
+    contents = {folder / name: content for name, content in drawn(run, train, test).items()}
+    write_all(contents)
+    return list(contents)
+
+
+def drawn(run: Run, train: Dataset, test: Dataset) -> dict[str, bytes]:
+    """Draw the pictures and return them as PNG files, by name; the curve is left out if there are no metrics."""
+    history = [line for line in run.history if _can_be_drawn(line)]
     pictures = {
-        "loss.png": loss_curve(run.history),
+        **({"loss.png": loss_curve(history)} if history else {}),
         "views.png": views_sheet(run, train.images),
         "neighbours.png": neighbours_sheet(run, train, test),
         "similarity.png": similarity_matrices(run, test),
     }
-    for name, picture in pictures.items():
-        picture.save(folder / name, optimize=True)
-    return [folder / name for name in pictures]
+    return {name: _as_png(picture) for name, picture in pictures.items()}
+
+
+def _can_be_drawn(line: Metrics) -> bool:
+    """Return True for metrics whose numbers are numbers; the file that they come from is untrusted."""
+    numbers = [line.get(name) for name in ("loss", "top1", "chance")]
+    return all(isinstance(number, (int, float)) and abs(number) < 1e9 for number in numbers)  # NaN is not below
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 # ── The curve ─────────────────────────────────────────────────────────────────────────────────────

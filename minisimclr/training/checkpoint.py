@@ -9,11 +9,8 @@ fresh generator seeded with (seed, step), so seed and position *are* the random 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,12 @@ import numpy as np
 
 from ..backend import device_name
 from ..processor import blas_kernels, threads
+from ..storage import one_line, shown, write
+from . import archive
+from .archive import Header, Rule
 
 FORMAT = 1  # number of the layout described above; another one is refused
-LARGEST = 8 << 30  # bytes that a checkpoint may unpack to; more is refused unread, because the file is untrusted
-NUMERICS = 1  # number of our arithmetic: raised by each change after which a step computes other bits than before
+NUMERICS = 2  # number of our arithmetic: raised by each change after which a step computes other bits than before
 
 
 class CheckpointError(OSError):
@@ -33,68 +32,61 @@ class CheckpointError(OSError):
 
 
 def save(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write arrays and meta to `path`, or leave what was there untouched.
-
-    A temporary file in the same folder is written first, then sent to the disk (fsync), then renamed. So one always
-    finds the whole old file or the whole new one, even after a power cut or `kill -9`.
-    """
+    """Write arrays and meta to `path`, or leave what was there untouched (storage.py says how)."""
     text = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, meta=text, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    write(path, lambda file: np.savez(file, meta=text, **arrays))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable (not possible, and not needed, on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+Implied = Callable[[dict[str, Any], Mapping[str, Header]], Mapping[str, Rule]]
 
 
-def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+def load(path: Path, implied: Implied | None = None) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """Read the arrays and the meta of a checkpoint.
+
+    implied  is called with the meta and the headers of the arrays, and returns the rules that they must follow; an
+             array without a rule is refused, and nothing is read until all of them are followed
 
     Raises: CheckpointError, in one line, for anything that is not one.
     """
+    with explained(path), archive.opened(path) as opened:
+        meta = _meta(opened)
+        names = [name for name in opened.headers if name != "meta"]
+        if implied is not None:
+            rules = implied(meta, {name: opened.headers[name] for name in names})
+            opened.require({**rules, "meta": Rule(*opened.headers["meta"])})
+        return {name: opened.read(name) for name in names}, meta
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """Read the meta of a checkpoint alone. Raises: CheckpointError, as `load`."""
+    with explained(path), archive.opened(path) as opened:
+        return _meta(opened)
+
+
+def _meta(opened: archive.Archive) -> dict[str, Any]:
+    text = opened.text("meta")
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise CheckpointError(f"checkpoint {path} would unpack to {size / 2**30:.1f} GiB; refused")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
-        if meta["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}")
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # the readers of a damaged file raise almost anything
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from None
-    return arrays, meta
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("meta is no JSON") from None
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise ValueError("meta names no format")
+    if type(meta["format"]) is not int or meta["format"] != FORMAT:
+        raise ValueError(f"it has format {json.dumps(meta['format'])[:20]}, this version reads {FORMAT}")
+    return meta
 
 
 @contextmanager
-def must_fit(path: Path) -> Iterator[None]:
-    """Turn what goes wrong when the contents of a readable checkpoint are taken over into a CheckpointError."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is read into a CheckpointError: one line, of 180 characters at most."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} does not fit: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {shown(path)}") from None
+    except Exception as error:  # the readers of a damaged file raise almost anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = f"checkpoint {shown(path)} cannot be used: {reason or type(error).__name__}"
+        raise CheckpointError(one_line(text, most=180)) from None
 
 
 def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -115,10 +107,6 @@ def environment(device: str = "cpu", precision: str = "float32") -> dict[str, An
         "blas": blas_kernels(),
         "threads": threads(),
     }
-
-
-# The environment of a checkpoint that was written before these entries existed.
-FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32"}
 
 
 def _processor() -> str:

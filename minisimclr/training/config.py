@@ -118,7 +118,7 @@ class Config:
     method: str = _setting(
         METHOD,
         "form of each operation: plain, the forms to read; auto, the fastest; or some by name, as in "
-        "conv=winograd,ntxent=exact",
+        "conv=winograd,ntxent=exact; winograd spreads a NaN or the rounding of an outlier over a tile of 4x4 pixels",
         metavar="NAMES",
     )
 
@@ -135,9 +135,9 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = dict(settings)  # a copy, because the caller's dictionary must stay as it is
-        if "conv" in settings and "method" not in settings:  # stored before version 0.2
-            settings["method"] = method_of_conv(settings.pop("conv"))
+        settings = {name: value for name, value in settings.items() if name != "run"}  # config.json says whose it is
+        if "conv" in settings and "method" not in settings:
+            settings["method"] = method_of_conv(settings.pop("conv"))  # stored before version 0.2
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}
         if unknown:  # from a newer version, or misspelled: neither may be passed over
             raise ValueError(f"unknown setting {', '.join(sorted(unknown))}")

@@ -1,8 +1,8 @@
 """A run and its folder: what is kept of it, and how it is found again.
 
-config.json      the settings
+config.json      the settings, and "run", by which the folder is known as ours
 metrics.jsonl    one JSON object per step: "loss", "top1", "gradient" (Σ max|g| over the parameters; 0: a step that
-                 float16 left out), "lr" …
+                 float16 left out), "lr" … (record.py)
 checkpoint.npz   weights, the optimizer's arrays, position (checkpoint.py)
 
 This file keeps a run and does not know how it is trained: the optimizer's part is a dictionary of arrays.
@@ -11,11 +11,10 @@ This file keeps a run and does not know how it is trained: the optimizer's part 
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,15 @@ import numpy as np
 
 from ..nn import ROOMS, method_of
 from ..simclr import SimCLR
-from . import checkpoint
+from ..storage import Lock, open_to_append, remove_leftovers, shown, write
+from . import checkpoint, folders, record, stored
 from .config import Config, build_model
+from .record import Metrics as Metrics
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
 # not what is computed.
 MAY_CHANGE = ("device", "precision", "method")
-
-Metrics = dict[str, Any]  # one line of metrics.jsonl
+RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
 class Interrupted(Exception):
@@ -45,13 +45,14 @@ class NonFiniteError(ArithmeticError):
     """The loss, a gradient or an array to be saved became NaN or infinite; the last checkpoint is as it was."""
 
 
-@dataclass
 class Run:
     """A model, how it was made, how its training went, and where it is kept.
 
     config   the settings                             history  one dictionary of metrics per step
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
+
+    The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
 
     >>> import minisimclr as ms
     >>> from minisimclr.training.config import build_model
@@ -60,12 +61,31 @@ class Run:
     (0, None)
     """
 
-    config: Config
-    model: SimCLR
-    steps: int = 0
-    history: list[Metrics] = field(default_factory=list)
-    folder: Path | None = None
-    images: str = ""
+    def __init__(
+        self,
+        config: Config,
+        model: SimCLR,
+        steps: int = 0,
+        history: Iterable[Metrics] = (),
+        folder: Path | None = None,
+        images: str = "",
+    ) -> None:
+        self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
+        self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
+        self.lock: Lock | None = None  # of the folder, while the run is trained
+
+    @property
+    def history(self) -> list[Metrics]:
+        """The metrics of the steps that are done, one dictionary each."""
+        return list(self.recent) if self.folder is None else record.read(self.folder / "metrics.jsonl", self.steps)
+
+    def __repr__(self) -> str:
+        return f"Run(steps={self.steps}, folder={self.folder}, {self.config})"
+
+    def release(self) -> None:
+        """Give back the folder's lock."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def load_run(folder: str | Path, device: str = "cpu") -> Run:
@@ -81,18 +101,14 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = ms.pretrain(ms.Config(size=16, batch=4, epochs=1), images, folder=folder)
     ...     run = ms.load_run(folder)
-    >>> run.steps, len(run.history)
-    (2, 2)
+    ...     print(run.steps, len(run.history))
+    2 2
     """
     folder = Path(folder)
-    path = folder / "checkpoint.npz"
-    arrays, meta = checkpoint.load(path)
-    with checkpoint.must_fit(path):
-        config = Config.from_dict(meta["config"])
-        run = Run(config, build_model(config.to_evaluate(device)), steps=int(meta["steps"]), folder=folder)
-        run.model.load_state_dict(checkpoint.part(arrays, "model"))
+    found = stored.read(folder / "checkpoint.npz")
+    run = Run(found.config, build_model(found.config.to_evaluate(device)), found.steps, (), folder, found.images)
+    run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
-    run.history = _read_metrics(folder / "metrics.jsonl", run.steps)
     return run
 
 
@@ -101,44 +117,59 @@ def fingerprint(images: np.ndarray[Any, Any]) -> str:
     return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
-def make_folder(folder: str | Path | None, resume: bool) -> Path | None:
-    """Make the folder of a run if need be. One that holds a run is only touched to resume it.
+def take_folder(folder: str | Path | None, resume: bool) -> tuple[Path | None, Lock | None]:
+    """Make the folder of a run if need be, and lock it. One that holds a run is only touched to resume it.
 
-    Raises: ValueError if it holds a run that is not to be resumed, or if there is none to resume.
+    Raises: ValueError if another process trains in it, if it holds a run that is not to be resumed or files that are
+            not a run's, or if there is none to resume.
     """
     if folder is None:
         if resume:
             raise ValueError("resume needs the folder of the run")
-        return None
+        return None, None
+    if not str(folder):
+        raise ValueError("the folder of the run has an empty name")
     folder = Path(folder)
-    if not resume and (folder / "checkpoint.npz").exists():
-        raise ValueError(f"{folder} already holds a run; go on with --resume, or choose another folder with --out")
+    if not resume:
+        folders.require_free(folder)
+    elif not folder.is_dir():
+        raise checkpoint.CheckpointError(f"there is no checkpoint {shown(folder / 'checkpoint.npz')}")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        lock = Lock(folder)
+    except BlockingIOError:
+        raise ValueError(f"{shown(folder)} is in use: another process trains there; wait for it, or stop it") from None
+    try:
+        if resume:
+            folders.require_resumable(folder)
+        else:
+            folders.require_free(folder)  # once more: now nobody else can begin a run in it
+    except BaseException:
+        lock.release()
+        raise
+    return folder, lock
 
 
 def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> None:
-    """Take over weights, position and metrics of the folder's checkpoint, and give its arrays to the optimizer.
+    """Take over weights and position of the folder's checkpoint, and give its arrays to the optimizer.
 
     Raises: ValueError if the run was made with other settings or images; CheckpointError if it cannot be used.
     """
     assert run.folder is not None
     path = run.folder / "checkpoint.npz"
-    arrays, meta = checkpoint.load(path)
-    with checkpoint.must_fit(path):
-        before = Config.from_dict(meta["config"]).as_dict()  # a setting that did not exist then has its default
+    found = stored.read(path)
+    before = found.config.as_dict()  # a setting that did not exist then has its default
     differing = [
         name for name, value in run.config.as_dict().items() if before[name] != value and name not in MAY_CHANGE
     ]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
-    if meta.get("images") != run.images:
+    if found.images != run.images:
         raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
-    with checkpoint.must_fit(path):
-        run.model.load_state_dict(checkpoint.part(arrays, "model"))
-        load_optimizer(arrays)
-        run.steps = int(meta["steps"])
-    run.history = _read_metrics(run.folder / "metrics.jsonl", run.steps)
+    with checkpoint.explained(path):
+        run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
+        load_optimizer(found.arrays)
+    run.steps = found.steps
 
 
 def environment_changes(folder: str | Path, config: Config) -> list[str]:
@@ -146,11 +177,8 @@ def environment_changes(folder: str | Path, config: Config) -> list[str]:
 
     If the list is empty, a run that is resumed with this configuration continues bit for bit.
     """
-    path = Path(folder) / "checkpoint.npz"
-    _, meta = checkpoint.load(path)
-    with checkpoint.must_fit(path):
-        before = Config.from_dict(meta.get("config", {}))
-        then = checkpoint.FIRST_ENVIRONMENT | meta.get("environment", {})
+    found = stored.read_text(Path(folder) / "checkpoint.npz")
+    before, then = found.config, found.environment
     now = checkpoint.environment(config.device, config.precision)
     changes = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
     if any(method_of(room, before.method) != method_of(room, config.method) for room in ROOMS):
@@ -181,37 +209,22 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def opened(run: Run) -> Iterator[Callable[[Metrics], None]]:
-    """Open the folder for writing, and yield a function that adds a line to the run's history and metrics.jsonl.
+    """Open the folder for writing, and yield a function that adds a line to the run's record.
 
     A resumed run first drops the lines that were written after its checkpoint: it makes those steps again.
     """
     if run.folder is None:
-        yield run.history.append
+        yield run.recent.append
         return
-    for left_over in run.folder.glob(".checkpoint.npz.*.part"):  # of a process that was killed while it saved
-        left_over.unlink(missing_ok=True)
-    (run.folder / "config.json").write_text(json.dumps(run.config.as_dict(), indent=2) + "\n")
-    temporary = run.folder / ".metrics.jsonl.part"
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in run.history))
-    os.replace(temporary, run.folder / "metrics.jsonl")
-    with open(run.folder / "metrics.jsonl", "a") as file:
+    remove_leftovers(run.folder, folders.NAMES)  # of a process that was killed while it wrote
+    settings = json.dumps({**run.config.as_dict(), "run": folders.run_id(run.config)}, indent=2) + "\n"
+    write(run.folder / "config.json", settings)
+    record.cut(run.folder / "metrics.jsonl", run.steps)
+    with open_to_append(run.folder / "metrics.jsonl") as file:
 
-        def write(line: Metrics) -> None:
-            run.history.append(line)
-            file.write(json.dumps(line) + "\n")
-            file.flush()  # whoever watches the file sees each step
+        def write_line(line: Metrics) -> None:
+            left = (json.dumps(line) + "\n").encode()
+            while left:  # at once, because whoever watches the file wants to see each step; a full disk takes a part
+                left = left[file.write(left) :]
 
-        yield write
-
-
-def _read_metrics(path: Path, steps: int) -> list[Metrics]:
-    """Read the lines of the steps before `steps`; a line cut off by a crash, or no file at all, is no harm."""
-    lines: list[Metrics] = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] < steps:
-            lines.append(line)
-    return lines
+        yield write_line

@@ -13,20 +13,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from ..backend import Array, array_module, to_numpy
+from ..backend import Array, array_module, is_array, to_numpy
 from ..processor import blas_at_one_thread
 from . import precision
 from .config import Config
 from .optim import Optimizer
-from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, make_folder, opened, restore, save
+from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
+from .workers import leave_if_only_imported
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
+# Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
+STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
 
 
@@ -38,18 +41,25 @@ def begin(
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
     """
+    leave_if_only_imported()
     model, optimizer = precision.build(config)
-    run = Run(config, model, folder=make_folder(folder, resume), images=fingerprint(images))
+    path, lock = take_folder(folder, resume)
+    run = Run(config, model, folder=path, images=fingerprint(images))
+    run.lock = lock
     if resume:
-        restore(run, optimizer.load_state_dict)
+        try:
+            restore(run, optimizer.load_state_dict)
+        except BaseException:
+            run.release()
+            raise
     return run, optimizer
 
 
 class Session:
     """The remaining steps of a run, with what is recorded and saved of them.
 
-    with Session(run, optimizer, total_steps) as session:
-        for step in session:                                  # saves in between, and stops at SIGINT or SIGTERM
+    with Session(run, optimizer, total_steps) as session:     # whatever ends the loop, the last whole step is saved
+        for step in session:                                  # saves in between, and stops when a signal asks for it
             ...
             session.record(loss=loss.data, gradient=size)     # raises if one of them is not finite
             optimizer.step(lr)
@@ -69,9 +79,13 @@ class Session:
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
+        self.kept = run.steps  # steps that the last checkpoint holds
+        self.buffers: list[tuple[Any, str, Array]] = []  # running statistics after the last whole step
+        self.whole = True  # False while the weights are between two steps
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            stack.callback(self.run.release)
             stack.enter_context(blas_at_one_thread())  # once for all steps; our own threads share out the work
             stack.enter_context(np.errstate(over="ignore", invalid="ignore"))  # `record` looks for itself
             self.stop = stack.enter_context(stop_signals())
@@ -80,8 +94,39 @@ class Session:
         self.saved = time.monotonic()  # when the last checkpoint was written
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._rescue(error)
+        finally:
+            self.close()
+        if self.stop and error is None:  # a signal that came when the last step had been saved
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
+
+    def _rescue(self, error: BaseException | None) -> None:
+        """Save the last whole step, whatever ended the loop after it, if its numbers are finite.
+
+        A step that was broken off has moved the running statistics already, and not the weights yet; so the
+        statistics are put back. One that was broken off while the optimizer wrote the weights cannot be saved.
+        """
+        late = isinstance(error, NonFiniteError) and len(self.waiting) > 1  # which of these steps spoiled the weights?
+        if self.run.folder is None or not self.whole or late or self.run.steps <= self.kept:
+            return
+        for module, name, array in self.buffers:
+            setattr(module, name, array)
+        self.waiting = [line for line in self.waiting if line["step"] < self.run.steps]
+        try:
+            lines = self.finished + (self._read() if self.waiting else [])
+            with suppress(OSError):  # the record is for reading: the checkpoint is what must not be lost
+                for line in lines:
+                    self.write(line)
+            save(self.run, self.optimizer.state_dict())
+        except (NonFiniteError, OSError):
+            if error is None:
+                raise
+            # what ended the loop is what must be told; the last checkpoint is as it was
 
     def __iter__(self) -> Iterator[int]:
         """Yield the number of each step that is left.
@@ -95,8 +140,10 @@ class Session:
             self.waiting.append(
                 {"step": step, "steps": total, "epoch": epoch, "chance": math.log(2 * config.batch - 1)}
             )
+            self._settle()
             yield step
             self.run.steps = step + 1
+            self._settle()
             if self.finished:  # only a state whose numbers were read and found finite is saved
                 self._keep()
 
@@ -112,6 +159,18 @@ class Session:
         last = self.waiting[-1]["step"] == self.steps[-1]
         if last or self.stop or len(self.waiting) >= READ_EVERY[self.run.config.device]:
             self.finished = self._read()
+        self.whole = False  # from here on the optimizer writes the weights
+
+    def _settle(self) -> None:
+        """Note that a step is whole. Running statistics are replaced and never overwritten: to keep them is enough."""
+        if self.run.folder is not None:
+            self.buffers = [
+                (module, name, value)
+                for _, module in self.run.model.modules()
+                for name, value in vars(module).items()
+                if is_array(value)
+            ]
+        self.whole = True
 
     def _read(self) -> list[Metrics]:
         """Fetch the numbers of the waiting steps in one transfer, and return their metrics, each with its speed."""
@@ -142,31 +201,35 @@ class Session:
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
-        lines, self.finished = self.finished, []
+        lines = list(self.finished)
+        while self.finished:  # one that was written is not written again, whatever becomes of the others
+            self.write(self.finished[0])
+            del self.finished[0]
         for line in lines:
-            self.write(line)
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
         must = bool(self.stop) or done == total
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
-            self.saved = time.monotonic()
+            self.saved, self.kept = time.monotonic(), done
         if self.stop:
-            raise Interrupted(f"stopped after step {done} of {total}", self.stop[0])
+            raise self._interrupted()
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM instead of dying of it; a second one acts at once."""
+    """Collect the first SIGINT, SIGTERM or SIGHUP instead of dying of it; a second one acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield received
         return
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    if before.get(STOPPING[-1]) == signal.SIG_IGN and len(STOPPING) == 3:
+        del before[STOPPING[-1]]  # nohup: whoever asked for it wants the run to outlive the terminal
 
     def put_back() -> None:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not set by Python
 
     def remember(signum: int, frame: Any) -> None:
         received.append(signum)

@@ -29,6 +29,7 @@ from ..processor import blas_at_one_thread, set_threads
 from .config import Config
 from .run import Interrupted
 
+NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
 PR_SET_PDEATHSIG = 1  # the name of a question to the Linux kernel, as a number; that of prctl.h
 PATIENCE = 3.0  # seconds that a worker has to answer after a signal asked to stop; views take much less
 TICK = 0.1  # seconds between two looks whether a signal came
@@ -64,6 +65,16 @@ def team(
     finally:  # also after an error, or a signal: no worker outlives its use
         for worker in started:
             worker.stop()
+
+
+def leave_if_only_imported() -> None:
+    """End this process if it is a worker that imports the user's script, and the script trains as it is imported.
+
+    A new process begins with that import. Were the script to train there, the worker would write into the folder of
+    the run and start workers of its own. It ends without a word; the training process says what is missing.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself knows it
+        raise SystemExit(NO_GUARD)
 
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads' locks without the threads
@@ -110,6 +121,11 @@ class _Worker:
             error = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
+            if self.process.exitcode == NO_GUARD:
+                raise RuntimeError(
+                    "workers need a main guard: each of them imports the script first, so what trains must stand "
+                    'below `if __name__ == "__main__":`'
+                ) from None
             raise ChildProcessError(
                 f"worker process {self.label} ended with exit code {self.process.exitcode}; "
                 "a negative one is the signal that killed it (−9: perhaps for want of memory)"
@@ -181,12 +197,12 @@ def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM from a process that is started inside: the training process decides when to stop."""
+    """Keep signals that ask to stop from a process started inside: the training process decides when to stop."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -7,7 +7,8 @@ three passes, and the plain form keeps x̂ for the backward pass, as large as th
 * a chunk of the map takes all steps while it is in a core's cache, shortcut and ReLU among them;
 * threads take chunks of their own;
 * x̂ is not kept: the backward pass computes it again from x, which the graph keeps anyway;
-* half precision is computed in float32 and rounded once, where it is stored.
+* half precision is computed in float32 and rounded once, where it is stored;
+* the statistics are sums of deviations from a typical row, so that a mean far above the deviation costs no digits.
 
 Measured on a two-core CPU at a layer of ResNet-18 (32×32 maps, 128 views, 64 channels, statistics, value and
 gradients): on one thread the plain form takes 1.7 times as long, and 1.8 times as long with a shortcut and a ReLU.
@@ -27,35 +28,41 @@ from ...processor import parallel, pieces
 from ..shapes import sum_dtype
 
 CHUNK_BYTES = 2 << 20  # size of a chunk, bytes; with smaller ones threads wait for Python's lock too often
+SAMPLE = 64  # rows whose mean stands for a typical row of a chunk; more would take time and save no digit
 
 
 def moments(xp: Any, x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of each channel.
 
-    Two passes, because E[x²] − E[x]² loses digits when the mean is large. We work in chunks, so that the second pass
-    finds its data in the cache, and combine: the variance of the whole is the mean of the chunks' variances plus the
-    variance of the chunks' means.
+    A sum of 8,000 numbers near 1,000 is right to 5 digits in float32, and their deviations from 1,000 add up to all of
+    its digits. So each chunk subtracts `about`, the mean of a few of its rows, and what is left has a small mean, d:
+    the mean is about + d and the variance E[c²] − d², where d² is small beside E[c²]. We work in chunks, so that the
+    second pass finds its data in the cache, and combine: the variance of the whole is the mean of the chunks'
+    variances plus the variance of the chunks' means.
 
     Shapes: x (…,C) -> mean (C,), variance (C,), in the dtype of x, or in float32 if that is half precision
     """
     table = x.reshape(-1, x.shape[-1])  # (M,C)
     chunks, wide = _chunks(xp, table), sum_dtype(xp, table.dtype)
-    means = xp.empty((len(chunks), table.shape[1]), wide)  # (chunks, C)
+    means = xp.empty((len(chunks), table.shape[1]), xp.float64)  # (chunks, C): few, so their digits cost no time
     variances = xp.empty_like(means)
-    share = xp.empty(len(chunks), wide)  # each chunk's share of all rows; the last chunk may be smaller
+    share = xp.empty(len(chunks), xp.float64)  # each chunk's share of all rows; the last chunk may be smaller
 
     def measure_chunk(task: tuple[int, slice]) -> None:
         chunk, rows = task
         part = table[rows].astype(wide, copy=False)  # (rows, C)
         share[chunk] = len(part) / len(table)
-        means[chunk] = _sum(xp, part) / len(part)
-        centred = part - means[chunk]
+        about = part[:: -(-len(part) // SAMPLE)].mean(axis=0)  # (C,)
+        centred = part - about  # (rows, C)
+        d = (_sum(xp, centred) / len(part)).astype(xp.float64)  # (C,)
+        means[chunk] = about + d
         centred *= centred
-        variances[chunk] = _sum(xp, centred) / len(part)
+        variances[chunk] = _sum(xp, centred) / len(part) - d * d
 
     parallel(measure_chunk, enumerate(chunks))
     mean = share @ means  # (C,)
-    return mean, share @ (variances + (means - mean) ** 2)
+    variance = share @ (variances + (means - mean) ** 2)  # (C,)
+    return mean.astype(wide), xp.maximum(variance, 0).astype(wide)
 
 
 def batch_norm(
