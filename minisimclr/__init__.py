@@ -36,16 +36,16 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,457 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,468 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       126  Settings that come through a door, and the words in which one is refused
-    values/arrays.py         148  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        57  The values that come through a door: taken as plain ones, or refused in one line
+    values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
+    values/__init__.py        59  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
-    engine/guard.py          182  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py        132  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
+    engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache

@@ -218,6 +218,9 @@ def owned_settings(op: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a call: each read as the type that the operation declares for it, arrays copied."""
     settings = {}
     for name, value in given.items():
+        if (name, type(value)) in op.taken:  # nearly always: nothing to read, and nothing to copy
+            settings[name] = value
+            continue
         reader = op.readers.get(name)
         settings[name] = owned_setting(value if reader is None else reader(f"{op.__name__}: {name}", value))
     return settings

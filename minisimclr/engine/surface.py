@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 import numpy as np
 
 from ..backend import Array, array_module, is_array
-from ..values import NUMBERS, by_default, readers_of, shown
+from ..values import NUMBERS, by_default, readers_of, shown, taken_as_they_are
 
 T = TypeVar("T")
 
@@ -113,6 +113,7 @@ def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callab
         op.__signature__ = inspect.Signature(given, return_annotation=returns)
         op.is_primitive = True
         op.readers = readers_of(function)  # how each setting is read, by its declared type
+        op.taken = taken_as_they_are(op.readers)
         return op  # type: ignore[no-any-return]
 
     return decorate

@@ -14,6 +14,7 @@ from .arrays import (
     plain_array,
     readers_of,
     refuse_hidden,
+    taken_as_they_are,
 )
 from .settings import (
     by_default,
@@ -52,6 +53,7 @@ __all__ = [
     "readers_of",
     "refuse_hidden",
     "shown",
+    "taken_as_they_are",
     "text",
     "truth",
     "unmasked",

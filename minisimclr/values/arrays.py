@@ -161,6 +161,13 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+def taken_as_they_are(readers: dict[str, Callable[[str, Any], Any]]) -> frozenset[tuple[str, type]]:
+    """Return the settings that need no reader: each name with the exact types that its reader returns unchanged."""
+    types: dict[Any, tuple[type, ...]] = {whole: (int,), number: (int, float), truth: (bool,), text: (str,)}
+    types |= {axes_of: (int, type(None)), shape_of: (int,)}
+    return frozenset((name, kind) for name, reader in readers.items() for kind in types.get(reader, ()))
+
+
 def readers_of(function: Callable[..., Any]) -> dict[str, Callable[[str, Any], Any]]:
     """Return the readers of an operation's settings, by name; a type that is not in READERS has none."""
     declared = {p.name: p.annotation for p in inspect.signature(function).parameters.values()}
