@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,468 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,473 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       126  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -74,7 +74,7 @@ Second reading, 6,468 lines: the exact, fast, safe and resumable forms of the sa
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py       100  The checkpoint of a run, compared with the configuration that it names
+    training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          183  A run and its folder: what is kept of it, and how it is found again
