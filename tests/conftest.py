@@ -4,6 +4,7 @@ hundred in CI, many at night."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for signum in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's `&`, leave them ignored; children inherit that
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGHUP else signal.default_int_handler)
     device = config.getoption("--device")
     if device == "stand-in":
         sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
