@@ -40,7 +40,7 @@ pytestmark = [] if STAND_IN else [pytest.mark.gpu]
 # Largest distance from NumPy's float64, relative to the largest element (operations) or the whole length (the rest)
 OPERATION = {"float32": 1e-5, "float64": 1e-11}
 CONVOLUTION = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6, "float64": 1e-13}
-NTXENT = {"plain": 1e-5, "exact": 1e-5, "cuda": 1e-5, "cuda-bf16x3": 1e-4, "cuda-bf16": 3e-2}
+NTXENT = {"composed": 1e-5, "plain": 1e-5, "exact": 1e-5, "cuda": 1e-5, "cuda-bf16x3": 1e-4, "cuda-bf16": 3e-2}
 VIEWS = 2e-6
 NETWORK = {"float32": (1e-5, 5e-3), "float64": (1e-12, 1e-9)}  # loss; the whole gradient of a ResNet-18
 # The largest of the losses of 20 steps, and the weights after them. Measured here, without a GPU: float32 1.5e-7 and
@@ -99,7 +99,12 @@ def off(got: Any, exact: Any) -> float:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("entry", "inputs", "settings"),
-    [pytest.param(entry, *sample, id=f"{entry.name} {k}") for entry in TABLE for k, sample in enumerate(entry.samples)],
+    [
+        pytest.param(entry, *sample, id=f"{entry.name} {k}")
+        for entry in TABLE
+        if not entry.only_on_host
+        for k, sample in enumerate(entry.samples)
+    ],
 )
 def test_every_operation_on_a_gpu_is_that_of_float64_rounded(
     entry: Entry, inputs: Any, settings: Any, dtype: str

@@ -124,7 +124,7 @@ def test_the_tree_shows_layers_in_lists_below_their_owner() -> None:
 
 
 def test_an_error_names_the_layer_of_a_list() -> None:
-    net = Stack(linear(), linear(3, 3))
+    net = placed(Stack(linear(), linear(3, 3)))
     with pytest.raises(ValueError, match=r"^Stack.blocks.1 takes \(N,3\), got \(4,2\)$"):
         net(tensor(np.ones((4, 2), np.float32)))
 
