@@ -303,7 +303,7 @@ def test_each_error_has_its_exit_code_and_one_line(error, code, capsys, monkeypa
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 but no archive", os.urandom(1000)])
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 but no archive", np.random.default_rng(0).bytes(1000)])
 def test_a_missing_or_unreadable_checkpoint_ends_with_code_4(content, tmp_path, capsys):
     if content is not None:
         (tmp_path / "checkpoint.npz").write_bytes(content)

@@ -597,8 +597,12 @@ def test_a_refusal_takes_less_than_300_mib_in_a_process_of_its_own(whole, tmp_pa
     stored, meta = checkpoint.load(whole / "checkpoint.npz")
     meta["config"] |= {"encoder": "resnet152", "width": 16, "head_layers": 8, "head_dim": 65536}
     written(tmp_path / "checkpoint.npz", stored, meta)
-    subprocess.run([sys.executable, "-m", "minisimclr", "evaluate", str(tmp_path)], check=False, timeout=60)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 300 << 10
+    measure = "import resource, subprocess, sys; subprocess.run(sys.argv[1:]); " \
+              "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # fmt: skip
+    command = [sys.executable, "-m", "minisimclr", "evaluate", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", measure, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 300 << 10  # KiB
 
 
 # ── Fuzz ──────────────────────────────────────────────────────────────────────────────────────────

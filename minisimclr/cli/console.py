@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -38,6 +39,15 @@ def show(*texts: str) -> None:
     sys.stdout.flush()
 
 
+def _width() -> int:
+    """Return the number of columns that a line on stderr may take, and at least 1."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns  # not stdout's, which may be a file
+    except (OSError, ValueError):
+        columns = shutil.get_terminal_size().columns
+    return max(columns - 1, 1)
+
+
 @contextmanager
 def saying(task: str) -> Iterator[Callable[[str], None]]:
     """On a terminal, show a line that says what is being done, and wipe it afterwards.
@@ -48,7 +58,7 @@ def saying(task: str) -> Iterator[Callable[[str], None]]:
 
     def say(detail: str) -> None:
         if shown:  # no longer than the terminal is wide: what flows over is not wiped
-            text = one_line(f"{task}{': ' if detail else ' …'}{detail}", most=max(shutil.get_terminal_size()[0] - 1, 1))
+            text = one_line(f"{task}{': ' if detail else ' …'}{detail}", most=_width())
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     say("")
