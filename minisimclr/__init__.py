@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,473 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,481 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       126  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -84,7 +84,7 @@ Second reading, 6,473 lines: the exact, fast, safe and resumable forms of the sa
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py            84  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
