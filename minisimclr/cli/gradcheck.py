@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 
-from ..checks import report
 from .console import saying
 
 HELP = "compare the value and the gradient of every operation with independent references"
@@ -18,6 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Print the table of all operations, and return 1 if one of them fails."""
+    from ..checks import report  # here, because it loads SciPy's special functions, which no other command needs
+
     with saying("checking every operation"):
         text, passed = report.main_table(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     print(text, flush=True)
