@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, TypeAlias
 
-from numpy.random import Generator
+import numpy as np
 
 from . import ops
 from .backend import array_module
@@ -22,6 +22,7 @@ from .values import by_default, check_pixels, generator, one_of, plain_array, wh
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "small": (3, 2)}  # kernel and stride of the first convolution
 
 
+Generator: TypeAlias = "np.random.Generator"
 Convolution: TypeAlias = "partial[Conv2d]"
 Norm: TypeAlias = "partial[BatchNorm2d]"
 

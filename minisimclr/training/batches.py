@@ -20,7 +20,6 @@ from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
-from .workers import team
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -97,6 +96,8 @@ def views_ahead(
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
         yield step_views(config, images)
         return
+    from .workers import team  # here, for the time that multiprocessing takes to import
+
     # More workers than steps would have nothing to do.
     with team(step_views, min(workers, len(steps)), config, images, steps, stop) as views:
         yield views

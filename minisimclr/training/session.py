@@ -25,7 +25,6 @@ from . import precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
-from .workers import leave_if_only_imported
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
 # Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
@@ -41,6 +40,8 @@ def begin(
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
     """
+    from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
+
     leave_if_only_imported()
     model, optimizer = precision.build(config)
     path, lock = take_folder(folder, resume)

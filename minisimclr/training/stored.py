@@ -111,31 +111,32 @@ class _Unrandom:
     """A configuration whose generator draws zeros, and no more of them than a number that is given."""
 
     def __init__(self, config: Config, most: int) -> None:
-        self.config, self.zeros = config, _Zeros(most)
+        self.config, self.zeros = config, _zeros(most)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
 
-    def rng(self, purpose: int, index: int) -> _Zeros:
+    def rng(self, purpose: int, index: int) -> np.random.Generator:
         """Return the generator of zeros."""
         assert purpose == WEIGHTS
         return self.zeros
 
 
-class _Zeros(np.random.Generator):
-    """A generator that draws zeros: only the shapes of the weights are asked for, and how many there are."""
+def _zeros(most: int) -> np.random.Generator:
+    """Return a generator that draws zeros: only the shapes of the weights are asked for, and how many there are."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(np.random.PCG64(0))
-        self.left = most
+    class Zeros(np.random.Generator):  # in here, since NumPy loads its random numbers when they are first named
+        left = most
 
-    def standard_normal(self, shape: Any, dtype: Any = np.float32) -> np.ndarray[Any, Any]:  # type: ignore[override]
-        """Draw zeros in place of numbers from N(0,1)."""
-        self.left -= math.prod(shape)
-        if self.left < 0:
-            raise ValueError("config describes a network with more weights than there are")
-        return np.zeros(shape, dtype)
+        def standard_normal(self, shape: Any, dtype: Any = np.float32) -> np.ndarray[Any, Any]:  # type: ignore[override]
+            """Draw zeros in place of numbers from N(0,1)."""
+            self.left -= math.prod(shape)
+            if self.left < 0:
+                raise ValueError("config describes a network with more weights than there are")
+            return np.zeros(shape, dtype)
 
-    def uniform(self, low: float, high: float, shape: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
-        """Draw zeros in place of numbers from low to high."""
-        return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
+        def uniform(self, low: float, high: float, shape: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
+            """Draw zeros in place of numbers from low to high."""
+            return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
+
+    return Zeros(np.random.PCG64(0))
