@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,598 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -30,17 +30,17 @@ First reading, 2,598 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       175  Every setting of a run, with its unit and its range, and what is built from it
+    training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,481 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    values/settings.py       126  Settings that come through a door, and the words in which one is refused
+    values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        59  The values that come through a door: taken as plain ones, or refused in one line
+    values/__init__.py        63  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read

@@ -82,10 +82,11 @@ def test_a_choice_that_does_not_exist_is_refused_with_those_that_do(name):
         ("size", True),
         ("size", "32"),
         ("size", None),
-        ("seed", np.int64(1)),
+        ("seed", np.bool_(True)),
+        ("seed", np.float64(1)),
         ("lr", True),
         ("lr", "0.3"),
-        ("lr", np.float32(0.3)),
+        ("lr", np.longdouble(0.3)),
         ("blur", 1),
         ("blur", "yes"),
         ("encoder", 18),
@@ -95,6 +96,18 @@ def test_a_choice_that_does_not_exist_is_refused_with_those_that_do(name):
 def test_a_value_of_another_type_is_refused(name, value):
     """True is no number, 1 no truth, and 32.0 no number of pixels."""
     assert "of type" in refused(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", np.int64(3)), ("batch", np.uint8(4)), ("lr", np.float64(0.5)), ("lr", np.float32(0.5)),
+     ("lr", np.int8(2)), ("blur", np.bool_(True)), ("encoder", np.str_("resnet18"))],
+)  # fmt: skip
+def test_a_value_of_numpys_types_is_the_same_setting_as_pythons_and_stored_as_it(name, value):
+    """A sweep over an array gives such values; JSON could not hold them."""
+    config = Config(**{name: value})
+    assert config == Config(**{name: value.item()})
+    assert type(getattr(config, name)) is type(FIELDS[name].default)
 
 
 def test_a_whole_number_will_do_where_a_fraction_is_expected_and_becomes_one():

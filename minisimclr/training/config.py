@@ -6,9 +6,8 @@ The command line's options, the stored config.json and the checkpoint are all ma
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from ..nn import METHOD, ROOMS, method_of
 from ..resnet import ENCODERS, STEMS
 from ..simclr import ProjectionHead, SimCLR
-from ..values import shown
+from ..values import checked, setting
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -38,21 +37,6 @@ METHODS = {
 OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float = -math.inf,
-    metavar: str | None = None,
-) -> Any:
-    """Describe a field of Config: default, help text and the values that are allowed (least ≤ x ≤ most, x > above)."""
-    bounds = (least, most, above)  # every number has bounds (a test asks for them): a typing error should not train
-    return field(default=default, metadata={"help": help, "choices": choices, "range": bounds, "metavar": metavar})
-
-
 @dataclass(frozen=True)
 class Config:
     """The settings of one run of SimCLR. Defaults: 32×32 images and a small encoder, on a CPU.
@@ -68,54 +52,54 @@ class Config:
     """
 
     # The images and the network.
-    data: str = _setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
-    size: int = _setting(32, "side of the images in pixels", least=8, most=1024)
-    encoder: str = _setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
-    width: int = _setting(1, "multiplier of the encoder's channels", least=1, most=16)
-    stem: str = _setting(
+    data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    size: int = setting(32, "side of the images in pixels", least=8, most=1024)
+    encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
+    width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
+    stem: str = setting(
         "auto",
         "first layers of the encoder; auto: small for the small encoder, else cifar below "
         "96 pixels and imagenet from there on",
         choices=("auto", *STEMS),
     )
-    head_layers: int = _setting(2, "layers of the projection head", least=1, most=8)
-    head_dim: int = _setting(128, "dimensions of the embedding z", least=2, most=65536)
+    head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
+    head_dim: int = setting(128, "dimensions of the embedding z", least=2, most=65536)
 
     # The training.
-    batch: int = _setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
-    epochs: int = _setting(20, "passes over the images", least=1, most=1_000_000)
-    temperature: float = _setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
+    batch: int = setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
+    epochs: int = setting(20, "passes over the images", least=1, most=1_000_000)
+    temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
-    optimizer: str = _setting(  # the paper takes LARS, for batches of 4,096
+    optimizer: str = setting(  # the paper takes LARS, for batches of 4,096
         "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
-    lr: float = _setting(  # 0.3 is the paper's, §2.3
+    lr: float = setting(  # 0.3 is the paper's, §2.3
         0.3, "peak learning rate per 256 images of the batch: the peak is lr·batch/256", above=0, most=1e6
     )
-    momentum: float = _setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
-    weight_decay: float = _setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
-    warmup: float = _setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
+    momentum: float = setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
+    weight_decay: float = setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
+    warmup: float = setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
 
     # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
-    strength: float = _setting(
+    strength: float = setting(
         0.5, "strength of the colour jitter; the paper: 1 on ImageNet, 0.5 on CIFAR-10", least=0, most=2.5
     )
-    min_area: float = _setting(
+    min_area: float = setting(
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
-    blur: bool = _setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.
-    seed: int = _setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
-    device: str = _setting("cpu", "device that computes", choices=("cpu", "cuda"))
-    precision: str = _setting(
+    seed: int = setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
+    device: str = setting("cpu", "device that computes", choices=("cpu", "cuda"))
+    precision: str = setting(
         "float32",
         "precision of activations and products; weights, statistics and loss are float32 in any; "
         "tf32 and bfloat16 need a GPU",
         choices=PRECISIONS,
     )
-    method: str = _setting(
+    method: str = setting(
         METHOD,
         "form of each operation: plain, the forms to read; auto, the fastest; or some by name, as in "
         "conv=winograd,ntxent=exact; winograd spreads a NaN or the rounding of an outlier over a tile of 4x4 pixels",
@@ -124,7 +108,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = _checked(item, getattr(self, item.name))
+            value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
         _check_method(self.method)  # its values are no list of choices: they are written as pairs
@@ -160,24 +144,6 @@ class Config:
         """
         # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
-
-
-def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
-    """Return the value of a setting if it is allowed; a whole number becomes a float where a float is expected.
-
-    Raises: ValueError for another type, and for a value outside the choices or the range.
-    """
-    name, kind = item.name, type(item.default)
-    whole = kind is float and type(value) is int  # 1 is a fine temperature
-    if type(value) is not kind and not whole:  # isinstance would let True pass for the number 1
-        raise ValueError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
-    choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
-    if choices and value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; not {shown(value)}")
-    if kind in (int, float) and not (least <= value <= most and value > above):  # NaN fails all three
-        bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"  # a setting has one of the two
-        raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {shown(value)}")
-    return float(value) if whole else value
 
 
 def _check_method(method: str) -> None:

@@ -4,11 +4,13 @@ The plain code would believe any setting: a bool counts as the number 1, and a n
 computed in float64. Each function here takes one kind of setting. It returns a plain value of that kind, or raises
 TypeError (another kind) or ValueError (out of range), in one line that names the setting.
 
-The last function is about floating-point errors: where a caller asked NumPy to raise them, we compute as by default.
+`by_default` is about floating-point errors: where a caller asked NumPy to raise them, we compute as by default.
+`setting` and `checked` are for the fields of Config.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import reprlib
@@ -175,3 +177,43 @@ def by_default(function: F) -> F:
             return function(*inputs, **settings)
 
     return calm  # type: ignore[return-value]
+
+
+# ── Fields of a dataclass of settings ─────────────────────────────────────────────────────────────
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    metavar: str | None = None,
+) -> Any:
+    """Describe a field of a dataclass: default, help text and the allowed values (least ≤ x ≤ most, x > above)."""
+    bounds = (least, most, above)  # every number has bounds (a test asks for them): a typing error should not train
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "range": bounds, "metavar": metavar}
+    )
+
+
+def checked(item: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of a setting if it is allowed; a whole number becomes a float where a float is expected.
+
+    Raises: ValueError for another type, and for a value outside the choices or the range.
+    """
+    name, kind = item.name, type(item.default)
+    if isinstance(value, np.generic):  # NumPy's number, string or truth value, as a sweep over an array gives it
+        value = value.item()
+    whole = kind is float and type(value) is int  # 1 is a fine temperature
+    if type(value) is not kind and not whole:  # isinstance would let True pass for the number 1
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+    choices, (least, most, above) = item.metadata["choices"], item.metadata["range"]
+    if choices and value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; not {shown(value)}")
+    if kind in (int, float) and not (least <= value <= most and value > above):  # NaN fails all three
+        bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"  # a setting has one of the two
+        raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {shown(value)}")
+    return float(value) if whole else value
