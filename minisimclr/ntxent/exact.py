@@ -86,12 +86,11 @@ def through_norm(u: Array, norm: Array, scale: Array, du: Array) -> Array:
 # ── 2. The loss ───────────────────────────────────────────────────────────────────────────────────
 
 
-def margins(
-    cosine: Array, positive: Array, anchor: Array, partner: Array, temperature: float
-) -> tuple[Array, Array]:
+def margins(cosine: Array, positive: Array, anchor: Array, partner: Array, temperature: float) -> tuple[Array, Array]:
     """Return each anchor's logits relative to its positive's, shifted so that no exponential overflows.
 
-    Shapes: cosine (n,n), positive (n,1), anchor (n,), partner (n,) -> relative (n,n), every entry ≤ 0; shift (n,1) ≥ 0 in float64.
+    Shapes: cosine (n,n), positive (n,1), anchor (n,), partner (n,) -> relative (n,n), shift (n,1) in float64.
+    Every relative logit is ≤ 0, and the shift is ≥ 0.
     The shift is 0 where the positive beats all negatives: then nothing is subtracted that `log_one_plus` would miss.
     """
     xp = array_module(cosine)
