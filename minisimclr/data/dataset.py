@@ -34,7 +34,3 @@ class Dataset:
     def read(self, index: int, at_least: int = 0) -> NDArray[np.uint8]:
         """Return one image, uint8 (H,W,3). A photo may be shrunk, but its shorter side not below `at_least`."""
         return self.images[index]  # type: ignore[no-any-return]
-
-    def squares(self, rows: slice) -> NDArray[np.uint8]:
-        """Return some of the images as the network sees them in evaluation, uint8 (n,size,size,3)."""
-        return self.images[rows]

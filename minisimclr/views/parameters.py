@@ -105,14 +105,15 @@ def _draw_crops(
     """
     # We make ten draws for every image, needed or not. So the number of draws does not depend on what was drawn.
     tries = (count, CROP_TRIES)
-    height, width = np.broadcast_to(height, count), np.broadcast_to(width, count)  # (count,) each
-    area = rng.uniform(min_area, 1, tries) * (height * width)[:, None]
+    height, width = (np.broadcast_to(side, count)[:, None] for side in (height, width))  # (count,1) each
+    area = rng.uniform(min_area, 1, tries) * (height * width)
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))
     w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (count,10)
-    fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])  # (count,10)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)  # (count,10)
     first = np.arange(count), fits.argmax(axis=1)  # an index: of each row, the first crop that fits
     fitting = fits.any(axis=1)  # (count,)
 
+    height, width = height[:, 0], width[:, 0]  # (count,)
     central_w = np.minimum(width, np.rint(height * CROP_ASPECT[1]))
     central_h = np.minimum(height, np.rint(width / CROP_ASPECT[0]))
     w = np.where(fitting, w[first], central_w).astype(np.int64)  # (count,)
