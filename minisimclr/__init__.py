@@ -37,6 +37,7 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 6,941 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,521 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -55,7 +56,7 @@ Second reading, 6,941 lines: the exact, fast, safe and resumable forms of the sa
     ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
-    ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
+    ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
