@@ -36,8 +36,7 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,941 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 6,521 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,943 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -82,7 +81,7 @@ Second reading, 6,521 lines: the exact, fast, safe and resumable forms of the sa
     training/run.py          182  A run and its folder: what is kept of it, and how it is found again
     training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
-    evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point in almost the same direction
+    evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/table.py           15  The table of accuracies, as text
@@ -97,10 +96,10 @@ Second reading, 6,521 lines: the exact, fast, safe and resumable forms of the sa
     cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture, to a trained encoder
+    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          111  The command line: demo, pretrain, evaluate, report, embed, neighbours, duplicates, gradcheck
+    cli/__init__.py          111  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below

@@ -120,7 +120,7 @@ def test_nearest_images_of_an_image_are_itself_and_then_others(folder: Path) -> 
     h, z = run.embed(images)
     np.testing.assert_array_equal(h, ms.embed(run.model, images)[0])
     assert z.shape == (25, run.config.head_dim)
-    indices, similarities = run.nearest(images, among=images, k=3)
+    indices, _ = run.nearest(images, among=images, k=3)
     for k, row in enumerate(indices):
         np.testing.assert_array_equal(images[row[0]], images[k])
 
