@@ -87,7 +87,7 @@ Second reading, 6,943 lines: the exact, fast, safe and resumable forms of the sa
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    display.py                83  What Python prints, and a notebook shows, of a run, a data set and a model
+    display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder

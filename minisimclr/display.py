@@ -1,4 +1,4 @@
-"""What Python prints, and a notebook shows, of a run, a data set and a model.
+"""Displays of a run, a data set and a model: in a line of text, and in a notebook.
 
 It is given to the classes from here, at the end of this file, so that they can be read without it. A notebook calls
 `_repr_html_`. Whatever comes from a file is escaped; a picture is part of the text, and nothing is loaded.
