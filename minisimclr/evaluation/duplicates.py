@@ -53,12 +53,12 @@ def duplicates(h: Array, above: float = 0.99, most: int = 10_000) -> Duplicates:
 
     def compare(block: tuple[slice, slice]) -> None:
         rows, columns = block
-        similarity = u[rows] @ u[columns].T  # (512,512)
-        i, j = xp.nonzero(similarity >= bar)
-        similar = xp.minimum(similarity[i, j], 1)  # (pairs of this block,)
+        similarity = to_numpy(u[rows] @ u[columns].T)  # (512,512)
+        i, j = np.nonzero(similarity >= bar)
+        similar = np.minimum(similarity[i, j], 1)  # (pairs of this block,)
         i, j = i + rows.start, j + columns.start
         once = i < j  # neither a row with itself, nor the same pair twice
-        kept.add(to_numpy(xp.stack([i[once], j[once]], axis=1)), to_numpy(similar[once]))
+        kept.add(np.stack([i[once], j[once]], axis=1), similar[once])
 
     starts = range(0, len(u), BLOCK)
     parallel(compare, ((slice(a, a + BLOCK), slice(b, b + BLOCK)) for a in starts for b in starts if a <= b))
