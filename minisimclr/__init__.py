@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -21,7 +21,7 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
-    module.py                136  Modules: layers and networks whose parameters have names, and can be saved and moved
+    module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
