@@ -626,6 +626,19 @@ FAULTS = [
           "run_folder console"),
     Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
           "            except ZeroDivisionError:", "console"),
+    # ── Search ────────────────────────────────────────────────────────────────────────────────────
+    Fault("duplicates-blocks-above-only", "evaluation", "evaluation/duplicates.py",  # pairs of two blocks are lost
+          "for b in starts if a <= b", "for b in starts if a == b", "search"),
+    Fault("duplicates-columns-not-shifted", "evaluation", "evaluation/duplicates.py",
+          "i, j = i + rows.start, j + columns.start", "i, j = i + rows.start, j + rows.start", "search"),
+    Fault("duplicates-with-itself", "evaluation", "evaluation/duplicates.py",
+          "once = i < j", "once = i <= j", "search"),
+    Fault("duplicates-keeps-the-least-similar", "evaluation", "evaluation/duplicates.py",
+          "pairs[:, 0], -similarities)", "pairs[:, 0], similarities)", "search"),
+    Fault("duplicates-without-rounding", "evaluation", "evaluation/duplicates.py",
+          "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
+    Fault("nearest-in-z", "evaluation", "training/trained.py",
+          "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
 ]
 # fmt: on
 
