@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, free_bytes, to_device
-from ..data import DataError
+from ..data import DataError, Dataset
 from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
+from .photos import photo_views
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -59,7 +60,7 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
+def step_views(config: Config, images: NDArray[np.uint8] | Dataset) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration."""
     steps_per_epoch = len(images) // config.batch
 
@@ -67,11 +68,15 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
-    batch_of, method = batch_source(images, config.device), method_of("views", config.method)
+    # Photos, each of its own size, are read and cropped one by one; only which ones is known before.
+    batch_of = (lambda chosen: chosen) if isinstance(images, Dataset) else batch_source(images, config.device)
+    method = method_of("views", config.method)
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
         batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
+        if isinstance(images, Dataset):
+            return photo_views(config, images, batch, rng)
         return two_views(batch, rng, config.size, config.strength, config.blur, config.min_area, method=method)
 
     return views
@@ -82,7 +87,7 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
 @contextmanager
 def views_ahead(
-    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = ()
+    config: Config, images: NDArray[np.uint8] | Dataset, steps: range, workers: int = 0, stop: Sequence[int] = ()
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 

@@ -89,6 +89,13 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    cache_side: int = setting(
+        -1,
+        "shorter side at which photos are kept for the crops, in pixels; -1: 4 times the size, 0: every pixel, "
+        "-2: no more than the central square of the size, as before version 0.2",
+        least=-2,
+        most=65536,
+    )
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)

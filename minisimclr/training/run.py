@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data import Dataset
 from ..nn import ROOMS, method_of
 from ..simclr import SimCLR
 from ..storage import Lock, open_to_append, remove_leftovers, shown, write
@@ -30,7 +31,7 @@ from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
 # not what is computed.
-MAY_CHANGE = ("device", "precision", "method")
+MAY_CHANGE = ("device", "precision", "method", "cache_side")  # of the last, the fingerprint of the images knows more
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
@@ -74,6 +75,7 @@ class Run(Trained):
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
         self.lock: Lock | None = None  # of the folder, while the run is trained
+        self.replaced: Mapping[str, str] = {}  # photos in whose place others were shown, each with the reason
 
     @property
     def history(self) -> list[Metrics]:
@@ -110,8 +112,10 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     return run
 
 
-def fingerprint(images: np.ndarray[Any, Any]) -> str:
+def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
     """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
+    if isinstance(images, Dataset):
+        return str(vars(images)["fingerprint"])
     return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
@@ -163,7 +167,9 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
     if found.images != run.images:
-        raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
+        begun, now = found.config.cache_side, run.config.cache_side
+        how = "" if begun == now else f", or were kept with cache_side {begun}, not {now}: set it to {begun}"
+        raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with{how}")
     with checkpoint.explained(path):
         run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
         load_optimizer(found.arrays)

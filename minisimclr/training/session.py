@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..data import Dataset
 from ..processor import blas_at_one_thread
 from . import precision
 from .config import Config
@@ -33,7 +34,7 @@ SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minu
 
 
 def begin(
-    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool
+    config: Config, images: np.ndarray[Any, Any] | Dataset, folder: str | Path | None, resume: bool
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
 
@@ -46,7 +47,7 @@ def begin(
     model, optimizer = precision.build(config)
     path, lock = take_folder(folder, resume)
     run = Run(config, model, folder=path, images=fingerprint(images))
-    run.lock = lock
+    run.lock, run.replaced = lock, getattr(images, "replaced", {})
     if resume:
         try:
             restore(run, optimizer.load_state_dict)
@@ -81,6 +82,7 @@ class Session:
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
         self.kept = run.steps  # steps that the last checkpoint holds
+        self.told = 0  # number of replaced photos that the record holds
         self.buffers: list[tuple[Any, str, Array]] = []  # running statistics after the last whole step
         self.whole = True  # False while the weights are between two steps
 
@@ -186,7 +188,11 @@ class Session:
         now = time.perf_counter()
         rate = self.run.config.batch * len(self.waiting) / (now - self.since)
         lines, self.waiting, self.since = self.waiting, [], now
-        return [line | {"images_per_second": rate} for line in lines]
+        lines = [line | {"images_per_second": rate} for line in lines]
+        if len(self.run.replaced) > self.told:
+            lines[-1]["replaced"] = dict([*self.run.replaced.items()][self.told :])
+            self.told = len(self.run.replaced)
+        return lines
 
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):

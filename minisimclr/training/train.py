@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, load_dataset
+from ..data import DataError, Dataset, load_dataset, taken
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..values import instance, whole
-from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
 from .config import Config
 from .optim import warmup_cosine
@@ -24,7 +23,7 @@ __all__ = ["NonFiniteError", "pretrain"]
 
 def pretrain(
     config: Config,
-    images: np.ndarray[Any, Any] | None = None,
+    images: np.ndarray[Any, Any] | Dataset | None = None,
     *,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -33,7 +32,7 @@ def pretrain(
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
-    images    uint8 (N,H,W,3); by default the training split of config.data
+    images    uint8 (N,H,W,3), or a data set; by default the training split of config.data
     folder    the folder for config.json, metrics.jsonl and checkpoint.npz; None keeps nothing
     resume    True goes on from the folder's checkpoint, with the same configuration
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
@@ -52,8 +51,8 @@ def pretrain(
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
     if images is None:
-        images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
-    check_images(images)  # before anything is written
+        images = load_dataset(config.data, "train", size=config.size, cache_side=config.cache_side)
+    images = taken(images)  # (N,H,W,3), or photos; refused before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
