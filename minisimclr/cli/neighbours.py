@@ -72,7 +72,7 @@ def run_command(options: argparse.Namespace) -> None:
 def _picture(path: Path, size: int) -> NDArray[np.uint8]:
     """Read a picture as `load_dataset` reads one. Raises: DataError if it is none; OSError if it cannot be read."""
     from ..data.decode import decode_image
-    from ..data.files import MAX_FILE_BYTES
+    from ..data.archive import MAX_FILE_BYTES
 
     try:
         descriptor = open_regular(path, MAX_FILE_BYTES)
