@@ -95,7 +95,7 @@ class Archive(NamedTuple):
 
 
 class _DamagedError(Exception):
-    """What is wrong with the directory of an archive."""
+    """An archive whose directory cannot be used; the message says why."""
 
 
 # ── The directory ─────────────────────────────────────────────────────────────────────────────────

@@ -75,7 +75,7 @@ class Listing:
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have labels."""
+        """True if the images have labels."""
         return self.class_names != ("unlabelled",)
 
 
