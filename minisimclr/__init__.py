@@ -36,7 +36,7 @@ First reading, 2,584 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,797 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,798 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -104,7 +104,7 @@ Second reading, 7,797 lines: the exact, fast, safe and resumable forms of the sa
     cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
+    cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          111  The command line, one file a command

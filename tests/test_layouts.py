@@ -219,7 +219,7 @@ def test_what_is_left_out_is_said_in_one_line_by_cause(tmp_path):
         "outside the class folders": 1,
     }
     (line,) = remarks(everything)
-    assert line.startswith("2 images (train 2, test 0); left out: 4 outputs of minisimclr, 3 ")
+    assert line.startswith("2 images (train 1, test 1); left out: 4 outputs of minisimclr, 3 ")
     assert "3 of other formats (svg 2, txt 1)" in line
 
 
