@@ -178,8 +178,8 @@ def test_originals_are_cropped_at_full_size(folder, tmp_path, monkeypatch):
 
 @pytest.mark.host
 def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(tmp_path, monkeypatch):
-    Image.fromarray(textured(640, 800)).save(tmp_path / "1.jpg", quality=95)
-    Image.fromarray(textured(640, 800, 1)).save(tmp_path / "2.jpg", quality=95)
+    for name in ("1.jpg", "2.jpg"):
+        Image.fromarray(textured(320, 400)).save(tmp_path / name, quality=95)
     data = photos_of(tmp_path, "files", tmp_path, monkeypatch, cache_side=0)
     asked: list[tuple[int, tuple[int, ...]]] = []
     pixels = data.store.pixels
@@ -192,14 +192,14 @@ def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(
     monkeypatch.setattr(data.store, "pixels", noted)
     config = dataclasses.replace(CONFIG, size=64, strength=0.0, batch=2)
     close = []
-    for seed in range(12):
+    for seed in range(6):
         shrunk = photo_views(config, data, np.array([0, 1]), np.random.default_rng(seed))
         with monkeypatch.context() as patch:
             patch.setattr(photo_batches, "finest", lambda sizes, a, b, size: np.zeros(len(sizes), int))
             whole = photo_views(config, data, np.array([0, 1]), np.random.default_rng(seed))
         close.append(255 * abs(np.array(shrunk) - np.array(whole)).mean())
     reduced = [(at_least, shape) for at_least, shape in asked if at_least]
-    assert {min(shape) for _, shape in reduced} >= {320, 640}  # a half and the whole, as it was drawn
+    assert {min(shape) for _, shape in reduced} == {80, 160, 320}  # a quarter, a half or the whole, as it was drawn
     assert all(min(shape) >= at_least for at_least, shape in reduced)
     assert np.mean(close) < 6  # of 255 levels: what reduced decoding costs on pictures full of edges and noise
 
@@ -300,9 +300,9 @@ def headers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "IN_MEMORY", 0)
     header = decode.header
 
-    def lenient(data: Any) -> tuple[int, int]:
+    def lenient(data: Any, most: int) -> tuple[int, int]:
         try:
-            return header(data)
+            return header(data, most)
         except ValueError:
             return 110, 150
 
@@ -355,7 +355,7 @@ def test_what_was_replaced_stands_in_the_record_of_the_run(folder, tmp_path, hea
 def test_when_too_many_files_break_the_data_set_is_refused(folder, tmp_path, headers_only, monkeypatch):
     monkeypatch.setattr(stream, "TOLERATED", 1)
     data = load_dataset(broken(folder, tmp_path, "a/0.png", "a/2.png"), size=16, report=lambda line: None)
-    with pytest.raises(DataError, match="2 of 7 images cannot be decoded any more, such as a/2.png"):
+    with pytest.raises(DataError, match=r"2 of 7 images cannot be decoded any more, such as a/2\.png"):
         data.read(0)
 
 
@@ -626,7 +626,7 @@ def test_a_photo_that_cannot_be_decoded_shifts_no_row(folder, tmp_path, headers_
     assert np.isnan(h[place]).all()
     assert np.isnan(z[place]).all()
     np.testing.assert_array_equal(h[others], ms.embed(model, whole)[0][others])
-    with pytest.raises(DataError, match="a/6.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"a/6\.png cannot be decoded"):
         _ = data.images
 
 

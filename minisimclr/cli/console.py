@@ -39,6 +39,19 @@ def show(*texts: str) -> None:
     sys.stdout.flush()
 
 
+def largest_memory() -> str:
+    """Return, in words, the largest memory of this process so far, and of any worker that has ended."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "memory unknown"
+    own, others = (
+        resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return f"memory up to {own:,.0f} MiB" + (f", and {others:,.0f} MiB in a worker" if others else "")
+
+
 def _width() -> int:
     """Return the number of columns that a line on stderr may take, and at least 1."""
     try:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import backend
-from ..data import load_dataset
+from ..data import Reading, load_dataset, taken
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
-from ..training.run import environment_changes
+from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
 from ..values import whole
 from .common import free_folder, path_name
-from .console import note, saying, show, training
+from .console import largest_memory, note, saying, show, training
+from .sources import add_reading, chosen_reading
 
 HELP = "pre-train an encoder on images without labels"
 
@@ -39,8 +43,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
+    parser.add_argument(
+        "--cache",
+        type=path_name,
+        metavar="FILE",
+        help="file in which photos are kept decoded, for sets larger than memory; it is built if it is not there",
+    )
     for item in dataclasses.fields(Config):
-        _add_setting(parser, item)
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
     parser.add_argument(
         "--conv",
         choices=tuple(OLD_CONV),
@@ -57,15 +69,48 @@ def run_command(options: argparse.Namespace) -> None:
     whole("--workers", options.workers, 0, MOST_WORKERS)
     config, start = _configuration(options)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, "train", size=config.size).images
-    if config.device != "cpu":
+        how: dict[str, Any] = {"size": config.size, "reading": reading, "cache_side": config.cache_side}
+        images = taken(load_dataset(config.data, reading.split, **how, cache=options.cache, report=note))
+    kept = getattr(images, "kept", "")  # of photos; an array needs no word
+    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}{', ' if kept else ''}{kept}")
+    if config.device != "cpu" and not kept:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
     with training(config, start) as progress:
-        run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
+        clock = Clock(progress)
+        run = pretrain(
+            config, images, folder=folder, resume=options.resume, workers=options.workers, progress=clock.show
+        )
+    for line in clock.lines(config.batch):
+        note(line)
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
+
+
+class Clock:
+    """The time and the memory that training took; it shows the metrics of each step by a function that is given."""
+
+    def __init__(self, show: Callable[[Metrics], None]) -> None:
+        self.next = show
+        self.began = time.monotonic()
+        self.steps: list[float] = []  # when the first step ended, and when the last one did
+        self.count = 0
+
+    def show(self, metrics: Metrics) -> None:
+        """Note that a step ended."""
+        self.steps = [*self.steps[:1], time.monotonic()]
+        self.count += 1
+        self.next(metrics)
+
+    def lines(self, batch: int) -> list[str]:
+        """Return a line with the time to the first step, images per second after it, and the largest memory so far."""
+        if self.count < 2:
+            return []
+        first, last = self.steps
+        rate = batch * (self.count - 1) / (last - first) if last > first else math.inf
+        return [f"first step after {first - self.began:.1f} s, then {rate:,.0f} images/s; {largest_memory()}"]
 
 
 def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
@@ -79,13 +124,14 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given)
+        config = Config(**given, reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
     found = stored.read_text(options.out / "checkpoint.npz")
-    config = dataclasses.replace(found.config, **given)
+    reading = chosen_reading(options, found.config.reading)
+    config = dataclasses.replace(found.config, **given, reading=reading.as_text())
     backend.require(config.device)
     for change in environment_changes(options.out, config):
         note(f"{change}; the run goes on, but not bit for bit")

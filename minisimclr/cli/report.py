@@ -6,7 +6,7 @@ import argparse
 
 from .. import report
 from ..training.run import load_run
-from .common import add_run, leave_out, remark, splits
+from .common import add_run, leave_out, remark, splits_of_run
 from .console import show
 
 HELP = "draw the pictures of a run again"
@@ -20,7 +20,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     run = load_run(options.run, options.device)
     remark(run)
-    train, tests = splits(run, options.data)
+    train, tests = splits_of_run(run, options)
     paths = report.draw_all(run, train, next(iter(tests.values())), options.run)
     leave_out(path.name for path in paths)
     show(*map(str, paths))

@@ -110,16 +110,6 @@ def kept(data: bytes | bytearray, height: int, width: int, side: int, most: int,
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))  # antialiased
 
 
-def central_square(pixels: Pixels, size: int) -> Pixels:
-    """Resize the central square of an image, bilinear and antialiased: uint8 (H,W,3) -> (size,size,3)."""
-    height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
-        return pixels
-    left, top, side = max(0, width - height) / 2, max(0, height - width) / 2, min(width, height)
-    square = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=square))
-
-
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Silence Pillow, which warns of large and odd files; what matters is named by us."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, is_array
-from ..evaluation.embed import Matrix, embed
+from ..evaluation.embed import Images, Matrix, embed
 from ..evaluation.knn import nearest
 from ..simclr import SimCLR
 from ..values import shown, whole
@@ -17,10 +17,10 @@ class Trained:
 
     model: SimCLR
 
-    def embed(self, images: NDArray[np.uint8], *, batch: int = 500) -> tuple[Matrix, Matrix]:
+    def embed(self, images: Images, *, batch: int = 500) -> tuple[Matrix, Matrix]:
         """Compute representations h and embeddings z of images, as `embed(run.model, images)` does.
 
-        Shapes: images uint8 (N,H,W,3) -> h (N,features), z (N,out_dim), float32
+        Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32
         """
         return embed(self.model, images, batch=batch)
 
