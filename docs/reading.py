@@ -43,11 +43,12 @@ checks/table.py checks/report.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
-data/find.py data/decode.py data/files.py data/__init__.py
-training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
+data/find.py data/decode.py data/stores.py data/stream.py data/cache.py data/files.py data/__init__.py
+training/photos.py training/workers.py training/precision.py training/archive.py training/checkpoint.py
+training/stored.py
 training/record.py training/folders.py training/trained.py training/run.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
-protocols/compare.py protocols/embeddings.py
+protocols/compare.py protocols/table.py protocols/embeddings.py
 report/table.py report/pictures.py report/sheet.py
 display.py
 cli/streams.py cli/console.py cli/sources.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py

@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,584 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -25,18 +25,18 @@ First reading, 2,584 lines: the whole of SimCLR, in the order in which one thing
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
-    views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
+    views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       149  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         67  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
-    evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
+    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       74  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         65  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    evaluation/embed.py       43  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,798 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,605 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -74,37 +74,42 @@ Second reading, 7,798 lines: the exact, fast, safe and resumable forms of the sa
     data/zip_names.py         88  The names in a zip file as text
     data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
     data/find.py             174  The images of a folder or a zip file: found, and parted into splits and classes
-    data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
-    data/files.py             70  Images from a folder or a zip file: list those of a split, and decode them
-    data/__init__.py          55  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      173  Worker processes that make the views of coming steps ahead of time
+    data/decode.py            77  From the bytes of an image file to a small square of pixels; the file is untrusted
+    data/stores.py            86  The pixels of photos: how one is kept, and where it is found when it is wanted
+    data/stream.py           128  Photos: images in files, of any size, that are decoded when they are asked for
+    data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
+    data/files.py            187  Images from a folder or a zip file: which can be used, and where they are kept
+    data/__init__.py          81  The images: built-in doodles, or your own from a folder or a zip file
+    training/photos.py        66  The two views of photos: decoded, cropped from their own pixels, and resized once
+    training/workers.py      181  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          182  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
+    training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
+    training/run.py          188  A run and its folder: what is kept of it, and how it is found again
+    training/session.py      221  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           110  The options that say how a source is read, and the splits that an evaluation takes
+    cli/console.py           103  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/sources.py           123  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             58  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          110  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          145  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
-    cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
+    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
+    cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          111  The command line, one file a command

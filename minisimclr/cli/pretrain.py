@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import backend
-from ..data import Reading, load_dataset, taken
+from ..data import Reading, taken
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
 from ..training.run import Metrics, environment_changes
+from ..training.session import training_images
 from ..training.train import pretrain
 from ..values import whole
 from .common import free_folder, path_name
@@ -71,8 +72,7 @@ def run_command(options: argparse.Namespace) -> None:
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        how: dict[str, Any] = {"size": config.size, "reading": reading, "cache_side": config.cache_side}
-        images = taken(load_dataset(config.data, reading.split, **how, cache=options.cache, report=note))
+        images = taken(training_images(config, options.cache, note))
     kept = getattr(images, "kept", "")  # of photos; an array needs no word
     note(f"{config.data}: {len(images):,} images of the split {reading.split!r}{', ' if kept else ''}{kept}")
     if config.device != "cpu" and not kept:

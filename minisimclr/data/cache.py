@@ -1,4 +1,4 @@
-"""A cache: one file with the pixels of all photos as they are kept, for a set that is larger than memory.
+"""A cache: one file with the pixels of all photos, for a set that is larger than memory.
 
 To read a photo from it takes less time than to decode and to shrink it again. The file is built once, and if that is
 interrupted, it goes on where it stopped. It belongs to the bytes, the order and the shorter side of its photos, and is

@@ -1,4 +1,4 @@
-"""Images from a folder or a zip file: find those of a split, see which can be used, and decide where they are kept.
+"""Images from a folder or a zip file: which can be used, and where they are kept.
 
 The names are understood by find.py. Then one pass reads every file once: its bytes for the checksum, its header for the
 size. After it the number of images is fixed. As long as what it has seen fits in memory, the pass also decodes; a file

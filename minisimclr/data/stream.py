@@ -1,4 +1,4 @@
-"""Photos: images in files, of any size, that are read and decoded when they are asked for.
+"""Photos: images in files, of any size, that are decoded when they are asked for.
 
 The plain Dataset lacks two things. All of its images are squares of `size` pixels, and a random crop of such a square
 is a blur: a twelfth of the area of 32×32 pixels is 9×9. And all of them must fit in memory.

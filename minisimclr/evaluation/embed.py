@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import device_of, to_device, to_numpy
-from ..data import Dataset, taken
+from ..data import taken
 from ..engine.autograd import no_grad
 from ..module import Module
 from ..processor import blocks, keep_freed_memory
@@ -16,11 +16,10 @@ from ..simclr import SimCLR
 from ..values import instance, whole
 from ..views import to_float
 
-Images: TypeAlias = "NDArray[np.uint8] | Dataset"  # (N,H,W,3), or a data set
 Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it is used
 
 
-def embed(model: SimCLR, images: Images, *, batch: int = 500) -> tuple[Matrix, Matrix]:
+def embed(model: SimCLR, images: Any, *, batch: int = 500) -> tuple[Matrix, Matrix]:
     """Compute representations h and embeddings z of images, `batch` at a time.
 
     Evaluation uses h. The head is trained to forget all that tells two views of an image apart; h still has it.
@@ -33,12 +32,12 @@ def embed(model: SimCLR, images: Images, *, batch: int = 500) -> tuple[Matrix, M
     >>> h.shape, z.shape
     ((3, 128), (3, 16))
 
-    Shapes: images uint8 (N,H,W,3) -> h (N,features), z (N,out_dim), float32; images and results are on the host
+    Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32; all are on the host
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
-    array = taken(images)  # or photos, which are like an array, but decoded a block at a time
-    count = whole("the number of images", len(array), 1)
+    images = taken(images)  # an array, or photos, of which a block at a time is decoded
+    count = whole("the number of images", len(images), 1)
     instance("model", model, Module)
     keep_freed_memory()  # each block of images reuses the memory of the block before
     device = device_of(model.parameters()[0].data)
@@ -46,10 +45,10 @@ def embed(model: SimCLR, images: Images, *, batch: int = 500) -> tuple[Matrix, M
     with no_grad():  # nothing here is differentiated, and a graph would keep every activation
         for part in blocks(count, whole("batch", batch, 1)):
             # With train=False the running statistics normalize, so an image's h does not depend on its batch.
-            h, z = model(to_float(to_device(array[part], device)), train=False)  # (batch,features), (batch,out_dim)
+            h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))
-    rows_h, rows_z = np.concatenate(hs), np.concatenate(zs)  # (N,features), (N,out_dim)
-    broken = list(getattr(array, "unreadable", ()))  # photos that could not be decoded: no row is shifted
-    rows_h[broken], rows_z[broken] = np.nan, np.nan
-    return rows_h, rows_z
+    found = np.concatenate(hs), np.concatenate(zs)  # (N,features), (N,out_dim)
+    for rows in found:  # a photo that cannot be decoded shifts no row
+        rows[list(getattr(images, "unreadable", ()))] = np.nan
+    return found

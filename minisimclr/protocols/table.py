@@ -1,4 +1,4 @@
-"""A table of representations: a row for each image, with its file, class and split, as .npz, .csv or .parquet."""
+"""A table of representations: for each image a row with its file, class and split."""
 
 from __future__ import annotations
 

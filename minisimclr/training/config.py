@@ -93,8 +93,7 @@ class Config:
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
     cache_side: int = setting(
         -1,
-        "shorter side at which photos are kept for the crops, in pixels; -1: 4 times the size, 0: every pixel, "
-        "-2: no more than the central square of the size, as before version 0.2",
+        "shorter side of kept photos, pixels; -1: 4 times the size, 0: every pixel, -2: squares",
         least=-2,
         most=65536,
     )

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
-from ..data import Dataset
+from ..data import Dataset, Reading, load_dataset
 from ..processor import blas_at_one_thread
 from . import precision
 from .config import Config
@@ -31,6 +31,15 @@ READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a read
 # Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
 STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
+
+
+def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
+    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
+    reading = Reading.from_text(config.reading)
+    side, size = config.cache_side, config.size
+    return load_dataset(
+        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
+    )
 
 
 def begin(

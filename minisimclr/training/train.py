@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, Dataset, Reading, load_dataset, taken
+from ..data import DataError, Dataset, taken
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..values import instance, whole
@@ -16,7 +16,7 @@ from .batches import MOST_WORKERS, views_ahead
 from .config import Config
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
-from .session import Session, begin
+from .session import Session, begin, training_images
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -51,9 +51,7 @@ def pretrain(
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
     if images is None:
-        reading = Reading.from_text(config.reading)
-        side, size = config.cache_side, config.size
-        images = load_dataset(config.data, reading.split, size=size, reading=reading, cache_side=side)
+        images = training_images(config)
     images = taken(images)  # (N,H,W,3), or photos; refused before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result

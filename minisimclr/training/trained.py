@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, is_array
-from ..evaluation.embed import Images, Matrix, embed
+from ..evaluation.embed import Matrix, embed
 from ..evaluation.knn import nearest
 from ..simclr import SimCLR
 from ..values import shown, whole
@@ -17,7 +19,7 @@ class Trained:
 
     model: SimCLR
 
-    def embed(self, images: Images, *, batch: int = 500) -> tuple[Matrix, Matrix]:
+    def embed(self, images: Any, *, batch: int = 500) -> tuple[Matrix, Matrix]:
         """Compute representations h and embeddings z of images, as `embed(run.model, images)` does.
 
         Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32
