@@ -639,6 +639,26 @@ FAULTS = [
           "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
     Fault("nearest-in-z", "evaluation", "training/trained.py",
           "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
+    # ── Photos ────────────────────────────────────────────────────────────────────────────────────
+    Fault("photos-kept-too-small", "photos", "data/files.py",  # every crop is then a blur of a few pixels
+          "side = 4 * size if cache_side", "side = size if cache_side", "stream embed_file"),
+    Fault("second-view-of-a-photo-too-coarse", "photos", "training/photos.py",
+          "[a.height, a.width, b.height, b.width]", "[a.height, a.width]", "stream"),
+    Fault("crop-not-scaled-to-what-was-read", "photos", "training/photos.py",
+          "    if (read == sizes).all():", "    if True:", "stream"),
+    Fault("fingerprint-without-order", "photos", "data/files.py",
+          "zlib.crc32(facts.tobytes())", "zlib.crc32(np.sort(facts, axis=0).tobytes())", "stream"),
+    Fault("damaged-cache-believed", "photos", "data/cache.py",
+          "and zlib.crc32(data) != checksum:", "and False:", "stream"),
+    Fault("cache-of-other-photos-believed", "photos", "data/cache.py",
+          "if found != header:", "if False:", "stream"),
+    Fault("changed-file-believed", "photos", "data/stores.py",
+          "if zlib.crc32(data) != self.checksums[index]:", "if False:", "stream embed_file"),
+    Fault("broken-photo-replaced-by-the-one-before", "photos", "data/stream.py",
+          "(index + 1) % len(self), 0", "(index - 1) % len(self), 0", "stream"),
+    Fault("rows-that-move-up", "photos", "protocols/table.py",
+          "good = np.array([k for k in range(len(data)) if k not in bad], np.int64)",
+          "good = np.arange(len(data) - len(bad))", "embed_file"),
 ]
 # fmt: on
 
