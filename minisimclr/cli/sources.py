@@ -13,6 +13,11 @@ from ..data.reading import LAYOUTS
 from ..training.run import Run
 from .console import note, saying
 
+NO_LABELS = (
+    "evaluation needs labelled images: at least two folders, one for each class; --labels takes labels from file "
+    "names or from a CSV file"
+)
+
 
 def add_reading(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
     """Add the options that settle how the names of a source are understood; `split` adds the one for training."""
@@ -68,10 +73,7 @@ def splits(run: Run, source: str | None, reading: Reading | None = None) -> tupl
         name = test_split(source, there, reading.test_split)
         train = load_dataset(source, reading.split, size=size, reading=reading, report=said.setdefault)
         if len(train.class_names) < 2:
-            raise DataError(
-                f"{source}: evaluation needs labelled images: at least two folders, one for each class; "
-                "--labels takes labels from file names or from a CSV file"
-            )
+            raise DataError(f"{source}: {NO_LABELS}")
         tests = {name: load_dataset(source, name, size=size, reading=reading, report=said.setdefault)}
         if source == "doodles" and not reading.test_split:
             tests["unseen style"] = load_dataset(source, "unseen", size=size)
@@ -97,6 +99,8 @@ def test_split(source: str, there: dict[str, tuple[str, bool]], wanted: str) -> 
                     why = "the test split has no labels" if "test" in dict(there.values()) else "there is no test split"
                     note(f"{source}: {why}; {name} is taken")
                 return name
+    if not any(labelled for _, labelled in there.values()):
+        raise DataError(f"{source}: {NO_LABELS}")
     names = [name if labelled else f"{name} (no labels)" for name, (_, labelled) in there.items()]
     raise DataError(
         f"{source}: no labelled split to test on; there are: {few(names)}; --test-split chooses one, and "
