@@ -40,6 +40,7 @@ ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops
 ops/pool/threaded.py ops/operators.py
 ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
 checks/table.py checks/report.py
+interop.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
@@ -49,7 +50,7 @@ evaluation/probe.py
 protocols/compare.py
 report/table.py report/pictures.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
-cli/gradcheck.py cli/__init__.py
+cli/export.py cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 
 HEADINGS = {

@@ -103,6 +103,7 @@ from .engine.ledger import saved_bytes
 from .evaluation.embed import embed
 from .evaluation.knn import knn_accuracy
 from .evaluation.probe import linear_probe
+from .interop import load_torchvision, save_torchvision
 from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
 from .processor import set_threads
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
@@ -140,6 +141,7 @@ __all__ = [
     "linear_probe",
     "load_dataset",
     "load_run",
+    "load_torchvision",
     "no_grad",
     "nt_xent",
     "nt_xent_value_and_grad",
@@ -152,6 +154,7 @@ __all__ = [
     "resnet101",
     "resnet152",
     "resnet_small",
+    "save_torchvision",
     "saved_bytes",
     "set_threads",
     "to_float",

@@ -41,6 +41,7 @@ ROOMS = [
         "nn",
         "resnet",
         "simclr",
+        "interop",
         "views",
         "data",
     ),
@@ -286,7 +287,16 @@ def test_importing_the_package_loads_nothing_that_it_can_do_without():
     )
     loaded = set(done.stdout.split())
     assert "minisimclr" in loaded
-    assert not loaded & {"cupy", "matplotlib", "torch", "jax", "tqdm", "minisimclr.cli", "scipy.optimize"}
+    assert not loaded & {
+        "cupy",
+        "matplotlib",
+        "torch",
+        "jax",
+        "tqdm",
+        "minisimclr.cli",
+        "scipy.optimize",
+        "safetensors",
+    }
     assert not loaded & {"PIL", "minisimclr.data.files", "minisimclr.data.doodles", "minisimclr.report"}
 
 

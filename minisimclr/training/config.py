@@ -62,6 +62,7 @@ class Config:
         "96 pixels and imagenet from there on",
         choices=("auto", *STEMS),
     )
+    init: str = setting("", "file of encoder weights to begin with, as export writes it (default: random weights)")
     head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = setting(128, "dimensions of the embedding z", least=2, most=65536)
 

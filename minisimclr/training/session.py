@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..interop import load_into
 from ..processor import blas_at_one_thread
 from . import precision
 from .config import Config
@@ -44,6 +45,8 @@ def begin(
 
     leave_if_only_imported()
     model, optimizer = precision.build(config)
+    if config.init and not resume:
+        load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume)
     run = Run(config, model, folder=path, images=fingerprint(images))
     run.lock = lock

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..values import drawing_zeros
 from . import checkpoint
 from .archive import Header, Rule
 from .config import WEIGHTS, Config, build_model
@@ -111,7 +112,7 @@ class _Unrandom:
     """A configuration whose generator draws zeros, and no more of them than a number that is given."""
 
     def __init__(self, config: Config, most: int) -> None:
-        self.config, self.zeros = config, _zeros(most)
+        self.config, self.zeros = config, drawing_zeros(most)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
@@ -120,23 +121,3 @@ class _Unrandom:
         """Return the generator of zeros."""
         assert purpose == WEIGHTS
         return self.zeros
-
-
-def _zeros(most: int) -> np.random.Generator:
-    """Return a generator that draws zeros: only the shapes of the weights are asked for, and how many there are."""
-
-    class Zeros(np.random.Generator):  # in here, since NumPy loads its random numbers when they are first named
-        left = most
-
-        def standard_normal(self, shape: Any, dtype: Any = np.float32) -> np.ndarray[Any, Any]:  # type: ignore[override]
-            """Draw zeros in place of numbers from N(0,1)."""
-            self.left -= math.prod(shape)
-            if self.left < 0:
-                raise ValueError("config describes a network with more weights than there are")
-            return np.zeros(shape, dtype)
-
-        def uniform(self, low: float, high: float, shape: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
-            """Draw zeros in place of numbers from low to high."""
-            return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
-
-    return Zeros(np.random.PCG64(0))
