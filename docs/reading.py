@@ -39,6 +39,8 @@ engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/pool/threaded.py ops/operators.py
 ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
+objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py objectives/supervised.py
+objectives/__init__.py
 checks/table.py checks/report.py
 interop.py
 views/transforms.py views/augment.py

@@ -36,6 +36,7 @@ ROOMS = [
         "engine",
         "ops",
         "ntxent",
+        "objectives",
         "checks",
         "module",
         "nn",
