@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -21,7 +21,7 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
-    module.py                136  Modules: layers and networks whose parameters have names, and can be saved and moved
+    module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
@@ -36,7 +36,7 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,521 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -55,7 +55,7 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
-    ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
+    ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse

@@ -151,9 +151,9 @@ FAULTS = [
           "if isinstance(value, bool) or not isinstance(", "if not isinstance(", "values"),
     Fault("numpys-float-kept", "engine", "values/settings.py",
           "x = float(number(name, value))", "number(name, value); x = value", "values"),
-    Fault("age-taken-late", "kept", "engine/guard.py", "self.age = age", "self.age = next(clock)", "guard"),
+    Fault("age-taken-late", "kept", "engine/guard.py", "self.age = age", "self.age = next(clock)", "guard optim"),
     Fault("one-writer-closes-for-all", "kept", "engine/guard.py",
-          "guard.open.discard(me)", "guard.open.clear()", "guard"),
+          "guard.open.discard(me)", "guard.open.clear()", "guard optim"),
 
     # ── What a graph keeps ────────────────────────────────────────────────────────────────────────
     Fault("needed-at-most-once", "kept", "engine/guard.py",
@@ -278,9 +278,9 @@ FAULTS = [
     Fault("one-parameter-with-two-values", "layers", "module.py",
           "if not np.array_equal(array, same, equal_nan=True):", "if False:", "module"),
     Fault("name-rebound", "layers", "ops/operators.py",
-          "if self.requires_grad and self.is_leaf:", "if False:", "module"),
+          "if self.requires_grad and self.is_leaf:", "if False:", "module optim"),
     Fault("stepped-twice", "layers", "engine/guard.py",
-          "found = list({id(p): p for p in params}.values())", "found = list(params)", "module"),
+          "found = list({id(p): p for p in params}.values())", "found = list(params)", "module optim"),
     Fault("state-transposed", "layers", "module.py",
           "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
     Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
