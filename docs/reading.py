@@ -42,7 +42,7 @@ ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
 objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py objectives/supervised.py
 objectives/__init__.py
 checks/table.py checks/report.py
-interop.py
+interop.py heads/__init__.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py

@@ -42,6 +42,7 @@ ROOMS = [
         "nn",
         "resnet",
         "simclr",
+        "heads",
         "interop",
         "views",
         "data",
