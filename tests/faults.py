@@ -626,11 +626,33 @@ FAULTS = [
           "run_folder console"),
     Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
           "            except ZeroDivisionError:", "console"),
+    # ── Other objectives, heads, weights in and out ───────────────────────────────────────────────
+    Fault("semi-hard-nearer-than-the-positive", "objectives", "objectives/pairs.py",
+          "semi = negative & (cosines < cosines", "semi = negative & (cosines > cosines", "own ops"),
+    Fault("semi-hard-is-the-farthest", "objectives", "objectives/pairs.py",
+          "xp.where(semi, cosines, -xp.inf).argmax(axis=1)", "xp.where(semi, cosines, xp.inf).argmin(axis=1)", "own ops"),
+    Fault("positive-shares-with-negatives", "objectives", "objectives/pairs.py",
+          "negative[anchor, anchor] = negative[anchor, positive] = False", "negative[anchor, anchor] = False", "own ops"),
+    Fault("decoupled-keeps-the-positive", "objectives", "objectives/dcl.py",
+          "logits[anchor, anchor] = logits[anchor, positive] = -xp.inf", "logits[anchor, anchor] = -xp.inf", "own ops"),
+    Fault("hinge-pulls-nothing", "objectives", "objectives/hinge.py",
+          "G[anchor, positive] = -G.sum(axis=1)", "G[anchor, positive] = 0", "ops own"),
+    Fault("logistic-forgets-columns", "objectives", "objectives/logistic.py",
+          "return (G + G.T) @ u", "return 2 * G @ u", "ops own"),
+    Fault("supcon-mean-over-all-rows", "objectives", "objectives/supervised.py",
+          "return losses.sum() / anchors, vjp", "return losses.mean(), vjp", "own ops"),
+    Fault("supcon-lonely-row-pushes", "objectives", "objectives/supervised.py",
+          "G = xp.where(count > 0, e / total, 0) - y", "G = e / total - y", "ops own"),
+    Fault("text-head-with-norm", "layers", "heads/__init__.py",
+          "batch_norm=not text, **how)", "batch_norm=True, **how)", "own"),
+    Fault("strides-are-forgotten", "kept", "interop.py",
+          "np.ascontiguousarray(array, dtype=stored)", "array.astype(stored).T.copy().T", "interop"),
 ]
 # fmt: on
 
 AREAS = (
     "loss",
+    "objectives",
     "engine",
     "kept",
     "gradcheck",
