@@ -47,7 +47,7 @@ ROOMS = [
         "views",
         "data",
     ),
-    *("training", "evaluation", "protocols", "report", "cli"),
+    *("evaluation", "training", "protocols", "report", "display", "cli"),
 ]
 
 
