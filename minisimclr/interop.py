@@ -1,4 +1,4 @@
-"""Weights in and out: encoders under torchvision's names, in files of the safetensors library.
+"""Weights in and out: encoders under torchvision's names, in files of safetensors.
 
 A file holds the parameters and running statistics of one encoder, in torchvision's layout. So torchvision reads ours
 with `strict=True`, and its ResNets are read here. A file may also say which stem it has: of a 3×3 convolution the

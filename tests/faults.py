@@ -304,7 +304,7 @@ FAULTS = [
     Fault("dtype-of-products-lost", "layers", "resnet.py",
           "product_dtype=product_dtype, rng=rng)", "rng=rng)", "config precision"),
     Fault("method-of-the-loss-ignored", "layers", "simclr.py",
-          "temperature, method=self.method)", "temperature)", "simclr plain_run"),
+          "partial(nt_xent, method=self.method)", "nt_xent", "simclr plain_run"),
 
     # ── Optimizers ────────────────────────────────────────────────────────────────────────────────
     Fault("lars-freezes-zeros", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#27
@@ -412,7 +412,7 @@ FAULTS = [
     Fault("bombs-unpacked", "checkpoint", "training/archive.py",
           "if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:", "if False:",
           "run_folder checkpoint"),
-    Fault("a-network-of-any-size-built", "checkpoint", "training/stored.py", "if self.left < 0:", "if False:",
+    Fault("a-network-of-any-size-built", "checkpoint", "values/arrays.py", "if self.left < 0:", "if False:",
           "run_folder"),
     Fault("steps-beyond-the-end", "checkpoint", "training/stored.py", "or not 0 <= steps <= most:", "or steps < 0:",
           "run_folder"),
@@ -424,7 +424,7 @@ FAULTS = [
           "            setattr(module, name, array)", "            pass", "run_folder"),
     Fault("half-written-weights-saved", "checkpoint", "training/session.py",
           "        self.whole = False  #", "        pass  #", "run_folder"),
-    Fault("nohup-ignored", "checkpoint", "training/session.py",
+    Fault("nohup-ignored", "checkpoint", "training/signals.py",
           "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),
@@ -461,7 +461,7 @@ FAULTS = [
     Fault("same-batch-at-every-step", "training", "training/batches.py",
           "batches(epoch)[k]", "batches(epoch)[0]", "train"),
     Fault("method-of-the-views-ignored", "training", "training/batches.py",
-          "config.min_area, method=method)", "config.min_area)", "config plain_run"),
+          "config.min_area, method)", "config.min_area)", "config plain_run"),
     Fault("temperature-ignored", "training", "training/train.py",
           "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
     Fault("images-never-shuffled", "training", "training/batches.py",

@@ -1,4 +1,4 @@
-"""Projection heads by name, h from a layer of the head, and residual blocks that begin as their shortcut.
+"""Projection heads by name, and h from a layer of the head.
 
     none         z is h
     linear       one layer: h → z

@@ -1,4 +1,4 @@
-"""The decoupled contrastive loss (Yeh et al. 2021): NT-Xent without the positive in its denominator."""
+"""The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator."""
 
 from __future__ import annotations
 

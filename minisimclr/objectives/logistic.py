@@ -1,4 +1,4 @@
-"""NT-logistic, of the paper's Tables 2 and 4: a classifier says of each pair if it is positive."""
+"""NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive."""
 
 from __future__ import annotations
 

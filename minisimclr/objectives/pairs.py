@@ -1,4 +1,4 @@
-"""The parts that the objectives share: unit embeddings of both views, and the negatives of each anchor."""
+"""The parts that objectives share: unit embeddings, and the negatives of each anchor."""
 
 from __future__ import annotations
 

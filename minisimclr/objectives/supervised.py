@@ -1,4 +1,4 @@
-"""SupCon, the supervised contrastive loss (Khosla et al. 2020): all images of a class are positives."""
+"""SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives."""
 
 from __future__ import annotations
 
