@@ -36,7 +36,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,600 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,610 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -58,16 +58,16 @@ Second reading, 7,600 lines: the exact, fast, safe and resumable forms of the sa
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
-    objectives/pairs.py       35  The parts that the objectives share: unit embeddings of both views, and the negatives of each anchor
-    objectives/logistic.py    39  NT-logistic, of the paper's Tables 2 and 4: a classifier says of each pair if it is positive
-    objectives/hinge.py       38  The margin triplet, of the paper's Tables 2 and 4: the positive must be nearer than a negative by a margin
-    objectives/dcl.py         42  The decoupled contrastive loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
-    objectives/supervised.py  50  SupCon, the supervised contrastive loss (Khosla et al. 2020): all images of a class are positives
-    objectives/__init__.py    51  Objectives beside NT-Xent: those of the paper's Table 4, the decoupled loss, and SupCon; and the choice by name
+    objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
+    objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
+    objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
+    objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
+    objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
+    objectives/__init__.py    52  Objectives beside NT-Xent, and the choice by name
     checks/table.py          452  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
-    interop.py               176  Weights in and out: encoders under torchvision's names, in files of the safetensors library
-    heads/__init__.py         76  Projection heads by name, h from a layer of the head, and residual blocks that begin as their shortcut
+    interop.py               176  Weights in and out: encoders under torchvision's names, in files of safetensors
+    heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
     views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
@@ -87,7 +87,8 @@ Second reading, 7,600 lines: the exact, fast, safe and resumable forms of the sa
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
     training/run.py          191  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      221  A session of training: it records the steps of a run, saves, and stops when asked
+    training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
+    training/session.py      197  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
