@@ -105,6 +105,12 @@ def load_torchvision(path: str | Path, *, stem: str = "", classifier: bool = Fal
 
     torchvision's own weights expect images whose channels were normalized: (x − mean) / std of ImageNet.
 
+    >>> import tempfile, minisimclr as ms
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ms.save_torchvision(ms.resnet18(base=4), f"{folder}/encoder.safetensors")
+    ...     load_torchvision(f"{folder}/encoder.safetensors").stem
+    'imagenet'
+
     Raises: FileNotFoundError; ValueError, in one line that names the file and the tensors that are missing, misshapen
             or unknown, for a file that is not such an encoder's.
     """
