@@ -36,7 +36,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,610 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,615 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -66,7 +66,7 @@ Second reading, 7,610 lines: the exact, fast, safe and resumable forms of the sa
     objectives/__init__.py    52  Objectives beside NT-Xent, and the choice by name
     checks/table.py          452  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
-    interop.py               176  Weights in and out: encoders under torchvision's names, in files of safetensors
+    interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
     views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time

@@ -461,7 +461,7 @@ FAULTS = [
     Fault("same-batch-at-every-step", "training", "training/batches.py",
           "batches(epoch)[k]", "batches(epoch)[0]", "train"),
     Fault("method-of-the-views-ignored", "training", "training/batches.py",
-          "config.min_area, method)", "config.min_area)", "config plain_run"),
+          "*settings, method=method)", "*settings)", "config plain_run"),
     Fault("temperature-ignored", "training", "training/train.py",
           "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
     Fault("images-never-shuffled", "training", "training/batches.py",
