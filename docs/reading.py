@@ -47,7 +47,8 @@ training/workers.py training/precision.py training/archive.py training/checkpoin
 training/record.py training/folders.py training/run.py training/session.py
 evaluation/probe.py
 protocols/compare.py
-report/table.py report/pictures.py
+report/table.py report/findings.py report/sheets.py report/pictures.py report/svg.py report/words.py report/markup.py
+report/numbers.py report/images.py report/page.py report/__init__.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
 cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
