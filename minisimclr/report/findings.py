@@ -200,11 +200,13 @@ def _tsne(u: Any) -> NDArray[np.float64] | None:
     tsne = TSNE(2, perplexity=min(30.0, len(u) / 4), init="pca", random_state=0)
     with threadpool_limits(1):  # its threads wait for one another a thousand times, on a busy machine for a minute
         places = np.asarray(tsne.fit_transform(np.float32(u)), float)
-    return places / (np.ptp(places, axis=0) + 1e-12)  # its axes mean nothing, so that each may fill the map
+    places /= np.ptp(places, axis=0) + 1e-12  # its axes mean nothing, so that each may fill the map
+    return places
 
 
 def _framed(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Move and scale a map into the unit square, both axes alike."""
     low, high = places.min(axis=0), places.max(axis=0)
     size = float((high - low).max())
-    return (places - (low + high) / 2) / (size if size > 0 and math.isfinite(size) else 1.0) + 0.5
+    size = size if size > 0 and math.isfinite(size) else 1.0
+    return np.asarray((places - (low + high) / 2) / size + 0.5)

@@ -10,7 +10,7 @@ from . import svg
 from .findings import CLASSES
 from .markup import Material
 from .pictures import diverging, rows_of_views
-from .sheets import as_png, data_uri
+from .thumbs import as_png, data_uri
 
 VIEWS_BYTES, WORST_BYTES = 90_000, 50_000  # of the sheets of these sections: part of the page's 3 MB
 VIEWS, WORST, ROWS = 12, 12, 16  # numbers of images, and of rows of neighbours

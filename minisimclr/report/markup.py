@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..storage import one_line
 from . import words
 from .findings import Findings, Indices
-from .sheets import Sheet, sheet
+from .thumbs import Sheet, sheet
 
 # Bytes of the two large sheets, so that the page stays below 3 MB: base64 makes 4 of 3, and the rest needs 0.4 MB.
 DOTS_BYTES, NEIGHBOURS_BYTES = 450_000, 1_200_000

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..training.run import Run
 from ..views import two_views
 from .findings import Findings
-from .sheets import as_png
+from .thumbs import as_png
 
 INK, SOFT, RED = "#24292f", "#6e7781", "#d1242f"
 GAP = 6  # space between the cells of a sheet, pixels

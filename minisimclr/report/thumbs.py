@@ -1,4 +1,4 @@
-"""Sheets: many small images in one file, of which a page shows a cell wherever it wants."""
+"""Thumbnails: many small images on one sheet, of which a page shows a cell wherever it wants."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def sheet(images: NDArray[np.uint8], most: int) -> Sheet:
     for side, quality in CHOICES:
         side = min(side, images.shape[1])
         picture = _tiled(images, columns, side)
+        content = _encoded(picture, "JPEG", quality=quality, subsampling=0)  # a colour for each pixel
         # PNG changes no pixel, but takes its time; it is tried where it may well fit.
-        content = _encoded(picture, "PNG") if picture.width * picture.height < most else None
-        if content is None or len(content) > most:
-            content = _encoded(picture, "JPEG", quality=quality, subsampling=0)  # a colour for each pixel
+        if picture.width * picture.height < most and len(exact := _encoded(picture, "PNG")) <= most:
+            content = exact
         if len(content) <= most:
             break
     return Sheet(data_uri(content), columns)
