@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .findings import Findings, look
-from .page import page
-from .pictures import pictures
+from .page import as_html
+from .pictures import draw_all
 from .table import read_scores, table
 
 __all__ = ["drawn", "look", "read_scores", "table"]
@@ -12,4 +12,4 @@ __all__ = ["drawn", "look", "read_scores", "table"]
 
 def drawn(findings: Findings) -> dict[str, bytes]:
     """Return the files that show what was found, by name: report.html and the pictures."""
-    return {"report.html": page(findings).encode(), **pictures(findings)}
+    return {"report.html": as_html(findings).encode(), **draw_all(findings)}

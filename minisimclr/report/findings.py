@@ -33,7 +33,7 @@ LEAST_FOR_TSNE = 64  # number of images; t-SNE's neighbourhoods, of 30 images, w
 
 @dataclass(frozen=True)
 class Findings:
-    """What is shown of a run. `test` are the queries; rows of `nearest` and `maps` are those of `shown`."""
+    """The findings on a run. `test` are the queries; rows of `nearest` and `maps` are those of `shown`."""
 
     run: Run
     train: Dataset

@@ -1,4 +1,4 @@
-"""The sections of a run's page that show images: views, the map, neighbours, similarities, mistakes."""
+"""The sections of a run's page with images: views, the map, neighbours, mistakes."""
 
 from __future__ import annotations
 

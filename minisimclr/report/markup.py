@@ -1,4 +1,7 @@
-"""The pieces of HTML that the sections of a run's page are made of. Names from data are escaped here."""
+"""Pieces of HTML, of which the sections of a run's page are made.
+
+Names from data are escaped here.
+"""
 
 from __future__ import annotations
 

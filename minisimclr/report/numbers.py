@@ -1,4 +1,4 @@
-"""The sections of a run's page that show numbers: the tiles, the curves, the accuracies, the settings."""
+"""The sections of a run's page with numbers: curves, accuracies, settings."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 CRISP = 64  # side of an image in pixels, up to which its pixels are shown as squares
 
 
-def page(findings: Findings) -> str:
+def as_html(findings: Findings) -> str:
     """Return the page as HTML, less than 3 MB of it."""
     material = Material.of(findings)
     sections = [training, views, atlas, neighbours, similarity]

@@ -1,4 +1,4 @@
-"""Three pictures of a run, as PNG files to be shown elsewhere; its page shows the same, and more.
+"""Three pictures of a run, as PNG files; its page shows the same, and more.
 
 views.png       images and their two random views, which the network is asked to see as one thing
 neighbours.png  test images and their eight nearest training images; those of another class are framed
@@ -25,7 +25,7 @@ CELL = 64  # side of an image on a sheet, pixels; twice that of a doodle
 LEGEND = "A number stands for a class whose name this font cannot write; report.html has the names."
 
 
-def pictures(findings: Findings) -> dict[str, bytes]:
+def draw_all(findings: Findings) -> dict[str, bytes]:
     """Draw the pictures and return them as PNG files, by name."""
     return {
         "views.png": as_png(views_sheet(findings.run, findings.train.images)),

@@ -1,4 +1,4 @@
-"""Thumbnails: many small images on one sheet, of which a page shows a cell wherever it wants."""
+"""Thumbnails: many small images on one sheet, of which a page shows cells."""
 
 from __future__ import annotations
 

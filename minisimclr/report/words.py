@@ -1,4 +1,4 @@
-"""The words of a run's page: what each number and picture means, and the place in the book that says more."""
+"""The words of a run's page: what each figure means, and where the book says more."""
 
 from __future__ import annotations
 
