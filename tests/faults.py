@@ -596,7 +596,7 @@ FAULTS = [
     Fault("first-draw-or-none", "augmentation", "views/parameters.py",
           "fits.argmax(axis=1)", "0 * fits.argmax(axis=1)", "views"),
     Fault("central-crop-too-narrow", "augmentation", "views/parameters.py",
-          "round(height * CROP_ASPECT[1])", "round(height * CROP_ASPECT[0])", "views"),
+          "np.rint(height * CROP_ASPECT[1])", "np.rint(height * CROP_ASPECT[0])", "views"),
     Fault("grey-without-strength", "augmentation", "views/parameters.py",
           "grey=grey & (strength > 0)", "grey=grey", "views"),
     Fault("blur-of-one-direction", "augmentation", "views/transforms.py",
@@ -626,6 +626,19 @@ FAULTS = [
           "run_folder console"),
     Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
           "            except ZeroDivisionError:", "console"),
+    # ── Search ────────────────────────────────────────────────────────────────────────────────────
+    Fault("duplicates-blocks-above-only", "evaluation", "evaluation/duplicates.py",  # pairs of two blocks are lost
+          "for b in starts if a <= b", "for b in starts if a == b", "search"),
+    Fault("duplicates-columns-not-shifted", "evaluation", "evaluation/duplicates.py",
+          "i, j = i + rows.start, j + columns.start", "i, j = i + rows.start, j + rows.start", "search"),
+    Fault("duplicates-with-itself", "evaluation", "evaluation/duplicates.py",
+          "once = i < j", "once = i <= j", "search"),
+    Fault("duplicates-keeps-the-least-similar", "evaluation", "evaluation/duplicates.py",
+          "pairs[:, 0], -similarities)", "pairs[:, 0], similarities)", "search"),
+    Fault("duplicates-without-rounding", "evaluation", "evaluation/duplicates.py",
+          "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
+    Fault("nearest-in-z", "evaluation", "training/trained.py",
+          "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
 ]
 # fmt: on
 
