@@ -51,7 +51,8 @@ training/record.py training/folders.py training/trained.py training/run.py
 training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
 protocols/compare.py protocols/embeddings.py
-report/table.py report/pictures.py report/sheet.py
+report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
+report/markup.py report/numbers.py report/images.py report/page.py
 display.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
 cli/export.py cli/neighbours.py cli/duplicates.py cli/gradcheck.py cli/__init__.py

@@ -37,6 +37,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 7,615 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,795 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -53,10 +54,10 @@ Second reading, 7,615 lines: the exact, fast, safe and resumable forms of the sa
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
-    ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
+    ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
-    ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
     objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
@@ -93,17 +94,25 @@ Second reading, 7,615 lines: the exact, fast, safe and resumable forms of the sa
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    report/table.py           15  The table of accuracies, as text
-    report/pictures.py       190  Four pictures of a run, drawn with Pillow
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
+    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
+    report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
+    report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
+    report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
+    report/words.py          125  The words of a run's page: what each figure means, and where the book says more
+    report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
+    report/numbers.py        155  The sections of a run's page with numbers: curves, accuracies, settings
+    report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             65  The parts that several commands share: options, splits, and a free folder
+    cli/common.py             75  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/report.py             19  `minisimclr report`: draw the pictures of a run again
+    cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture

@@ -254,8 +254,7 @@ def test_a_small_file_with_one_reader_lives_in_that_file():
     lonely = {
         file for file, using in users.items() if len(using) == 1 and len(FILES[file].read_text().splitlines()) < 40
     }
-    planned = {"report/table.py"}  # the page of a run will be its second reader
-    assert {file for file in lonely - DOORS - TOP if not file.startswith("cli/")} == planned
+    assert not {file for file in lonely - DOORS - TOP if not file.startswith("cli/")}
 
 
 # ── What is public ────────────────────────────────────────────────────────────────────────────────
