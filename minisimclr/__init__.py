@@ -36,8 +36,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,615 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 7,795 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
