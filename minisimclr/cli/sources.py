@@ -60,8 +60,12 @@ def chosen_reading(options: argparse.Namespace, stored: str = "") -> Reading:
     return dataclasses.replace(Reading.from_text(stored), **given)
 
 
-def splits(run: Run, source: str | None, reading: Reading | None = None) -> tuple[Dataset, dict[str, Dataset]]:
+def splits(
+    run: Run, source: str | None, reading: Reading | None = None, *, labelled: bool = True
+) -> tuple[Dataset, dict[str, Dataset]]:
     """Load the training split, and the splits to test on.
+
+    labelled  False takes data without labels, too; the training images are then looked at in place of test images
 
     Raises: DataError for data that cannot be used, or that has no labels to test with.
     """
@@ -70,8 +74,10 @@ def splits(run: Run, source: str | None, reading: Reading | None = None) -> tupl
     said: dict[str, None] = {}  # the splits of one source have the same to say
     with saying(f"loading {source}"):
         there = splits_of(source, reading)
-        name = test_split(source, there, reading.test_split)
         train = load_dataset(source, reading.split, size=size, reading=reading, report=said.setdefault)
+        if not labelled and not any(known for role, known in there.values() if role != "train"):
+            return train, {"training": train}
+        name = test_split(source, there, reading.test_split)
         if len(train.class_names) < 2:
             raise DataError(f"{source}: {NO_LABELS}")
         tests = {name: load_dataset(source, name, size=size, reading=reading, report=said.setdefault)}
