@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+from .. import report
 from ..data import Dataset
+from ..protocols.compare import Score
 from ..training import record
 from ..training.folders import require_free
 from ..training.run import Run
-from .console import note
+from .console import note, saying
 from .sources import add_reading, chosen_reading, splits
 
 MOST_RUNS = 1000  # number of folders that are tried; the error of the last one is then told
@@ -34,10 +36,17 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_reading(parser)
 
 
-def splits_of_run(run: Run, options: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
-    """Load the training split of a run, or of --data, and the splits to test on. Raises: DataError."""
+def splits_of_run(
+    run: Run, options: argparse.Namespace, *, labelled: bool = True
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """Load the training split of a run, or of --data, and the splits to test on.
+
+    labelled  False takes data without labels, too; the training images are then looked at in place of test images
+
+    Raises: DataError for data that cannot be used, or that has no labels.
+    """
     stored = "" if options.data else run.config.reading  # other data have other names
-    return splits(run, options.data, chosen_reading(options, stored))
+    return splits(run, options.data, chosen_reading(options, stored), labelled=labelled)
 
 
 def free_folder(wanted: Path) -> Path:
@@ -72,7 +81,12 @@ def remark(run: Run) -> None:
         note(line)
 
 
-def leave_out(pictures: Iterable[str]) -> None:
-    """Say that the curve is not among the pictures, if it is not."""
-    if "loss.png" not in pictures:
-        note("loss.png is left out: metrics.jsonl holds nothing to draw")
+def reported(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score]) -> dict[Path, bytes]:
+    """Look at a run, and return the files of its report; say so if they show no curves."""
+    assert run.folder is not None
+    with saying("looking at neighbours and drawing"):
+        findings = report.look(run, train, test, scores)
+        files = report.drawn(findings)
+    if not findings.history:
+        note("report.html has no curves: metrics.jsonl holds nothing to draw")
+    return {run.folder / name: content for name, content in files.items()}

@@ -14,6 +14,11 @@ from ..data.reading import LAYOUTS
 from ..training.run import Run
 from .console import note, saying
 
+NO_LABELS = (
+    "evaluation needs labelled images: at least two folders, one for each class; --labels takes labels from file "
+    "names or from a CSV file"
+)
+
 
 def add_reading(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
     """Add the options that settle how the names of a source are understood; `split` adds the one for training."""
@@ -56,8 +61,12 @@ def chosen_reading(options: argparse.Namespace, stored: str = "") -> Reading:
     return dataclasses.replace(Reading.from_text(stored), **given)
 
 
-def splits(run: Run, source: str | None, reading: Reading | None = None) -> tuple[Dataset, dict[str, Dataset]]:
+def splits(
+    run: Run, source: str | None, reading: Reading | None = None, *, labelled: bool = True
+) -> tuple[Dataset, dict[str, Dataset]]:
     """Load the training split, and the splits to test on.
+
+    labelled  False takes data without labels, too; the training images are then looked at in place of test images
 
     Raises: DataError for data that cannot be used, or that has no labels to test with.
     """
@@ -67,13 +76,12 @@ def splits(run: Run, source: str | None, reading: Reading | None = None) -> tupl
     how: dict[str, Any] = {"size": size, "reading": reading, "cache_side": run.config.cache_side}
     with saying(f"loading {source}"):
         there = splits_of(source, reading)
-        name = test_split(source, there, reading.test_split)
         train = load_dataset(source, reading.split, **how, report=said.setdefault)
+        if not labelled and not any(known for role, known in there.values() if role != "train"):
+            return train, {"training": train}
+        name = test_split(source, there, reading.test_split)
         if len(train.class_names) < 2:
-            raise DataError(
-                f"{source}: evaluation needs labelled images: at least two folders, one for each class; "
-                "--labels takes labels from file names or from a CSV file"
-            )
+            raise DataError(f"{source}: {NO_LABELS}")
         tests = {name: load_dataset(source, name, **how, report=said.setdefault)}
         if source == "doodles" and not reading.test_split:
             tests["unseen style"] = load_dataset(source, "unseen", size=size)
@@ -113,6 +121,8 @@ def test_split(source: str, there: dict[str, tuple[str, bool]], wanted: str) -> 
                     why = "the test split has no labels" if "test" in dict(there.values()) else "there is no test split"
                     note(f"{source}: {why}; {name} is taken")
                 return name
+    if not any(labelled for _, labelled in there.values()):
+        raise DataError(f"{source}: {NO_LABELS}")
     names = [name if labelled else f"{name} (no labels)" for name, (_, labelled) in there.items()]
     raise DataError(
         f"{source}: no labelled split to test on; there are: {few(names)}; --test-split chooses one, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from ..views import check_images
 from .dataset import DataError, Dataset
 from .reading import Reading
 
-__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "splits_of", "taken"]
+__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "splits_of", "taken"]
 
 
 def load_dataset(
@@ -85,6 +86,12 @@ def taken(images: Any) -> Any:
         images = images.images
     check_images(images)
     return images
+
+
+def marked(images: Any, rows: Any) -> Any:
+    """Return the rows with NaN for each photo that could not be decoded; an array of images has none."""
+    rows[list(getattr(images, "unreadable", ()))] = math.nan
+    return rows
 
 
 def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) -> dict[str, tuple[str, bool]]:

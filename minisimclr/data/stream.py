@@ -88,6 +88,10 @@ class Photos(Dataset):
             parallel(read, range(len(chosen)))
         return photos
 
+    def square(self, index: int) -> Pixels:
+        """Return the central square of a photo, or of the one that takes its place: uint8 (size,size,3)."""
+        return central_square(self.read(index, 2 * self.size), self.size)
+
     def squares(self, rows: slice) -> Pixels:
         """Return the central squares of some photos, uint8 (n,size,size,3); black where one cannot be decoded.
 

@@ -24,12 +24,18 @@ CHUNK = 2**26  # bytes of decoded photos that are held at a time; at 224 pixels 
 
 
 def photo_views(
-    config: Config, photos: Any, chosen: NDArray[np.int64], rng: np.random.Generator
+    config: Config, photos: Any, own: Any, chosen: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """Make two independent random views of each chosen photo, on the device of the configuration.
 
+    `own`, if given, makes them instead: from the central squares, because it takes one array of images.
+
     Shapes: photos of data/stream.py, chosen int64 (B,) -> a, b float32 (B,size,size,3) in [0,1]
     """
+    if own is not None:
+        squares = [photos.square(int(k)) for k in chosen]
+        views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
+        return views
     size, count = config.size, len(chosen)
     sizes = photos.sizes[chosen]  # (B,2)
     height, width = sizes.T
@@ -37,15 +43,15 @@ def photo_views(
         draw_parameters(rng, count, height, width, config.strength, config.blur, config.min_area) for _ in "ab"
     )  # fmt: skip
     xp = array_module(to_device(np.empty(0), config.device))
-    views = xp.empty((2, count, size, size, 3), dtype=xp.float32)
+    both = xp.empty((2, count, size, size, 3), dtype=xp.float32)
     at_least = finest(sizes, a, b, size)
     for part in chunks(sizes):
         pixels = photos.read_all(chosen[part], at_least[part])  # a list of uint8 (H,W,3)
         p = fitted(a[part] + b[part], np.tile(sizes[part], (2, 1)), pixels * 2)
         source = np.tile(np.arange(len(pixels)), 2)  # (2n,) view i shows pixels[source[i]]
         made = make_views(xp, pixels, source, p, size, method_of("views", config.method))
-        views[:, part] = made.reshape(2, len(pixels), size, size, 3)
-    return views[0], views[1]
+        both[:, part] = made.reshape(2, len(pixels), size, size, 3)
+    return both[0], both[1]
 
 
 def finest(sizes: NDArray[np.int64], a: ViewParameters, b: ViewParameters, size: int) -> NDArray[np.int64]:
