@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,612 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,576 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -22,7 +22,7 @@ First reading, 2,612 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
+    nn.py                    133  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
@@ -30,17 +30,18 @@ First reading, 2,612 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       164  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       76  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         70  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
-    evaluation/embed.py       43  Representations of images: the outputs of the frozen encoder and of the head
+    training/config.py       141  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       75  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         68  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 10,131 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,175 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
+    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name the form of one kind of operation each
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        65  The values that come through a door: taken as plain ones, or refused in one line
+    values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
@@ -87,7 +88,7 @@ Second reading, 10,131 lines: the exact, fast, safe and resumable forms of the s
     data/stream.py           131  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
     data/files.py            187  Images from a folder or a zip file: which can be used, and where they are kept
-    data/__init__.py          81  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py          86  The images: built-in doodles, or your own from a folder or a zip file
     training/photos.py        71  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      181  Worker processes that make the views of coming steps ahead of time
     training/precision.py    126  Number formats: float32, TF32, or half precision with float32 where that matters

@@ -14,11 +14,11 @@ from .. import backend
 from ..data import Reading, taken
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
-from ..training.config import OLD_CONV, Config, method_of_conv
+from ..training.config import Config
 from ..training.run import Metrics, environment_changes
 from ..training.session import training_images
 from ..training.train import pretrain
-from ..values import whole
+from ..values import OLD_CONV, method_of_conv, whole
 from .common import free_folder, path_name
 from .console import largest_memory, note, saying, show, training
 from .sources import add_reading, chosen_reading

@@ -71,8 +71,8 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
     batch_of = (lambda chosen: chosen) if isinstance(images, Dataset) else batch_source(images, config.device)
     if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
         own = functools.partial(photo_views, config, images, own)
-    settings = (config.size, config.strength, config.blur, config.min_area, method_of("views", config.method))
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings))
+    settings, method = (config.size, config.strength, config.blur, config.min_area), method_of("views", config.method)
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
