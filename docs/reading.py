@@ -34,17 +34,17 @@ evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
 values/settings.py values/arrays.py values/__init__.py
-cores.py processor.py storage.py
+cores.py processor.py storage.py collective.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
-ops/pool/threaded.py ops/operators.py
-ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
+ops/norm/shared.py ops/pool/threaded.py ops/operators.py
+ntxent/exact.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
 checks/table.py checks/report.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/run.py training/session.py
+training/record.py training/folders.py training/run.py training/distributed.py training/signals.py training/session.py
 evaluation/probe.py
 protocols/compare.py
 report/table.py report/pictures.py

@@ -52,6 +52,7 @@ class ProjectionHead(Module):
         *,
         method: str = METHOD,
         product_dtype: Any = None,
+        ranks: Any = None,  # the processes that share each batch, for batch norm (collective.py)
     ) -> None:
         layers, batch_norm = (
             whole("layers", layers, 1),
@@ -67,7 +68,7 @@ class ProjectionHead(Module):
             linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
             setattr(self, f"linear{k}", linear)  # "linear1" …: the names in a checkpoint
             if batch_norm:  # as in Google's code; the paper's text does not mention it
-                setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
+                setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm, ranks=ranks))
 
     def __call__(self, h: Tensor, train: bool = False) -> Tensor:
         x = h  # (N,in_dim)
@@ -102,10 +103,11 @@ class SimCLR(Module):
       bn2: BatchNorm2d  weight (16)                16
     """
 
-    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
+    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD, ranks: Any = None) -> None:
         # f and g of the paper; any other function would never be trained
         self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
-        self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
+        # With ranks, the processes that share each batch, the loss is that of the whole batch.
+        self.method, self.ranks = method_of("ntxent", method), ranks  # the loss is all that this module computes itself
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
         """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""
@@ -122,5 +124,5 @@ class SimCLR(Module):
         """
         n = len(views_a)  # N images, so 2N anchors with one positive and 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
-        loss = nt_xent(z[:n], z[n:], temperature, method=self.method)  # a scalar
+        loss = nt_xent(z[:n], z[n:], temperature, method=self.method, ranks=self.ranks)  # a scalar
         return loss, z.data[:n], z.data[n:]  # z as arrays, for the metrics: no gradient flows back from those

@@ -299,12 +299,12 @@ FAULTS = [
     Fault("head-evaluates", "layers", "simclr.py", "return h, self.head(h, train)", "return h, self.head(h)", "simclr"),
 
     Fault("method-lost-before-the-blocks", "layers", "resnet.py",
-          "blocks.append(block(in_dim, dim, stride, rng, method, product_dtype))",
-          "blocks.append(block(in_dim, dim, stride, rng, METHOD, product_dtype))", "config resnet"),
+          "blocks.append(block(in_dim, dim, stride, conv, norm))",
+          "blocks.append(block(in_dim, dim, stride, *_makers(rng, METHOD, product_dtype, ranks)))", "config resnet"),
     Fault("dtype-of-products-lost", "layers", "resnet.py",
           "product_dtype=product_dtype, rng=rng)", "rng=rng)", "config precision"),
     Fault("method-of-the-loss-ignored", "layers", "simclr.py",
-          "temperature, method=self.method)", "temperature)", "simclr plain_run"),
+          "temperature, method=self.method, ranks", "temperature, ranks", "simclr plain_run"),
 
     # ── Optimizers ────────────────────────────────────────────────────────────────────────────────
     Fault("lars-freezes-zeros", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#27
@@ -424,7 +424,7 @@ FAULTS = [
           "            setattr(module, name, array)", "            pass", "run_folder"),
     Fault("half-written-weights-saved", "checkpoint", "training/session.py",
           "        self.whole = False  #", "        pass  #", "run_folder"),
-    Fault("nohup-ignored", "checkpoint", "training/session.py",
+    Fault("nohup-ignored", "checkpoint", "training/signals.py",
           "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),

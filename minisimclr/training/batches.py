@@ -7,9 +7,9 @@ does not matter who makes the views: with any number of workers (workers.py) the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ..views import two_views
 from .config import ORDER, VIEWS, Config
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
+WHOLE = slice(None)  # the part of each batch whose views are made here; other processes may make those of the rest
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
@@ -59,7 +60,7 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
+def step_views(config: Config, images: NDArray[np.uint8], share: slice = WHOLE) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration."""
     steps_per_epoch = len(images) // config.batch
 
@@ -68,11 +69,13 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
+    # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
+    options = config.size, config.strength, config.blur, config.min_area, method, (share.start or 0, config.batch)
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
-        batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
-        return two_views(batch, rng, config.size, config.strength, config.blur, config.min_area, method=method)
+        batch, rng = batch_of(batches(epoch)[k][share]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
+        return two_views(batch, rng, *options)
 
     return views
 
@@ -82,7 +85,7 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
 @contextmanager
 def views_ahead(
-    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = ()
+    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Any = (), share: slice = WHOLE
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
@@ -94,10 +97,10 @@ def views_ahead(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
-        yield step_views(config, images)
+        yield step_views(config, images, share)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    with team(step_views, min(workers, len(steps)), config, images, steps, stop) as views:
+    with team(step_views, min(workers, len(steps)), config, images, steps, stop, share) as views:
         yield views

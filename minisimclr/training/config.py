@@ -80,6 +80,9 @@ class Config:
     momentum: float = setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
+    batch_norm: str = setting(  # local saves messages between processes that share a batch, and trains another network
+        "whole", "statistics of batch norm: of the whole batch, or of each rank's share", choices=("whole", "local")
+    )
 
     # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
     strength: float = setting(
@@ -167,21 +170,22 @@ def method_of_conv(conv: Any) -> str:
     return OLD_CONV[conv]
 
 
-def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
+def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) -> SimCLR:
     """Build the untrained network of a configuration, on the host: the same weights for the same seed.
 
     product_dtype  the dtype of convolutions and matrix products, if it is not float32 (precision.py chooses it)
     """
-    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0)}
+    # ranks: the processes that share each batch, if there are others (collective.py)
+    norm_ranks = ranks if config.batch_norm == "whole" else None
+    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0), "ranks": norm_ranks}
     stem = config.stem
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     # One generator draws the weights of f, then those of g: the other order would give other weights.
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
     features = encoder.features  # dimensions of h, and of the head's hidden layers
-    return SimCLR(
-        encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
-    )
+    head = ProjectionHead(features, features, config.head_dim, config.head_layers, **how)
+    return SimCLR(encoder, head, method=config.method, ranks=ranks)
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

@@ -32,15 +32,17 @@ LEAST = 1.0  # the smallest loss scale; if gradients overflow even then, the sca
 PATIENCE = 1000  # steps in a row without overflow before the scale doubles
 
 
-def build(config: Config) -> tuple[SimCLR, Optimizer]:
+def build(config: Config, ranks: Any = None) -> tuple[SimCLR, Optimizer]:
     """Build the network of a configuration and its optimizer, on the device and in the precision that it names.
+
+    ranks  the processes that share each batch (collective.py)
 
     Raises: RuntimeError, in one line, if the device does not have that precision.
     """
     use_tf32(config.precision == "tf32", config.device)
     product_dtype = half_dtype(config.precision, config.device)
     loss_scale = LossScale() if config.precision == "float16" else None
-    model = build_model(config, product_dtype).to(config.device)
+    model = build_model(config, product_dtype, ranks).to(config.device)
     return model, build_optimizer(config, model, loss_scale)
 
 

@@ -9,33 +9,33 @@ that is not finite is noticed before anything is saved. A CPU has no queue: ther
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..collective import ALONE, Ranks, add_up, share
 from ..processor import blas_at_one_thread
-from . import precision
+from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
+from .signals import stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
-# Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
-STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
 
 
 def begin(
-    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool
+    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool, ranks: Ranks | None = None
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
+
+    Of several ranks the first does so, and the others get from it what it has; they keep nothing.
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -43,16 +43,20 @@ def begin(
     from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
 
     leave_if_only_imported()
-    model, optimizer = precision.build(config)
-    path, lock = take_folder(folder, resume)
-    run = Run(config, model, folder=path, images=fingerprint(images))
+    ranks = ranks or ALONE
+    identity = fingerprint(images)
+    distributed.require_same(ranks, config, identity)
+    model, optimizer = precision.build(config, ranks)
+    path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
+    run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
     run.lock = lock
-    if resume:
-        try:
+    try:
+        if resume and ranks.rank == 0:
             restore(run, optimizer.load_state_dict)
-        except BaseException:
-            run.release()
-            raise
+        distributed.take_over(ranks, run, optimizer)
+    except BaseException:
+        run.release()
+        raise
     return run, optimizer
 
 
@@ -67,6 +71,7 @@ class Session:
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
+    ranks     the processes that share each batch; they stop after the same step, whichever of them was asked to
     """
 
     def __init__(
@@ -75,8 +80,11 @@ class Session:
         optimizer: Optimizer,
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress = run, optimizer, progress
+        self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
+        self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
@@ -100,11 +108,20 @@ class Session:
             self._rescue(error)
         finally:
             self.close()
-        if self.stop and error is None:  # a signal that came when the last step had been saved
+        if self.asked and error is None:  # a signal that came when the last step had been saved
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
+        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.asked[0])
+
+    @property
+    def asked(self) -> list[int]:
+        """The signals that asked to stop. Ranks obey one when all know of it, so that none waits for another."""
+        return self.stop if self.ranks.size == 1 else self.agreed
+
+    def add_up(self, gradients: list[Array]) -> None:
+        """Add up the gradients over the ranks, in place."""
+        add_up(self.ranks, gradients)
 
     def _rescue(self, error: BaseException | None) -> None:
         """Save the last whole step, whatever ended the loop after it, if its numbers are finite.
@@ -157,8 +174,11 @@ class Session:
                 leaves the weights as they were.
         """
         self.waiting[-1] |= numbers
+        if self.ranks.size > 1:
+            signum = int(self.ranks.all_gather(np.array(self.stop[0] if self.stop else 0)).max())
+            self.agreed = [signum] if signum else []
         last = self.waiting[-1]["step"] == self.steps[-1]
-        if last or self.stop or len(self.waiting) >= READ_EVERY[self.run.config.device]:
+        if last or self.asked or len(self.waiting) >= READ_EVERY[self.run.config.device]:
             self.finished = self._read()
         self.whole = False  # from here on the optimizer writes the weights
 
@@ -209,36 +229,9 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        must = bool(self.stop) or done == total
+        must = bool(self.asked) or done == total
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
-        if self.stop:
+        if self.asked:
             raise self._interrupted()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP instead of dying of it; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield received
-        return
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
-    if before.get(STOPPING[-1]) == signal.SIG_IGN and len(STOPPING) == 3:
-        del before[STOPPING[-1]]  # nohup: whoever asked for it wants the run to outlive the terminal
-
-    def put_back() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not set by Python
-
-    def remember(signum: int, frame: Any) -> None:
-        received.append(signum)
-        put_back()
-
-    for signum in before:
-        signal.signal(signum, remember)
-    try:
-        yield received
-    finally:
-        put_back()
