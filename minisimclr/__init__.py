@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,579 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -31,12 +31,12 @@ First reading, 2,579 lines: the whole of SimCLR, in the order in which one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       149  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
+    training/batches.py       73  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         68  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,010 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,033 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -60,7 +60,7 @@ Second reading, 7,010 lines: the exact, fast, safe and resumable forms of the sa
     ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
-    ntxent/shared.py         105  NT-Xent of a batch that processes share: own rows against all columns
+    ntxent/shared.py         122  NT-Xent of a batch that processes share: own rows against all columns
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
@@ -81,7 +81,7 @@ Second reading, 7,010 lines: the exact, fast, safe and resumable forms of the sa
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          186  A run and its folder: what is kept of it, and how it is found again
-    training/distributed.py  176  Data parallelism through MPI: processes, on one machine or many, share each batch
+    training/distributed.py  180  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      204  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
@@ -89,7 +89,7 @@ Second reading, 7,010 lines: the exact, fast, safe and resumable forms of the sa
     report/table.py           15  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           123  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py           125  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          131  `minisimclr pretrain`: pre-train an encoder on images without labels

@@ -48,9 +48,11 @@ def exit_code(error: BaseException) -> int:
         return 128 + getattr(error, "signum", signal.SIGINT)
     if isinstance(error, RankError):
         return error.code
+    if isinstance(error, NonFiniteError):
+        return 3
     if isinstance(error, OSError):
         return 4
-    return (3 if isinstance(error, NonFiniteError) else 2) if isinstance(error, (*EXPECTED, MemoryError)) else 1
+    return 2 if isinstance(error, (*EXPECTED, MemoryError)) else 1
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..backend import Array, array_module
 from ..collective import Ranks, all_rows
 from ..engine.autograd import Vjp, primitive
@@ -52,42 +54,18 @@ def value_and_grad(za: Array, zb: Array, temperature: float, ranks: Ranks) -> tu
     xp, n = array_module(za), len(za)
     # From τ = 2 on only the differences of the exponentials count (exact.py, 4.); float64 has digits enough for them.
     wide = xp.float64 if temperature >= HIGH_TEMPERATURE else computing_dtype(za, zb)
-    z = xp.concatenate([za, zb]).astype(wide)  # (2n,D)
-    u, norm, scale = unit_rows(z)  # (2n,D)                                              (5.2)
-    everyone, place = _all_views(ranks, u)  # (2N,D), (2n,): this rank's anchors among all
-    positive = (u[:n] * u[n:]).sum(axis=1)  # (n,), the cosine of both views of an image
-    positive = xp.concatenate([positive, positive])  # (2n,)
+    u, norm, scale = unit_rows(xp.concatenate([za, zb]).astype(wide))  # (2n,D)          (5.2)
+    anchors = _Anchors(u, ranks)
+    positive = anchors.positives()  # (2n,)
+    loss, missing = _losses(anchors, positive, temperature)  # (2n,), (2n,)
+    du = _pushed(anchors, positive + temperature * loss, temperature, ranks)  # (2n,D)
 
-    loss, missing = xp.empty_like(positive), xp.empty_like(positive)  # (2n,) each
-    partner = (xp.arange(2 * n) + n) % (2 * n)  # (2n,), the positive of each anchor, on this rank
-
-    def losses(rows: slice) -> None:
-        cosine = _negatives(xp, u[rows], everyone, place[rows], place[partner[rows]])  # (r,2N)
-        top = cosine.max(axis=1)  # (r,); subtracted, so that no exponential overflows
-        total = xp.exp((cosine - top[:, None]) / temperature).sum(axis=1)  # (r,)
-        odds = xp.log(total) + (top - positive[rows]) / temperature  # (r,), log Σ exp(margin)
-        loss[rows] = xp.logaddexp(0, odds)  #                                            (5.5)
-        missing[rows] = xp.exp(odds - loss[rows])  # 1 − the probability of the positive (5.8)
-
-    _in_strips(xp, losses, 2 * n)
-    level = positive + temperature * loss  # (2n,)
-    all_levels, _ = _all_views(ranks, level[:, None])  # (2N,1)
-
-    du = xp.empty_like(u)  # (2n,D)
-
-    def gradients(rows: slice) -> None:
-        cosine = _negatives(xp, u[rows], everyone, place[rows], place[partner[rows]])  # (r,2N)
-        p = xp.exp((cosine - level[rows, None]) / temperature)  # (r,2N), P_ij: this rank's anchors choose  (5.7)
-        p += xp.exp((cosine - all_levels[:, 0]) / temperature)  # (r,2N), P_ji: the others choose them
-        du[rows] = p @ everyone  # (r,D)                                                 (5.10)
-
-    _in_strips(xp, gradients, 2 * n)
     # (5.11) removes any multiple of u, so the positive may be taken relative to u: of views that agree, a small vector.
     side = xp.where(positive < 0, -1, 1)[:, None].astype(wide)  # (2n,1)
-    du -= (missing + missing[partner])[:, None] * (u[partner] - side * u)  # (2n,D)      (5.10)
-    count = len(everyone) * temperature  # 2Nτ, of the whole batch
-    dz = through_norm(u, norm, scale, du / count)  # (2n,D)                              (5.11)
-    whole = ranks.all_reduce(xp.asarray(loss.sum(dtype=xp.float64))) / len(everyone)  # the mean over all 2N anchors
+    du -= (missing + missing[anchors.partner])[:, None] * (u[anchors.partner] - side * u)  # (2n,D)  (5.10)
+    count = len(anchors.everyone)  # 2N, of the whole batch
+    dz = through_norm(u, norm, scale, du / (count * temperature))  # (2n,D)              (5.11)
+    whole = ranks.all_reduce(xp.asarray(loss.sum(dtype=xp.float64))) / count  # the mean over all 2N anchors
     return xp.asarray(whole, dtype=xp.result_type(za.dtype, zb.dtype)), dz[:n], dz[n:]
 
 
@@ -98,17 +76,76 @@ def contrastive_accuracy(za: Array, zb: Array, ranks: Ranks | None = None) -> Ar
     """
     if ranks is None or ranks.size == 1:
         return exact.contrastive_accuracy(za, zb)
-    xp, n = array_module(za), len(za)
-    u = unit_rows(xp.concatenate([za, zb]))[0]  # (2n,D)
-    everyone, place = _all_views(ranks, u)  # (2N,D), (2n,)
-    partner, hits = (xp.arange(2 * n) + n) % (2 * n), xp.empty(2 * n)
+    xp = array_module(za)
+    anchors = _Anchors(unit_rows(xp.concatenate([za, zb]))[0], ranks)
+    positive, hits = anchors.positives(), xp.empty(2 * len(za))  # (2n,) each
 
     def count(rows: slice) -> None:
-        positive = (u[rows] * u[partner[rows]]).sum(axis=1)  # (r,)
-        hits[rows] = positive > _negatives(xp, u[rows], everyone, place[rows], place[partner[rows]]).max(axis=1)
+        hits[rows] = positive[rows] > anchors.negatives(rows).max(axis=1)
 
-    _in_strips(xp, count, 2 * n)
-    return xp.asarray(ranks.all_reduce(xp.asarray(hits.sum())) / len(everyone))
+    _in_strips(xp, count, len(hits))
+    return xp.asarray(ranks.all_reduce(xp.asarray(hits.sum())) / len(anchors.everyone))
+
+
+class _Anchors:
+    """The anchors of this rank, and all rows that they are compared with.
+
+    u (2n,D)         unit rows of this rank, [views a; views b]     everyone (2N,D)  unit rows of all ranks, alike
+    partner (2n,)    of each anchor, its positive among these       place (2n,)      of each anchor, its row in everyone
+    """
+
+    def __init__(self, u: Array, ranks: Ranks) -> None:
+        self.xp, n = array_module(u), len(u) // 2
+        self.u = u
+        self.everyone, self.place = _all_views(ranks, u)
+        self.partner = (self.xp.arange(2 * n) + n) % (2 * n)  # both views of an image are on one rank
+
+    def positives(self) -> Array:
+        """Return the cosine of each anchor with its positive, (2n,)."""
+        return (self.u * self.u[self.partner]).sum(axis=1)
+
+    def negatives(self, rows: slice) -> Array:
+        """Return the cosines of some anchors with all rows, −∞ where one meets itself or its positive: (r,2N)."""
+        cosine = self.u[rows] @ self.everyone.T  # (r,2N)                                (5.3)
+        anchor = self.xp.arange(len(cosine))
+        # Added and not assigned: NaN − ∞ is NaN, so a NaN is never masked away.
+        cosine[anchor, self.place[rows]] += -self.xp.inf
+        cosine[anchor, self.place[self.partner[rows]]] += -self.xp.inf
+        return cosine
+
+
+def _losses(anchors: _Anchors, positive: Array, temperature: float) -> tuple[Array, Array]:
+    """Compute the loss of each anchor of this rank, and what is missing from the probability of its positive, (2n,)."""
+    xp = anchors.xp
+    loss, missing = xp.empty_like(positive), xp.empty_like(positive)  # (2n,) each
+
+    def of_some(rows: slice) -> None:
+        cosine = anchors.negatives(rows)  # (r,2N)
+        top = cosine.max(axis=1)  # (r,); subtracted, so that no exponential overflows
+        total = xp.exp((cosine - top[:, None]) / temperature).sum(axis=1)  # (r,)
+        odds = xp.log(total) + (top - positive[rows]) / temperature  # (r,), log Σ exp(margin)
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
+            loss[rows] = xp.logaddexp(0, odds)  #                                        (5.5)
+        missing[rows] = xp.exp(odds - loss[rows])  #                                     (5.8)
+
+    _in_strips(xp, of_some, len(loss))
+    return loss, missing
+
+
+def _pushed(anchors: _Anchors, level: Array, temperature: float, ranks: Ranks) -> Array:
+    """Compute what the negatives add to du (5.10) of each anchor of this rank: 2Nτ times that, (2n,D)."""
+    xp = anchors.xp
+    all_levels = _all_views(ranks, level[:, None])[0][:, 0]  # (2N,)
+    du = xp.empty_like(anchors.u)  # (2n,D)
+
+    def of_some(rows: slice) -> None:
+        cosine = anchors.negatives(rows)  # (r,2N)
+        p = xp.exp((cosine - level[rows, None]) / temperature)  # (r,2N), P_ij: this rank's anchors choose  (5.7)
+        p += xp.exp((cosine - all_levels) / temperature)  # (r,2N), P_ji: the others choose them
+        du[rows] = p @ anchors.everyone  # (r,D)
+
+    _in_strips(xp, of_some, len(du))
+    return du
 
 
 def _all_views(ranks: Ranks, rows: Array) -> tuple[Array, Array]:
@@ -122,19 +159,6 @@ def _all_views(ranks: Ranks, rows: Array) -> tuple[Array, Array]:
     D = rows.shape[1]
     first = xp.arange(own.start, own.stop)  # (n,)
     return xp.concatenate([pairs[:, :D], pairs[:, D:]]), xp.concatenate([first, first + len(pairs)])
-
-
-def _negatives(xp: Any, u: Array, everyone: Array, itself: Array, partner: Array) -> Array:
-    """Compute the cosines of some anchors with all rows, and −∞ where an anchor meets itself or its positive.
-
-    Shapes: u (r,D), everyone (2N,D), itself (r,), partner (r,) -> (r,2N)
-    """
-    cosine = u @ everyone.T  # (r,2N)                                                    (5.3)
-    row = xp.arange(len(u))
-    # Added and not assigned: NaN − ∞ is NaN, so a NaN is never masked away.
-    cosine[row, itself] += -xp.inf
-    cosine[row, partner] += -xp.inf
-    return cosine
 
 
 def _in_strips(xp: Any, task: Callable[[slice], None], count: int) -> None:

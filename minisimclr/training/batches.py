@@ -70,12 +70,13 @@ def step_views(config: Config, images: NDArray[np.uint8], share: slice = WHOLE) 
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
-    options = config.size, config.strength, config.blur, config.min_area, method, (share.start or 0, config.batch)
+    within = share.start or 0, config.batch
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
         batch, rng = batch_of(batches(epoch)[k][share]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
-        return two_views(batch, rng, *options)
+        options = config.size, config.strength, config.blur, config.min_area
+        return two_views(batch, rng, *options, method=method, within=within)
 
     return views
 

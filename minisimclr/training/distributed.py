@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import time
 import zlib
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Array, device_of, to_device, to_numpy
+from ..backend import Array, array_module, device_of, to_device, to_numpy
 from ..collective import Ranks
 from ..storage import one_line
 from .checkpoint import NUMERICS
@@ -129,9 +130,14 @@ class MPIRanks:
             time.sleep(pause)
         raise AssertionError("pauses have no end")
 
-    def abort(self, code: int) -> None:
-        """End all processes, those that hear nothing among them."""
-        self._world.Abort(code)
+    def end(self, met: bool, code: int) -> None:
+        """Leave MPI after a failure; if a rank did not come to `meet`, it is stuck or dead, and MPI ends all of them."""
+        if not met:
+            self._world.Abort(code)
+        with open(os.devnull, "w") as nowhere:  # MPI would complain of messages that nobody waits for any more
+            os.dup2(nowhere.fileno(), 2)
+        # No rank may leave without this, or mpiexec would kill those that are a little slower.
+        _mpi().Finalize()
 
 
 @contextmanager
@@ -152,8 +158,7 @@ def mpi_ranks(code_of: Callable[[BaseException], int] = lambda error: 1) -> Iter
         own, code = not isinstance(error, RankError), error.code if isinstance(error, RankError) else code_of(error)
         if own:
             ranks.tell(str(error) or type(error).__name__, code)
-        if not ranks.meet(PATIENCE):  # somebody is stuck, or dead: then MPI ends them, when this process has spoken
-            atexit.register(ranks.abort, code)
+        atexit.register(ranks.end, ranks.meet(PATIENCE), code)  # at the very end, when this process has spoken
         earlier = [told for rank, told in ranks.failed.items() if rank < ranks.rank]
         if own and not any(str(told).partition(": ")[2] == one_line(str(error)) for told in earlier):
             error.add_note(f"rank {ranks.rank} of {ranks.size}")
@@ -196,7 +201,7 @@ def _mpi() -> Any:
         import mpi4py
 
         if "mpi4py.MPI" not in sys.modules:
-            mpi4py.rc.finalize = False  # ranks that have failed never finish their messages, on which it would wait
+            mpi4py.rc.finalize = False  # it is called here, or in `end`
         from mpi4py import MPI
     except (ImportError, RuntimeError):
         raise RuntimeError('--distributed needs mpi4py and an MPI: pip install "minisimclr[mpi]"') from None
@@ -221,4 +226,4 @@ def _added(parts: Array) -> Array:
     total = parts[0].copy()
     for part in parts[1:]:
         total += part
-    return total
+    return array_module(parts).asarray(total)  # of arrays without dimensions the sum is a number
