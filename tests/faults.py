@@ -502,7 +502,8 @@ FAULTS = [
           "return 2 if isinstance(error, (*EXPECTED", "return 1 if isinstance(error, (*EXPECTED", "cli"),
     Fault("unreadable-is-a-usage-error", "command line", "cli/console.py",
           "        return 4", "        return 2", "cli"),
-    Fault("not-finite-is-a-usage-error", "command line", "cli/console.py", "        return 3", "        return 2", "cli"),
+    Fault("not-finite-is-a-usage-error", "command line", "cli/console.py",
+          "        return 3", "        return 2", "cli"),
     Fault("stopped-looks-done", "command line", "cli/console.py",
           "return 128 + getattr", "return 0 * getattr", "cli"),
 
@@ -516,7 +517,7 @@ FAULTS = [
     Fault("mean-over-the-anchors-of-one-rank", "ranks", "ntxent/shared.py",
           "count = len(anchors.everyone)  # 2N", "count = 2 * n  # 2N", "distributed"),
     Fault("gradients-divided-by-the-ranks", "ranks", "collective.py",
-          "flat[: array.size].reshape(array.shape)", "flat[: array.size].reshape(array.shape) / ranks.size", "distributed"),
+          "array[...] = flat[: array.size]", "array[...] = 1 / ranks.size * flat[: array.size]", "distributed"),
     Fault("sums-of-one-rank-in-the-gradient", "ranks", "ops/norm/shared.py",
           "return all_shift.astype(dshift.dtype)", "return dshift", "distributed"),
     Fault("small-shares-count-as-much-as-large-ones", "ranks", "ops/norm/shared.py",
@@ -666,6 +667,7 @@ AREAS = (
     "training",
     "evaluation",
     "command line",
+    "ranks",
 )
 
 # ── What kind of test is it? By what it holds the code against ────────────────────────────────────

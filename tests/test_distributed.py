@@ -1,4 +1,4 @@
-"""Ranks that share a batch compute what one process computes. Here they are threads; test_distributed_mpi.py has MPI."""
+"""Ranks that share a batch compute what one process computes. Here they are threads, without MPI."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import devices
 import numpy as np
 import pytest
-from devices import host, on_device
 from ranks import on_ranks
 
 import minisimclr as ms
@@ -194,7 +192,7 @@ def test_batch_norm_of_shares_is_that_of_all_rows_also_far_from_zero(method: str
 
 
 def test_local_batch_norm_normalizes_each_share_and_is_another_network() -> None:
-    """Each rank then computes what one process computes that sends the shares through batch norm one after the other."""
+    """Each rank then normalizes as one process would that has its share alone."""
     x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 
     def task(ranks: Any) -> Any:
@@ -391,8 +389,7 @@ def test_a_run_resumes_on_as_many_ranks_bit_for_bit_and_on_another_number_nearly
 
 
 def test_what_a_rank_sends_in_a_step_is_what_the_model_of_the_cost_counts() -> None:
-    """Chapter 14: gradients once, embeddings twice for loss and once for top-1, two short messages for each norm."""
-    config = dataclasses.replace(CONFIG, batch=8, epochs=1, method="conv=slabs")
+    """Chapter 14: the gradients, the unit rows and their levels, and two short messages for each batch norm."""
 
     def task(ranks: Any) -> Any:
         model = network(np.float32, ranks=ranks)

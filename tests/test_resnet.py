@@ -19,11 +19,6 @@ from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101,
 
 
 @pytest.fixture
-def makers():
-    """The constructors of convolution and batch norm that a block takes."""
-    return module._makers(np.random.default_rng(0), METHOD, None, None)
-
-
 def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of zeros that cost neither time nor memory, where only names and shapes matter."""
 
@@ -38,6 +33,11 @@ def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def count(net: module.ResNet) -> int:
     return sum(p.data.size for p in net.parameters())
+
+
+def makers() -> tuple[module.Convolution, module.Norm]:
+    """The constructors of convolution and batch norm that a block takes."""
+    return module._makers(np.random.default_rng(0), METHOD, None, None)
 
 
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────

@@ -131,7 +131,7 @@ class MPIRanks:
         raise AssertionError("pauses have no end")
 
     def end(self, met: bool, code: int) -> None:
-        """Leave MPI after a failure; if a rank did not come to `meet`, it is stuck or dead, and MPI ends all of them."""
+        """Leave MPI after a failure. A rank that did not come to `meet` is stuck or dead: then MPI ends all of them."""
         if not met:
             self._world.Abort(code)
         with open(os.devnull, "w") as nowhere:  # MPI would complain of messages that nobody waits for any more
