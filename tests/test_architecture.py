@@ -45,7 +45,7 @@ ROOMS = [
         "views",
         "data",
     ),
-    *("training", "evaluation", "protocols", "report", "cli"),
+    *("evaluation", "training", "protocols", "report", "display", "cli"),
 ]
 
 
