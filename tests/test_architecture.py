@@ -37,11 +37,14 @@ ROOMS = [
         "engine",
         "ops",
         "ntxent",
+        "objectives",
         "checks",
         "module",
         "nn",
         "resnet",
         "simclr",
+        "heads",
+        "interop",
         "views",
         "data",
     ),
@@ -252,8 +255,7 @@ def test_a_small_file_with_one_reader_lives_in_that_file():
     lonely = {
         file for file, using in users.items() if len(using) == 1 and len(FILES[file].read_text().splitlines()) < 40
     }
-    planned = {"report/table.py"}  # the page of a run will be its second reader
-    assert {file for file in lonely - DOORS - TOP if not file.startswith("cli/")} == planned
+    assert not {file for file in lonely - DOORS - TOP if not file.startswith("cli/")}
 
 
 # ── What is public ────────────────────────────────────────────────────────────────────────────────
@@ -287,7 +289,16 @@ def test_importing_the_package_loads_nothing_that_it_can_do_without():
     )
     loaded = set(done.stdout.split())
     assert "minisimclr" in loaded
-    assert not loaded & {"cupy", "matplotlib", "torch", "jax", "tqdm", "minisimclr.cli", "scipy.optimize"}
+    assert not loaded & {
+        "cupy",
+        "matplotlib",
+        "torch",
+        "jax",
+        "tqdm",
+        "minisimclr.cli",
+        "scipy.optimize",
+        "safetensors",
+    }
     assert not loaded & {"PIL", "minisimclr.data.files", "minisimclr.data.doodles", "minisimclr.report"}
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..processor import set_threads
 from ..training.distributed import RankError
 from ..training.run import Interrupted
-from . import demo, duplicates, embed, evaluate, gradcheck, neighbours, pretrain, report
+from . import demo, duplicates, embed, evaluate, export, gradcheck, neighbours, pretrain, report
 from .console import complain, exit_code, explanation
 from .streams import safe_streams
 
@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "report": report,
     "embed": embed,
+    "export": export,
     "neighbours": neighbours,
     "duplicates": duplicates,
     "gradcheck": gradcheck,

@@ -60,8 +60,8 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8], share: slice = WHOLE) -> Views:
-    """Return the function that makes the views of a step, on the device of the configuration."""
+def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share: slice = WHOLE) -> Views:
+    """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
     steps_per_epoch = len(images) // config.batch
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
@@ -69,14 +69,15 @@ def step_views(config: Config, images: NDArray[np.uint8], share: slice = WHOLE) 
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
+    settings = (config.size, config.strength, config.blur, config.min_area)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     within = share.start or 0, config.batch
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method, within=within))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
         batch, rng = batch_of(batches(epoch)[k][share]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
-        options = config.size, config.strength, config.blur, config.min_area
-        return two_views(batch, rng, *options, method=method, within=within)
+        return make(batch, rng)  # (B,size,size,3) each
 
     return views
 
@@ -86,7 +87,7 @@ def step_views(config: Config, images: NDArray[np.uint8], share: slice = WHOLE) 
 
 @contextmanager
 def views_ahead(
-    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Any = (), share: slice = WHOLE
+    config: Config, images: Array, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: slice = WHOLE
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
@@ -98,10 +99,11 @@ def views_ahead(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
-        yield step_views(config, images, share)
+        yield step_views(config, images, own, share)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    with team(step_views, min(workers, len(steps)), config, images, steps, stop, share) as views:
+    make = functools.partial(step_views, own=own, share=share)
+    with team(make, min(workers, len(steps)), config, images, steps, stop, len(range(config.batch)[share])) as views:
         yield views

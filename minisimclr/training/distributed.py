@@ -25,7 +25,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,11 +168,20 @@ def mpi_ranks(code_of: Callable[[BaseException], int] = lambda error: 1) -> Iter
         raise ranks.failed[min(ranks.failed)]
 
 
-def require_same(ranks: Ranks, config: Config, images: str) -> None:
-    """Refuse ranks that would not train the same. `images` is the fingerprint of the images of this rank.
+def require_same(ranks: Ranks, config: Config, images: str, own: Mapping[str, Any]) -> None:
+    """Refuse ranks that would not train the same, and what several cannot do.
+
+    images  the fingerprint of the images of this rank
+    own     the model and the views that the caller brought, or None
 
     Raises: ValueError, which names a rank that differs from rank 0, and in what.
     """
+    if ranks.size == 1:
+        return
+    if own["views"] is not None:
+        raise ValueError("views of one's own are made by one process: leave out ranks")
+    if own["model"] is not None and own["model"].ranks is not ranks:
+        raise ValueError("a model of one's own must be made with the same ranks=, as must its encoder and its head")
     settings = json.dumps([NUMERICS, config.as_dict()], sort_keys=True)
     for what, text in (("settings", settings), ("images", images)):
         sums = ranks.all_gather(np.array(zlib.crc32(text.encode()), np.int64))  # (W,)

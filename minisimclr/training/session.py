@@ -19,7 +19,11 @@ import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
 from ..collective import ALONE, Ranks, add_up, share
+from ..interop import load_into
+from ..objectives import chance
 from ..processor import blas_at_one_thread
+from ..simclr import SimCLR
+from ..values import instance
 from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
@@ -31,11 +35,18 @@ SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minu
 
 
 def begin(
-    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool, ranks: Ranks | None = None
+    config: Config,
+    images: np.ndarray[Any, Any],
+    folder: str | Path | None,
+    resume: bool,
+    model: SimCLR | None = None,
+    views: object = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
 
-    Of several ranks the first does so, and the others get from it what it has; they keep nothing.
+    model, views  those that the caller brought, or None; the run remembers that it needs them
+    ranks         the processes that share each batch: rank 0 keeps the run, and gives the others its weights
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -43,12 +54,15 @@ def begin(
     from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
 
     leave_if_only_imported()
-    ranks = ranks or ALONE
-    identity = fingerprint(images)
-    distributed.require_same(ranks, config, identity)
-    model, optimizer = precision.build(config, ranks)
+    own = {"model": model and instance("model", model, SimCLR), "views": views}
+    ranks, identity = ranks or ALONE, fingerprint(images)
+    distributed.require_same(ranks, config, identity, own)
+    model, optimizer = precision.build(config, model, ranks)
+    if config.init and not resume and ranks.rank == 0:
+        load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
     run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
+    run.own = tuple(name for name, thing in own.items() if thing is not None)
     run.lock = lock
     try:
         if resume and ranks.rank == 0:
@@ -152,12 +166,11 @@ class Session:
         Raises: Interrupted after a step in which a signal came, when all is saved.
         """
         config, total = self.run.config, self.steps.stop
+        level = chance(config.objective, config.batch, config.margin)
         self.since = time.perf_counter()  # when the metrics were last read
         for step in self.steps:
             epoch = step * config.epochs // total
-            self.waiting.append(
-                {"step": step, "steps": total, "epoch": epoch, "chance": math.log(2 * config.batch - 1)}
-            )
+            self.waiting.append({"step": step, "steps": total, "epoch": epoch, "chance": level})
             self._settle()
             yield step
             self.run.steps = step + 1

@@ -36,7 +36,7 @@ TICK = 0.1  # seconds between two looks whether a signal came
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
-MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8], slice], Views]  # batches.step_views
+MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8]], Views]  # batches.step_views
 
 
 @contextmanager
@@ -47,9 +47,11 @@ def team(
     images: NDArray[np.uint8],
     steps: range,
     stop: Sequence[int] = (),
-    share: slice = slice(None),
+    count: int = 0,
 ) -> Iterator[Views]:
     """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
+
+    count  images of each step, if they are not the whole batch
 
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
@@ -60,7 +62,7 @@ def team(
         for k in range(workers):
             # worker k makes every n-th step from the k-th on, so no worker waits for another
             label, own = f"{k + 1} of {workers}", steps[k::workers]
-            started.append(_Worker(label, make, config, shared, images.shape, own, share))
+            started.append(_Worker(label, make, config, shared, images.shape, own, count or config.batch))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)  # the workers take turns
@@ -102,15 +104,14 @@ class _Worker:
         shared_images: Any,
         images_shape: tuple[int, ...],
         steps: range,
-        share: slice,
+        count: int,
     ) -> None:
         self.label = label
-        count = len(range(config.batch)[share])  # of the images of each batch whose views are made here
         shape = SLOTS, 2, count, config.size, config.size, 3
         memory = _CONTEXT.RawArray("B", 4 * math.prod(shape))
         self.slots = _array(memory, np.float32, shape)  # (SLOTS,2,B,size,size,3)
         self.connection, there = _CONTEXT.Pipe()
-        arguments = (there, make, config, shared_images, images_shape, memory, shape, steps, share)
+        arguments = (there, make, config, shared_images, images_shape, memory, shape, steps)
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
         with _signals_blocked():
             self.process.start()
@@ -165,7 +166,6 @@ def _work(
     shared_slots: Any,
     shape: tuple[int, ...],
     steps: range,
-    share: slice,
 ) -> None:
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
     _die_with_parent()
@@ -173,7 +173,7 @@ def _work(
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
         with blas_at_one_thread():
-            views = make(config, _array(shared_images, np.uint8, images_shape), share)
+            views = make(config, _array(shared_images, np.uint8, images_shape))
             for k, step in enumerate(steps):
                 if k >= SLOTS:
                     connection.recv()
