@@ -4,8 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,591 lines: the whole of SimCLR, in the order in which one thing needs another.
-First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,608 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -20,7 +19,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
-    ntxent/__init__.py       135  NT-Xent in several forms of one function, and the choice between them
+    ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    140  Layers, and the one setting that says in which form each operation of a network runs
@@ -31,21 +30,13 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       149  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       73  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         68  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/config.py       158  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       78  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         73  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,465 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-    training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         71  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
-    evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
-
-Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,984 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -64,21 +55,18 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        149  Batch norm, shortcut and ReLU in one pass over memory
     ops/norm/shared.py        38  Batch norm of a batch that several processes share
-    ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
-    ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
-    ntxent/shared.py         122  NT-Xent of a batch that processes share: own rows against all columns
-    checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
+    ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
     objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
     objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
     objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
     objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
-    objectives/__init__.py    52  Objectives beside NT-Xent, and the choice by name
+    objectives/__init__.py    58  Objectives beside NT-Xent, and the choice by name
     checks/table.py          452  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
@@ -93,23 +81,18 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      183  Worker processes that make the views of coming steps ahead of time
-    training/precision.py    123  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/workers.py      173  Worker processes that make the views of coming steps ahead of time
-    training/precision.py    126  Number formats: float32, TF32, or half precision with float32 where that matters
+    training/workers.py      184  Worker processes that make the views of coming steps ahead of time
+    training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       106  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          185  A run and its folder: what is kept of it, and how it is found again
-    training/distributed.py  180  Data parallelism through MPI: processes, on one machine or many, share each batch
+    training/run.py          194  A run and its folder: what is kept of it, and how it is found again
+    training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
-    training/session.py      204  A session of training: it records the steps of a run, saves, and stops when asked
-    training/run.py          191  A run and its folder: what is kept of it, and how it is found again
-    training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
-    training/session.py      197  A session of training: it records the steps of a run, saves, and stops when asked
+    training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      108  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
@@ -128,15 +111,9 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           125  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             65  The parts that several commands share: options, splits, and a free folder
-    cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          131  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/report.py             19  `minisimclr report`: draw the pictures of a run again
-    cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             75  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          131  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
@@ -144,8 +121,7 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py           98  The command line, one file a command
-    cli/__init__.py          112  The command line, one file a command
+    cli/__init__.py           99  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below

@@ -102,14 +102,11 @@ class SimCLR(Module):
       bn2: BatchNorm2d  weight (16)                16
     """
 
-    def __init__(
-        self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD, objective: Any = None, ranks: Any = None
-    ) -> None:
+    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD, objective: Any = None) -> None:
         # f and g of the paper; any other function would never be trained
         self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
         self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
-        # With ranks, the processes that share each batch, the loss is that of the whole batch.
-        self.objective, self.ranks = objective or partial(nt_xent, method=self.method, ranks=ranks), ranks
+        self.objective = objective or partial(nt_xent, method=self.method)
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
         """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""

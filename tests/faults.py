@@ -304,7 +304,7 @@ FAULTS = [
     Fault("dtype-of-products-lost", "layers", "resnet.py",
           "product_dtype=product_dtype, rng=rng)", "rng=rng)", "config precision"),
     Fault("method-of-the-loss-ignored", "layers", "simclr.py",
-          "partial(nt_xent, method=self.method, ranks", "partial(nt_xent, ranks", "simclr plain_run"),
+          "partial(nt_xent, method=self.method)", "nt_xent", "simclr plain_run"),
 
     # ── Optimizers ────────────────────────────────────────────────────────────────────────────────
     Fault("lars-freezes-zeros", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#27
@@ -461,7 +461,7 @@ FAULTS = [
     Fault("same-batch-at-every-step", "training", "training/batches.py",
           "batches(epoch)[k]", "batches(epoch)[0]", "train"),
     Fault("method-of-the-views-ignored", "training", "training/batches.py",
-          "*settings, method=method, within", "*settings, within", "config plain_run"),
+          "config.min_area, method, (share", "config.min_area, 'auto', (share", "config plain_run"),
     Fault("temperature-ignored", "training", "training/train.py",
           "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
     Fault("images-never-shuffled", "training", "training/batches.py",

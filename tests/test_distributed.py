@@ -12,7 +12,7 @@ import pytest
 from ranks import on_ranks
 
 import minisimclr as ms
-from minisimclr import ntxent
+from minisimclr import ntxent, objectives
 from minisimclr.collective import ALONE, add_up, all_rows, broadcast_text, share
 from minisimclr.nn import BatchNorm2d
 from minisimclr.ntxent import shared
@@ -38,9 +38,8 @@ def network(dtype: Any, method: str = "conv=slabs", ranks: Any = None, seed: int
     """A small SimCLR whose ranks share each batch."""
     how = {"method": method, "rng": np.random.default_rng(seed), "ranks": ranks, **options}
     encoder = ms.resnet_small(base=2, **how)
-    return ms.SimCLR(encoder, ms.ProjectionHead(encoder.features, 8, 6, **how), method=method, ranks=ranks).astype(
-        dtype
-    )
+    head = ms.ProjectionHead(encoder.features, 8, 6, **how)
+    return ms.SimCLR(encoder, head, objective=objectives.named("nt_xent", ranks=ranks)).astype(dtype)
 
 
 def gradient(model: ms.SimCLR) -> Any:
@@ -206,7 +205,8 @@ def test_local_batch_norm_normalizes_each_share_and_is_another_network() -> None
     def layers(config: Config) -> list[Any]:
         def norms(ranks: Any) -> list[bool]:
             model = build_model(config, ranks=ranks)
-            return [m.ranks is ranks for _, m in model.modules() if isinstance(m, BatchNorm2d)] + [model.ranks is ranks]
+            loss = model.objective.keywords["ranks"]
+            return [*(m.ranks is ranks for _, m in model.modules() if isinstance(m, BatchNorm2d)), loss is ranks]
 
         return on_ranks(2, norms)[0]
 

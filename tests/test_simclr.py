@@ -179,7 +179,7 @@ def test_loss_of_random_images_starts_near_chance():
 def test_the_form_of_the_loss_is_the_one_that_the_model_was_told(monkeypatch):
     asked = []
 
-    def spy(*args, method="auto", ranks):
+    def spy(*args, method="auto"):
         asked.append(method)
         return nt_xent(*args, method=method)
 

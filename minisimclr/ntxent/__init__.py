@@ -17,7 +17,7 @@ from .. import ops
 from ..backend import Array, array_module
 from ..engine.autograd import Tensor, Vjp, primitive
 from ..values import by_default, computing_dtype, embeddings, one_of, text
-from . import cuda, exact, plain, shared, tiled
+from . import cuda, exact, plain, tiled
 from .shared import contrastive_accuracy as contrastive_accuracy_on_device
 from .tiled import release  # frees the memory that the tiled form holds for its next call
 
@@ -29,7 +29,7 @@ ValueAndGrad: TypeAlias = Callable[[Array, Array, float], tuple[Array, Array, Ar
 # ── The public functions ──────────────────────────────────────────────────────────────────────────
 
 
-def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto", ranks: Any = None) -> Tensor:
+def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto") -> Tensor:
     """NT-Xent of two views' embeddings, the mean over all 2N anchors: a scalar to call `backward` on.
 
     za[i] and zb[i] are the embeddings of the two views of image i, of any length: they are normalized here.
@@ -52,9 +52,6 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, method: str = "auto", ra
     """
     a, b = (z.data if isinstance(z, Tensor) else z for z in (za, zb))  # (N,D) each; only their shape and dtype are read
     a, b, temperature = embeddings(a, b, temperature)
-    # Processes may share a batch (collective.py): then these are the rows of one, and the loss is that of all rows.
-    if ranks is not None and ranks.size > 1:  # there is one form for this case
-        return shared.nt_xent(za, zb, temperature=temperature, ranks=ranks)
     method = choose(a, b, method)  # from here on the name of one form, never "auto"
     if method not in OF_TENSORS:
         return nt_xent_at_once(za, zb, temperature=temperature, method=method)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..collective import Ranks, all_rows
-from ..engine.autograd import Vjp, primitive
+from ..engine.autograd import Tensor, Vjp, primitive
 from ..processor import parallel, pieces
 from ..values import computing_dtype
 from . import exact
@@ -34,9 +34,17 @@ from .exact import HIGH_TEMPERATURE, through_norm, unit_rows
 STRIP = 256  # anchors of a strip, the unit of work of a thread; with 8,192 columns it takes 8 MiB in float32
 
 
+def nt_xent(za: Any, zb: Any, temperature: float = 0.1, *, ranks: Ranks) -> Tensor:
+    """Compute NT-Xent of all ranks' embeddings, of which za and zb are those of this rank.
+
+    Shapes: za (n,D), zb (n,D) -> scalar, the same on every rank; from it the gradient of this rank's rows flows back
+    """
+    return _nt_xent(za, zb, temperature=temperature, ranks=ranks)
+
+
 @primitive
-def nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float, ranks: Any) -> tuple[Array, Vjp]:
-    """Compute the loss of all ranks' embeddings, of which za and zb are those of this rank.
+def _nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float, ranks: Any) -> tuple[Array, Vjp]:
+    """The operation behind `nt_xent`.
 
     Shapes: za (n,D), zb (n,D) -> scalar, the same on every rank
     VJP:    dza = g·∂L/∂za, dzb = g·∂L/∂zb, of this rank's rows alone

@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from ..collective import Ranks
 from ..engine.autograd import Tensor
-from ..ntxent import nt_xent
+from ..ntxent import nt_xent, shared
 from ..values import one_of
 from .dcl import decoupled
 from .hinge import triplet
@@ -51,13 +51,15 @@ def named(name: str, *, form: str = "auto", margin: float = 0.4, ranks: Ranks | 
     Raises: ValueError for a name that is not in OBJECTIVES, and for any but NT-Xent with several ranks.
     """
     semi_hard = one_of("objective", name, OBJECTIVES).endswith("_semi_hard")
-    if name != "nt_xent" and ranks is not None and ranks.size > 1:
-        raise ValueError(f"objective {name} needs one process: leave out --distributed, or use nt_xent")
+    if ranks is not None and ranks.size > 1:
+        if name != "nt_xent":
+            raise ValueError(f"objective {name} needs one process: leave out --distributed, or use nt_xent")
+        return partial(shared.nt_xent, ranks=ranks)
     if name.startswith("triplet"):
         return lambda za, zb, temperature: triplet(za, zb, margin=margin, semi_hard=semi_hard)
     if name.startswith("nt_logistic"):
         return partial(nt_logistic, semi_hard=semi_hard)
-    return decoupled if name == "decoupled" else partial(nt_xent, method=form, ranks=ranks)
+    return decoupled if name == "decoupled" else partial(nt_xent, method=form)
 
 
 def chance(name: str, count: int, margin: float = 0.4) -> float:

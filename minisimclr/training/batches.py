@@ -22,7 +22,6 @@ from ..views import two_views
 from .config import ORDER, VIEWS, Config
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
-WHOLE = slice(None)  # the part of each batch whose views are made here; other processes may make those of the rest
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
@@ -60,19 +59,18 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share: slice = WHOLE) -> Views:
+def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share: Any = None) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
-    steps_per_epoch = len(images) // config.batch
+    steps_per_epoch, share = len(images) // config.batch, share or slice(0, config.batch)  # share: of each batch
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
-    settings = (config.size, config.strength, config.blur, config.min_area)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
-    within = share.start or 0, config.batch
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method, within=within))
+    settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
@@ -87,7 +85,7 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share
 
 @contextmanager
 def views_ahead(
-    config: Config, images: Array, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: slice = WHOLE
+    config: Config, images: Array, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: Any = None
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
@@ -104,6 +102,5 @@ def views_ahead(
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    make = functools.partial(step_views, own=own, share=share)
-    with team(make, min(workers, len(steps)), config, images, steps, stop, len(range(config.batch)[share])) as views:
+    with team(step_views, min(workers, len(steps)), config, images, steps, stop, own=own, share=share) as views:
         yield views

@@ -88,9 +88,8 @@ class Config:
     momentum: float = setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
-    batch_norm: str = setting(  # local saves messages between processes that share a batch, and trains another network
-        "whole", "statistics of batch norm: of the whole batch, or of each rank's share", choices=("whole", "local")
-    )
+    # Of the processes that share a batch (collective.py). Local ones save messages, and train another network.
+    batch_norm: str = setting("whole", "statistics: of the whole batch, or of each rank's", choices=("whole", "local"))
 
     # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
     strength: float = setting(
@@ -194,9 +193,10 @@ def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) ->
     if config.zero_init:
         heads.zero_last_scales(encoder)
     head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
-    form = method_of("ntxent", config.method)
-    loss = objectives.named(config.objective, form=form, margin=config.margin, ranks=ranks)
-    return SimCLR(encoder, head, method=config.method, objective=loss, ranks=ranks)
+    loss = objectives.named(
+        config.objective, form=method_of("ntxent", config.method), margin=config.margin, ranks=ranks
+    )
+    return SimCLR(encoder, head, method=config.method, objective=loss)
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

@@ -180,8 +180,8 @@ def require_same(ranks: Ranks, config: Config, images: str, own: Mapping[str, An
         return
     if own["views"] is not None:
         raise ValueError("views of one's own are made by one process: leave out ranks")
-    if own["model"] is not None and own["model"].ranks is not ranks:
-        raise ValueError("a model of one's own must be made with the same ranks=, as must its encoder and its head")
+    if own["model"] is not None and getattr(own["model"].objective, "keywords", {}).get("ranks") is not ranks:
+        raise ValueError('a model of one\'s own needs objective=minisimclr.objectives.named("nt_xent", ranks=ranks)')
     settings = json.dumps([NUMERICS, config.as_dict()], sort_keys=True)
     for what, text in (("settings", settings), ("images", images)):
         sums = ranks.all_gather(np.array(zlib.crc32(text.encode()), np.int64))  # (W,)

@@ -9,6 +9,7 @@ in use.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import multiprocessing
 import os
@@ -47,14 +48,15 @@ def team(
     images: NDArray[np.uint8],
     steps: range,
     stop: Sequence[int] = (),
-    count: int = 0,
+    **options: Any,
 ) -> Iterator[Views]:
     """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
 
-    count  images of each step, if they are not the whole batch
+    options  those of `make`: own, and share, the part of each batch whose views are made here
 
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
+    make, count = functools.partial(make, **options), len(range(config.batch)[options.get("share") or slice(None)])
     shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
     np.copyto(_array(shared, np.uint8, images.shape), images)
     started: list[_Worker] = []
@@ -62,7 +64,7 @@ def team(
         for k in range(workers):
             # worker k makes every n-th step from the k-th on, so no worker waits for another
             label, own = f"{k + 1} of {workers}", steps[k::workers]
-            started.append(_Worker(label, make, config, shared, images.shape, own, count or config.batch))
+            started.append(_Worker(label, make, config, shared, images.shape, own, count))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)  # the workers take turns
