@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import backend
 from ..collective import ALONE, Ranks, broadcast_text
-from ..data import load_dataset
+from ..data import Reading, load_dataset
 from ..nn import method_of
 from ..processor import set_threads, threads
 from ..training import record, stored
@@ -23,6 +23,7 @@ from ..training.train import pretrain
 from ..values import whole
 from .common import free_folder, path_name
 from .console import exit_code, note, saying, show, silent, training
+from .sources import add_reading, chosen_reading
 
 HELP = "pre-train an encoder on images without labels"
 
@@ -51,7 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="share each batch among the processes that `mpiexec -n 4 minisimclr pretrain --distributed` starts",
     )
     for item in dataclasses.fields(Config):
-        _add_setting(parser, item)
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
     parser.add_argument(
         "--conv",
         choices=tuple(OLD_CONV),
@@ -78,8 +81,10 @@ def run_command(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, "train", size=config.size).images
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
+    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
@@ -103,13 +108,14 @@ def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, i
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given)
+        config = Config(**given, reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
     found = json.loads(broadcast_text(ranks, _stored(options.out) if ranks.rank == 0 else ""))
-    config, steps = dataclasses.replace(Config.from_dict(found["config"]), **given), found["steps"]
+    config, steps = Config.from_dict(found["config"]), found["steps"]
+    config = dataclasses.replace(config, **given, reading=chosen_reading(options, config.reading).as_text())
     backend.require(config.device)
     if ranks.rank == 0:  # the others may be on machines that do not see the folder
         for change in environment_changes(options.out, config, ranks.size):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import heads, objectives
+from ..data import Reading
 from ..heads import HEADS
 from ..nn import METHOD, ROOMS, method_of
 from ..objectives import OBJECTIVES
@@ -56,6 +57,7 @@ class Config:
 
     # The images and the network.
     data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    reading: str = setting("", "how the names in the data are read, as data/reading.py writes it", metavar="PAIRS")
     size: int = setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
@@ -121,6 +123,7 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
+        Reading.from_text(self.reading)
         _check_method(self.method)  # its values are no list of choices: they are written as pairs
 
     @classmethod
