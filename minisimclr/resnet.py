@@ -1,8 +1,7 @@
 """Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs.
 
-Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes
-images (N,H,W,3) and returns the representation h (N,features), the mean over the last feature maps.
-Inside the network, feature maps are (H,W,N,C).
+Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes images (N,H,W,3)
+and returns h (N,features), the mean over the last feature maps. Inside the network, these are (H,W,N,C).
 """
 
 from __future__ import annotations
@@ -235,11 +234,5 @@ def resnet_small(**options: Any) -> ResNet:
     return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 
-ENCODERS = {  # by the name that Config.encoder and --encoder take
-    "small": resnet_small,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-}
+# By the name that Config.encoder and --encoder take.
+ENCODERS = {"small": resnet_small} | {f.__name__: f for f in (resnet18, resnet34, resnet50, resnet101, resnet152)}

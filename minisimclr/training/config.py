@@ -196,10 +196,8 @@ def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) ->
     if config.zero_init:
         heads.zero_last_scales(encoder)
     head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
-    loss = objectives.named(
-        config.objective, form=method_of("ntxent", config.method), margin=config.margin, ranks=ranks
-    )
-    return SimCLR(encoder, head, method=config.method, objective=loss)
+    loss = {"form": method_of("ntxent", config.method), "margin": config.margin, "ranks": ranks}
+    return SimCLR(encoder, head, method=config.method, objective=objectives.named(config.objective, **loss))
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:
