@@ -222,7 +222,7 @@ def test_local_batch_norm_normalizes_each_share_and_is_another_network() -> None
 def test_the_views_of_a_share_are_those_of_the_whole_batch(form: str, close: float) -> None:
     config = dataclasses.replace(CONFIG, method=f"views={form}")
     whole = step_views(config, IMAGES)(2)
-    parts = on_ranks(3, lambda ranks: step_views(config, IMAGES, share(7, ranks))(2))
+    parts = on_ranks(3, lambda ranks: step_views(config, IMAGES, None, share(7, ranks))(2))
     for k in (0, 1):
         np.testing.assert_allclose(np.concatenate([part[k] for part in parts]), whole[k], rtol=0, atol=close)
 
@@ -299,7 +299,7 @@ def test_twenty_steps_in_float64_agree_to_eight_digits(size: int) -> None:
 
     def train(ranks: Any) -> Any:
         model = network(np.float64, ranks=None if ranks is ALONE else ranks)
-        optimizer, views = ms.LARS(model.parameters(), 0.03), step_views(config, IMAGES, share(7, ranks))
+        optimizer, views = ms.LARS(model.parameters(), 0.03), step_views(config, IMAGES, None, share(7, ranks))
         for step in range(20):
             loss, _, _ = model.loss(*(view.astype(np.float64) for view in views(step)), config.temperature)
             optimizer.backward(loss, lambda gradients: add_up(ranks, gradients))
