@@ -33,7 +33,7 @@ training/optim.py training/config.py training/batches.py training/train.py
 evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
-values/settings.py values/arrays.py values/__init__.py
+values/settings.py values/methods.py values/arrays.py values/__init__.py
 cores.py processor.py storage.py collective.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py

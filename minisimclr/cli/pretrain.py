@@ -16,11 +16,11 @@ from ..nn import method_of
 from ..processor import set_threads, threads
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
-from ..training.config import OLD_CONV, Config, method_of_conv
+from ..training.config import Config
 from ..training.distributed import mpi_ranks
 from ..training.run import environment_changes
 from ..training.train import pretrain
-from ..values import whole
+from ..values import OLD_CONV, method_of_conv, whole
 from .common import free_folder, path_name
 from .console import exit_code, note, saying, show, silent, training
 from .sources import add_reading, chosen_reading
