@@ -78,7 +78,7 @@ def from_files(case: arena.Case) -> Any:
 
     def run() -> Any:
         with processor.blas_at_one_thread():
-            return photo_views(config, photos, None, chosen, rng)
+            return photo_views(config, photos, None, slice(None), chosen, rng)
 
     def answer(views: Any) -> dict[str, Any]:
         begin = time.perf_counter()

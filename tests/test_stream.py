@@ -157,7 +157,7 @@ def test_the_views_of_a_step_come_from_the_pixels_of_the_files(folder, how, meth
     config = dataclasses.replace(CONFIG, strength=0.0, method=f"views={method}")
     data = photos_of(folder, how, tmp_path, monkeypatch)
     chosen = np.array([3, 0, 2])
-    views = photo_views(config, data, None, chosen, np.random.default_rng(7))
+    views = photo_views(config, data, None, slice(None), chosen, np.random.default_rng(7))
     rng = np.random.default_rng(7)
     height, width = data.sizes[chosen].T
     for view in views:
@@ -195,10 +195,10 @@ def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(
     config = dataclasses.replace(CONFIG, size=32, strength=0.0, batch=2)
     close = []
     for seed in range(4):
-        shrunk = photo_views(config, data, None, np.array([0, 1]), np.random.default_rng(seed))
+        shrunk = photo_views(config, data, None, slice(None), np.array([0, 1]), np.random.default_rng(seed))
         with monkeypatch.context() as patch:
             patch.setattr(photo_batches, "finest", lambda sizes, a, b, size: np.zeros(len(sizes), int))
-            whole = photo_views(config, data, None, np.array([0, 1]), np.random.default_rng(seed))
+            whole = photo_views(config, data, None, slice(None), np.array([0, 1]), np.random.default_rng(seed))
         close.append(255 * abs(np.array(shrunk) - np.array(whole)).mean())
     reduced = [(at_least, shape) for at_least, shape in asked if at_least]
     assert {min(shape) for _, shape in reduced} == {40, 80, 160}  # a quarter, a half or the whole, as it was drawn
@@ -248,6 +248,29 @@ def test_views_on_a_device_are_those_of_the_host(folder, tmp_path, monkeypatch, 
     config = dataclasses.replace(CONFIG, device=device)
     for made, expected in zip(step_views(config, data)(1), step_views(CONFIG, data)(1)):
         np.testing.assert_allclose(host(made), expected, atol=1e-5)
+
+
+@pytest.mark.host
+def test_a_share_of_a_batch_has_the_views_that_the_whole_batch_has(folder, tmp_path, monkeypatch):
+    data = photos_of(folder, "memory", tmp_path, monkeypatch)
+    whole = step_views(CONFIG, data)(1)
+    shares = [step_views(CONFIG, data, share=share)(1) for share in (slice(0, 2), slice(2, 3))]
+    for k in range(2):
+        np.testing.assert_allclose(np.concatenate([views[k] for views in shares]), whole[k], atol=1e-6)
+
+
+@pytest.mark.host
+def test_ones_own_views_of_photos_get_the_central_squares(folder, tmp_path, monkeypatch):
+    data = photos_of(folder, "memory", tmp_path, monkeypatch)
+    seen = []
+
+    def own(batch: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(batch)
+        return ms.two_views(batch, rng, 16)
+
+    step_views(CONFIG, data, own)(0)
+    assert seen[0].shape == (3, 16, 16, 3)
+    assert all((square == data.images).all(axis=(1, 2, 3)).any() for square in seen[0])
 
 
 @pytest.mark.host
@@ -338,7 +361,9 @@ def test_the_other_images_of_a_batch_are_shown_as_if_no_file_had_broken(folder, 
     place = data.files.index("a/6.png")
     vars(whole)["sizes"] = data.sizes  # the header of the broken one says another size
     chosen = np.array([1, place, 5])
-    for one, other in zip(*(photo_views(CONFIG, d, None, chosen, np.random.default_rng(1)) for d in (whole, data))):
+    for one, other in zip(
+        *(photo_views(CONFIG, d, None, slice(None), chosen, np.random.default_rng(1)) for d in (whole, data))
+    ):
         np.testing.assert_array_equal(one[[0, 2]], other[[0, 2]])
         assert abs(one[1] - other[1]).max() > 0.01
 

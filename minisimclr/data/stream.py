@@ -45,13 +45,14 @@ class Photos(Dataset):
     report: Callable[[str], None]
     unreadable: dict[int, str]
     replaced: dict[str, str]
+    untold: dict[str, str]
 
     def __init__(
         self, path: Path, files: Sequence[str], labels: NDArray[np.int64], class_names: tuple[str, ...], **facts: Any
     ) -> None:
         own = {"path": path, "files": tuple(files), "labels": labels, "class_names": class_names}
         vars(self).update(
-            own | facts | {"unreadable": {}, "replaced": {}}
+            own | facts | {"unreadable": {}, "replaced": {}, "untold": {}}
         )  # not by assignment: the class is frozen, as Dataset is
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,13 +136,19 @@ class Photos(Dataset):
         with _noting:
             if index in self.unreadable:
                 return
-            self.unreadable[index] = self.replaced[self.files[index]] = why
+            self.unreadable[index] = self.replaced[self.files[index]] = self.untold[self.files[index]] = why
         if len(self.unreadable) > tolerated(len(self)):
             raise DataError(
                 f"{self.path}: {len(self.unreadable)} of {len(self):,} images cannot be decoded any more, "
                 f"such as {self.files[index]} ({why})"
             )
         self.report(f"{self.path}: {self.files[index]} cannot be decoded ({why}); the next image takes its place")
+
+    def news(self) -> dict[str, Any]:
+        """Return the photos that were replaced since this was called last, for the record of a run."""
+        found = dict(self.untold)
+        self.untold.clear()
+        return {"replaced": found} if found else {}
 
     def _decoded(self, index: int, at_least: int) -> Pixels | None:
         """Return a photo, or None if it cannot be decoded."""

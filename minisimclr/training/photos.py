@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, array_module, to_device
+from ..data import Dataset, Reading, load_dataset
 from ..nn import method_of
 from ..views.augment import make_views
 from ..views.parameters import ViewParameters, draw_parameters
@@ -23,27 +26,36 @@ from .config import Config
 CHUNK = 2**26  # bytes of decoded photos that are held at a time; at 224 pixels 20 photos, at 32 a batch of 1,000
 
 
+def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
+    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
+    reading = Reading.from_text(config.reading)
+    side, size = config.cache_side, config.size
+    return load_dataset(
+        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
+    )
+
+
 def photo_views(
-    config: Config, photos: Any, own: Any, chosen: NDArray[np.int64], rng: np.random.Generator
+    config: Config, photos: Any, own: Any, share: slice, chosen: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """Make two independent random views of each chosen photo, on the device of the configuration.
 
-    `own`, if given, makes them instead: from the central squares, because it takes one array of images.
+    `own`, if given, makes them instead: from the central squares, because it takes one array of images. `share` is the
+    part of the batch whose views are made; the random numbers of all are drawn.
 
     Shapes: photos of data/stream.py, chosen int64 (B,) -> a, b float32 (B,size,size,3) in [0,1]
     """
     if own is not None:
-        squares = [photos.square(int(k)) for k in chosen]
+        squares = [photos.square(int(k)) for k in chosen[share]]
         views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
         return views
-    size, count = config.size, len(chosen)
-    sizes = photos.sizes[chosen]  # (B,2)
+    size, sizes = config.size, photos.sizes[chosen]  # (B,2)
     height, width = sizes.T
-    a, b = (
-        draw_parameters(rng, count, height, width, config.strength, config.blur, config.min_area) for _ in "ab"
-    )  # fmt: skip
+    settings = (config.strength, config.blur, config.min_area)
+    a, b = (draw_parameters(rng, len(chosen), height, width, *settings)[share] for _ in "ab")
+    chosen, sizes = chosen[share], sizes[share]
     xp = array_module(to_device(np.empty(0), config.device))
-    both = xp.empty((2, count, size, size, 3), dtype=xp.float32)
+    both = xp.empty((2, len(chosen), size, size, 3), dtype=xp.float32)
     at_least = finest(sizes, a, b, size)
     for part in chunks(sizes):
         pixels = photos.read_all(chosen[part], at_least[part])  # a list of uint8 (H,W,3)

@@ -18,13 +18,13 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
-from ..data import Dataset, Reading, load_dataset
+from ..collective import ALONE, Ranks, add_up, share
 from ..interop import load_into
 from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
 from ..values import instance
-from . import precision
+from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
@@ -34,26 +34,19 @@ READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a read
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
 
 
-def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
-    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
-    reading = Reading.from_text(config.reading)
-    side, size = config.cache_side, config.size
-    return load_dataset(
-        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
-    )
-
-
 def begin(
     config: Config,
-    images: np.ndarray[Any, Any] | Dataset,
+    images: Any,
     folder: str | Path | None,
     resume: bool,
     model: SimCLR | None = None,
     views: object = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
 
     model, views  those that the caller brought, or None; the run remembers that it needs them
+    ranks         the processes that share each batch: rank 0 keeps the run, and gives the others its weights
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -62,19 +55,22 @@ def begin(
 
     leave_if_only_imported()
     own = {"model": model and instance("model", model, SimCLR), "views": views}
-    model, optimizer = precision.build(config, model)
-    if config.init and not resume:
+    ranks, identity = ranks or ALONE, fingerprint(images)
+    distributed.require_same(ranks, config, identity, own)
+    model, optimizer = precision.build(config, model, ranks)
+    if config.init and not resume and ranks.rank == 0:
         load_into(model.encoder, config.init)
-    path, lock = take_folder(folder, resume)
-    run = Run(config, model, folder=path, images=fingerprint(images))
+    path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
+    run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
     run.own = tuple(name for name, thing in own.items() if thing is not None)
-    run.lock, run.replaced = lock, getattr(images, "replaced", {})
-    if resume:
-        try:
+    run.lock, run.news = lock, getattr(images, "news", dict)
+    try:
+        if resume and ranks.rank == 0:
             restore(run, optimizer.load_state_dict)
-        except BaseException:
-            run.release()
-            raise
+        distributed.take_over(ranks, run, optimizer)
+    except BaseException:
+        run.release()
+        raise
     return run, optimizer
 
 
@@ -89,6 +85,7 @@ class Session:
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
+    ranks     the processes that share each batch; they stop after the same step, whichever of them was asked to
     """
 
     def __init__(
@@ -97,13 +94,15 @@ class Session:
         optimizer: Optimizer,
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress = run, optimizer, progress
+        self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
+        self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
         self.kept = run.steps  # steps that the last checkpoint holds
-        self.told = 0  # number of replaced photos that the record holds
         self.buffers: list[tuple[Any, str, Array]] = []  # running statistics after the last whole step
         self.whole = True  # False while the weights are between two steps
 
@@ -123,11 +122,20 @@ class Session:
             self._rescue(error)
         finally:
             self.close()
-        if self.stop and error is None:  # a signal that came when the last step had been saved
+        if self.asked and error is None:  # a signal that came when the last step had been saved
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
+        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.asked[0])
+
+    @property
+    def asked(self) -> list[int]:
+        """The signals that asked to stop. Ranks obey one when all know of it, so that none waits for another."""
+        return self.stop if self.ranks.size == 1 else self.agreed
+
+    def add_up(self, gradients: list[Array]) -> None:
+        """Add up the gradients over the ranks, in place."""
+        add_up(self.ranks, gradients)
 
     def _rescue(self, error: BaseException | None) -> None:
         """Save the last whole step, whatever ended the loop after it, if its numbers are finite.
@@ -178,9 +186,12 @@ class Session:
         Raises: NonFiniteError if a number that is read is not finite. Called before the optimizer's step, this
                 leaves the weights as they were.
         """
-        self.waiting[-1] |= numbers
+        self.waiting[-1] |= numbers | self.run.news()
+        if self.ranks.size > 1:
+            signum = int(self.ranks.all_gather(np.array(self.stop[0] if self.stop else 0)).max())
+            self.agreed = [signum] if signum else []
         last = self.waiting[-1]["step"] == self.steps[-1]
-        if last or self.stop or len(self.waiting) >= READ_EVERY[self.run.config.device]:
+        if last or self.asked or len(self.waiting) >= READ_EVERY[self.run.config.device]:
             self.finished = self._read()
         self.whole = False  # from here on the optimizer writes the weights
 
@@ -208,11 +219,7 @@ class Session:
         now = time.perf_counter()
         rate = self.run.config.batch * len(self.waiting) / (now - self.since)
         lines, self.waiting, self.since = self.waiting, [], now
-        lines = [line | {"images_per_second": rate} for line in lines]
-        if len(self.run.replaced) > self.told:
-            lines[-1]["replaced"] = dict([*self.run.replaced.items()][self.told :])
-            self.told = len(self.run.replaced)
-        return lines
+        return [line | {"images_per_second": rate} for line in lines]
 
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -235,9 +242,9 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        must = bool(self.stop) or done == total
+        must = bool(self.asked) or done == total
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
-        if self.stop:
+        if self.asked:
             raise self._interrupted()
