@@ -626,6 +626,20 @@ FAULTS = [
           "run_folder console"),
     Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
           "            except ZeroDivisionError:", "console"),
+    Fault("turned-the-wrong-way", "evaluation", "evaluation/probe.py",
+          "weights[:-1] = axes @ weights[:-1]", "weights[:-1] = axes.T @ weights[:-1]", "scores evaluate"),
+    Fault("gradient-not-scaled", "evaluation", "evaluation/probe.py",
+          "(scale * gradient).ravel()", "gradient.ravel()", "scores evaluate"),
+    Fault("confusion-turned-over", "evaluation", "evaluation/scores.py",
+          "np.add.at(counts, (labels, predicted), 1)", "np.add.at(counts, (predicted, labels), 1)",
+          "scores evaluate_data"),
+    Fault("classes-weighted-by-size", "evaluation", "evaluation/scores.py",
+          "(np.diag(self.counts)[rows > 0] / rows[rows > 0]).mean()", "np.diag(self.counts).sum() / rows.sum()",
+          "scores evaluate_data"),
+    Fault("uniformity-with-the-diagonal", "evaluation", "evaluation/measures.py",
+          "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
+    Fault("any-images-will-do", "evaluation", "protocols/compare.py",
+          'if not other and run.images not in ("", fingerprint(train.images)):', "if False:", "evaluate_data"),
 ]
 # fmt: on
 
