@@ -44,12 +44,13 @@ views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/run.py training/session.py
-evaluation/probe.py evaluation/scores.py evaluation/measures.py
-protocols/sgd_probe.py protocols/compare.py
-report/table.py report/pictures.py
+training/record.py training/folders.py training/trained.py training/run.py training/session.py
+evaluation/probe.py evaluation/duplicates.py evaluation/scores.py evaluation/measures.py
+protocols/sgd_probe.py protocols/compare.py protocols/embeddings.py
+report/table.py report/pictures.py report/sheet.py
+display.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
-cli/gradcheck.py cli/__init__.py
+cli/neighbours.py cli/duplicates.py cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 
 HEADINGS = {

@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -21,22 +21,22 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     ntxent/plain.py           60  NT-Xent, the loss of SimCLR, in its plain form: composed first, then by hand
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
-    module.py                136  Modules: layers and networks whose parameters have names, and can be saved and moved
+    module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
-    views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
+    views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
-    data/dataset.py           19  The class Dataset, and the error for data that cannot be used
+    data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,256 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -55,13 +55,13 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
     ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
-    ntxent/exact.py          121  NT-Xent to the last digit: cures for the four places where the plain form loses digits
+    ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
-    views/augment.py         122  Two random views of every image, and their fast form: a whole batch at a time
+    views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
@@ -72,34 +72,46 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      173  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
-    training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
+    training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/run.py          183  A run and its folder: what is kept of it, and how it is found again
+    training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
+    training/run.py          182  A run and its folder: what is kept of it, and how it is found again
     training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      108  A linear classifier on the frozen representation h
-    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
-    report/table.py           15  The table of accuracies, as text
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
+    evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
+    evaluation/scores.py      51  Scores of predictions: accuracy with its uncertainty, the mean over classes, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank, and the spread of features
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation on ImageNet
+    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
+    report/table.py           40  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
+    report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
+    display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/evaluate.py          111  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
+    cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          109  The command line: demo, pretrain, evaluate, embed, report, gradcheck
+    cli/__init__.py          111  The command line, one file a command
 """
 
+from . import display as display  # it says what a notebook shows of the classes below
 from . import ops
 from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
 from .data import DataError, Dataset, load_dataset
 from .engine.autograd import Tensor, no_grad, primitive
 from .engine.ledger import saved_bytes
+from .evaluation.duplicates import duplicates
 from .evaluation.embed import embed
 from .evaluation.knn import knn_accuracy
 from .evaluation.probe import linear_probe
@@ -134,6 +146,7 @@ __all__ = [
     "check_direction",
     "check_path",
     "contrastive_accuracy",
+    "duplicates",
     "embed",
     "gradcheck",
     "knn_accuracy",

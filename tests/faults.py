@@ -151,9 +151,9 @@ FAULTS = [
           "if isinstance(value, bool) or not isinstance(", "if not isinstance(", "values"),
     Fault("numpys-float-kept", "engine", "values/settings.py",
           "x = float(number(name, value))", "number(name, value); x = value", "values"),
-    Fault("age-taken-late", "kept", "engine/guard.py", "self.age = age", "self.age = next(clock)", "guard"),
+    Fault("age-taken-late", "kept", "engine/guard.py", "self.age = age", "self.age = next(clock)", "guard optim"),
     Fault("one-writer-closes-for-all", "kept", "engine/guard.py",
-          "guard.open.discard(me)", "guard.open.clear()", "guard"),
+          "guard.open.discard(me)", "guard.open.clear()", "guard optim"),
 
     # ── What a graph keeps ────────────────────────────────────────────────────────────────────────
     Fault("needed-at-most-once", "kept", "engine/guard.py",
@@ -278,9 +278,9 @@ FAULTS = [
     Fault("one-parameter-with-two-values", "layers", "module.py",
           "if not np.array_equal(array, same, equal_nan=True):", "if False:", "module"),
     Fault("name-rebound", "layers", "ops/operators.py",
-          "if self.requires_grad and self.is_leaf:", "if False:", "module"),
+          "if self.requires_grad and self.is_leaf:", "if False:", "module optim"),
     Fault("stepped-twice", "layers", "engine/guard.py",
-          "found = list({id(p): p for p in params}.values())", "found = list(params)", "module"),
+          "found = list({id(p): p for p in params}.values())", "found = list(params)", "module optim"),
     Fault("state-transposed", "layers", "module.py",
           "transpose(np.argsort(axes))", "transpose(axes)", "nn resnet"),
     Fault("sequential-never-trains", "layers", "nn.py", "x = layer(x, train=train)", "x = layer(x)",
@@ -596,7 +596,7 @@ FAULTS = [
     Fault("first-draw-or-none", "augmentation", "views/parameters.py",
           "fits.argmax(axis=1)", "0 * fits.argmax(axis=1)", "views"),
     Fault("central-crop-too-narrow", "augmentation", "views/parameters.py",
-          "round(height * CROP_ASPECT[1])", "round(height * CROP_ASPECT[0])", "views"),
+          "np.rint(height * CROP_ASPECT[1])", "np.rint(height * CROP_ASPECT[0])", "views"),
     Fault("grey-without-strength", "augmentation", "views/parameters.py",
           "grey=grey & (strength > 0)", "grey=grey", "views"),
     Fault("blur-of-one-direction", "augmentation", "views/transforms.py",
@@ -628,8 +628,8 @@ FAULTS = [
           "            except ZeroDivisionError:", "console"),
     Fault("turned-the-wrong-way", "evaluation", "evaluation/probe.py",
           "weights[:-1] = axes @ weights[:-1]", "weights[:-1] = axes.T @ weights[:-1]", "scores evaluate"),
-    Fault("gradient-not-scaled", "evaluation", "evaluation/probe.py",
-          "(scale * gradient).ravel()", "gradient.ravel()", "scores evaluate"),
+    Fault("weights-not-scaled-back", "evaluation", "evaluation/probe.py",
+          "= scale * np.asarray(result.x)", "= np.asarray(result.x)", "scores evaluate"),
     Fault("confusion-turned-over", "evaluation", "evaluation/scores.py",
           "np.add.at(counts, (labels, predicted), 1)", "np.add.at(counts, (predicted, labels), 1)",
           "scores evaluate_data"),
@@ -640,6 +640,19 @@ FAULTS = [
           "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
     Fault("any-images-will-do", "evaluation", "protocols/compare.py",
           'if not other and run.images not in ("", fingerprint(train.images)):', "if False:", "evaluate_data"),
+    # ── Search ────────────────────────────────────────────────────────────────────────────────────
+    Fault("duplicates-blocks-above-only", "evaluation", "evaluation/duplicates.py",  # pairs of two blocks are lost
+          "for b in starts if a <= b", "for b in starts if a == b", "search"),
+    Fault("duplicates-columns-not-shifted", "evaluation", "evaluation/duplicates.py",
+          "i, j = i + rows.start, j + columns.start", "i, j = i + rows.start, j + rows.start", "search"),
+    Fault("duplicates-with-itself", "evaluation", "evaluation/duplicates.py",
+          "once = i < j", "once = i <= j", "search"),
+    Fault("duplicates-keeps-the-least-similar", "evaluation", "evaluation/duplicates.py",
+          "pairs[:, 0], -similarities)", "pairs[:, 0], similarities)", "search"),
+    Fault("duplicates-without-rounding", "evaluation", "evaluation/duplicates.py",
+          "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
+    Fault("nearest-in-z", "evaluation", "training/trained.py",
+          "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
 ]
 # fmt: on
 

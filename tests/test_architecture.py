@@ -44,7 +44,7 @@ ROOMS = [
         "views",
         "data",
     ),
-    *("training", "evaluation", "protocols", "report", "cli"),
+    *("evaluation", "training", "protocols", "report", "display", "cli"),
 ]
 
 

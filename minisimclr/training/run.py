@@ -26,6 +26,7 @@ from ..storage import Lock, open_to_append, remove_leftovers, shown, write
 from . import checkpoint, folders, record, stored
 from .config import Config, build_model
 from .record import Metrics as Metrics
+from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
 # not what is computed.
@@ -45,7 +46,7 @@ class NonFiniteError(ArithmeticError):
     """The loss, a gradient or an array to be saved became NaN or infinite; the last checkpoint is as it was."""
 
 
-class Run:
+class Run(Trained):
     """A model, how it was made, how its training went, and where it is kept.
 
     config   the settings                             history  one dictionary of metrics per step
@@ -78,9 +79,6 @@ class Run:
     def history(self) -> list[Metrics]:
         """The metrics of the steps that are done, one dictionary each."""
         return list(self.recent) if self.folder is None else record.read(self.folder / "metrics.jsonl", self.steps)
-
-    def __repr__(self) -> str:
-        return f"Run(steps={self.steps}, folder={self.folder}, {self.config})"
 
     def release(self) -> None:
         """Give back the folder's lock."""
