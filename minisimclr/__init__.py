@@ -37,6 +37,7 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 7,256 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,961 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -53,10 +54,10 @@ Second reading, 7,256 lines: the exact, fast, safe and resumable forms of the sa
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
     ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
-    ops/pool/threaded.py      44  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
+    ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
-    ntxent/tiled.py          269  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
