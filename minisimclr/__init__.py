@@ -36,8 +36,7 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,256 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 6,961 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -83,9 +82,9 @@ Second reading, 6,961 lines: the exact, fast, safe and resumable forms of the sa
     training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
-    evaluation/scores.py      51  Scores of predictions: accuracy with its uncertainty, the mean over classes, and which classes are confused
-    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank, and the spread of features
-    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation on ImageNet
+    evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
     protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/table.py           40  The table of accuracies, as text
