@@ -5,6 +5,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 -----
 
 First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -30,17 +31,18 @@ First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         71  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
-    values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        63  The values that come through a door: taken as plain ones, or refused in one line
+    values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
+    values/__init__.py        65  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
@@ -58,8 +60,16 @@ Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the sa
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
-    checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
+    objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
+    objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
+    objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
+    objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
+    objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
+    objectives/__init__.py    52  Objectives beside NT-Xent, and the choice by name
+    checks/table.py          452  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
+    interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
+    heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
     views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
@@ -71,7 +81,7 @@ Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the sa
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      173  Worker processes that make the views of coming steps ahead of time
-    training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
+    training/precision.py    126  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
@@ -81,6 +91,10 @@ Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the sa
     training/run.py          182  A run and its folder: what is kept of it, and how it is found again
     training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h
+    training/run.py          191  A run and its folder: what is kept of it, and how it is found again
+    training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
+    training/session.py      197  A session of training: it records the steps of a run, saves, and stops when asked
+    evaluation/probe.py      108  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
@@ -90,19 +104,32 @@ Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the sa
     report/table.py           40  The table of accuracies, as text
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
+    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
+    report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
+    report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
+    report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
+    report/words.py          125  The words of a run's page: what each figure means, and where the book says more
+    report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
+    report/numbers.py        155  The sections of a run's page with numbers: curves, accuracies, settings
+    report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             65  The parts that several commands share: options, splits, and a free folder
+    cli/common.py             75  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          111  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
+    cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          111  The command line, one file a command
+    cli/__init__.py          112  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below
@@ -115,6 +142,7 @@ from .evaluation.duplicates import duplicates
 from .evaluation.embed import embed
 from .evaluation.knn import knn_accuracy
 from .evaluation.probe import linear_probe
+from .interop import load_torchvision, save_torchvision
 from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
 from .processor import set_threads
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
@@ -153,6 +181,7 @@ __all__ = [
     "linear_probe",
     "load_dataset",
     "load_run",
+    "load_torchvision",
     "no_grad",
     "nt_xent",
     "nt_xent_value_and_grad",
@@ -165,6 +194,7 @@ __all__ = [
     "resnet101",
     "resnet152",
     "resnet_small",
+    "save_torchvision",
     "saved_bytes",
     "set_threads",
     "to_float",

@@ -304,7 +304,7 @@ FAULTS = [
     Fault("dtype-of-products-lost", "layers", "resnet.py",
           "product_dtype=product_dtype, rng=rng)", "rng=rng)", "config precision"),
     Fault("method-of-the-loss-ignored", "layers", "simclr.py",
-          "temperature, method=self.method)", "temperature)", "simclr plain_run"),
+          "partial(nt_xent, method=self.method)", "nt_xent", "simclr plain_run"),
 
     # ── Optimizers ────────────────────────────────────────────────────────────────────────────────
     Fault("lars-freezes-zeros", "optimizer", "training/optim.py",  # Spijkervet/SimCLR#27
@@ -412,7 +412,7 @@ FAULTS = [
     Fault("bombs-unpacked", "checkpoint", "training/archive.py",
           "if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:", "if False:",
           "run_folder checkpoint"),
-    Fault("a-network-of-any-size-built", "checkpoint", "training/stored.py", "if self.left < 0:", "if False:",
+    Fault("a-network-of-any-size-built", "checkpoint", "values/arrays.py", "if self.left < 0:", "if False:",
           "run_folder"),
     Fault("steps-beyond-the-end", "checkpoint", "training/stored.py", "or not 0 <= steps <= most:", "or steps < 0:",
           "run_folder"),
@@ -424,7 +424,7 @@ FAULTS = [
           "            setattr(module, name, array)", "            pass", "run_folder"),
     Fault("half-written-weights-saved", "checkpoint", "training/session.py",
           "        self.whole = False  #", "        pass  #", "run_folder"),
-    Fault("nohup-ignored", "checkpoint", "training/session.py",
+    Fault("nohup-ignored", "checkpoint", "training/signals.py",
           "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),
@@ -461,7 +461,7 @@ FAULTS = [
     Fault("same-batch-at-every-step", "training", "training/batches.py",
           "batches(epoch)[k]", "batches(epoch)[0]", "train"),
     Fault("method-of-the-views-ignored", "training", "training/batches.py",
-          "config.min_area, method=method)", "config.min_area)", "config plain_run"),
+          "*settings, method=method)", "*settings)", "config plain_run"),
     Fault("temperature-ignored", "training", "training/train.py",
           "model.loss(a, b, config.temperature)", "model.loss(a, b)", "train"),
     Fault("images-never-shuffled", "training", "training/batches.py",
@@ -640,6 +640,29 @@ FAULTS = [
           "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
     Fault("any-images-will-do", "evaluation", "protocols/compare.py",
           'if not other and run.images not in ("", fingerprint(train.images)):', "if False:", "evaluate_data"),
+    # ── Other objectives, heads, weights in and out ───────────────────────────────────────────────
+    Fault("semi-hard-nearer-than-the-positive", "objectives", "objectives/pairs.py",
+          "semi = negative & (cosines < cosines", "semi = negative & (cosines > cosines", "own ops"),
+    Fault("semi-hard-is-the-farthest", "objectives", "objectives/pairs.py",
+          "xp.where(semi, cosines, -xp.inf).argmax(axis=1)", "xp.where(semi, cosines, xp.inf).argmin(axis=1)",
+          "own ops"),
+    Fault("positive-shares-with-negatives", "objectives", "objectives/pairs.py",
+          "negative[anchor, anchor] = negative[anchor, positive] = False", "negative[anchor, anchor] = False",
+          "own ops"),
+    Fault("decoupled-keeps-the-positive", "objectives", "objectives/dcl.py",
+          "logits[anchor, anchor] = logits[anchor, positive] = -xp.inf", "logits[anchor, anchor] = -xp.inf", "own ops"),
+    Fault("hinge-pulls-nothing", "objectives", "objectives/hinge.py",
+          "G[anchor, positive] = -G.sum(axis=1)", "G[anchor, positive] = 0", "ops own"),
+    Fault("logistic-forgets-columns", "objectives", "objectives/logistic.py",
+          "return (G + G.T) @ u", "return 2 * G @ u", "ops own"),
+    Fault("supcon-mean-over-all-rows", "objectives", "objectives/supervised.py",
+          "return losses.sum() / anchors, vjp", "return losses.mean(), vjp", "own ops"),
+    Fault("supcon-lonely-row-pushes", "objectives", "objectives/supervised.py",
+          "G = xp.where(count > 0, e / total, 0) - y", "G = e / total - y", "ops own"),
+    Fault("text-head-with-norm", "layers", "heads/__init__.py",
+          "batch_norm=not text, **how)", "batch_norm=True, **how)", "own"),
+    Fault("strides-are-forgotten", "kept", "interop.py",
+          "np.ascontiguousarray(array, dtype=stored)", "array.astype(stored).T.copy().T", "interop"),
     # ── Search ────────────────────────────────────────────────────────────────────────────────────
     Fault("duplicates-blocks-above-only", "evaluation", "evaluation/duplicates.py",  # pairs of two blocks are lost
           "for b in starts if a <= b", "for b in starts if a == b", "search"),
@@ -658,6 +681,7 @@ FAULTS = [
 
 AREAS = (
     "loss",
+    "objectives",
     "engine",
     "kept",
     "gradcheck",

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import report
 from ..data import Dataset
+<<<<<<< HEAD
 from ..protocols.compare import PROBES, Score, check_data, compare
 from ..report.table import confusion_matrix, details
 from ..storage import Content, shown, write_all
@@ -17,6 +18,13 @@ from ..training.run import Run, fingerprint, load_run
 from ..values import whole
 from .common import add_run, leave_out, remark, splits
 from .console import note, saying, show
+=======
+from ..protocols.compare import compare
+from ..storage import Content, write_all
+from ..training.run import Run, load_run
+from .common import add_run, remark, reported, splits
+from .console import saying, show
+>>>>>>> main
 
 HELP = "measure how well h, and z, tell the classes apart"
 
@@ -112,6 +120,7 @@ def _contents(
         "class_names": list(train.class_names),
         "confusion": {split: confusion.counts.tolist() for split, confusion in found.items()},
     }
+<<<<<<< HEAD
     matrices = [f"{split}\n{confusion_matrix(confusion, train.class_names)}" for split, confusion in found.items()]
     return {
         "table.txt": f"{report.table(scores, counts)}\n\n{settings}\n{details(scores, train.class_names)}\n",
@@ -125,3 +134,13 @@ def _kept_as(file: str, of: str) -> str:
     """Return the name of a file of results: of those on other images it says which."""
     stem, _, kind = file.rpartition(".")
     return f"{stem}-{re.sub('[^A-Za-z0-9]+', '-', of)[-60:].strip('-')}.{kind}" if of else file
+=======
+    pictures = reported(run, train, next(iter(tests.values())), scores)
+    show(f"\n{text}\n\n{settings}")
+    files: dict[str, Content] = {
+        "table.txt": f"{text}\n\n{settings}\n",
+        "results.json": json.dumps(results, indent=2) + "\n",
+    }
+    here = {run.folder / name: content for name, content in files.items()}
+    write_all({**here, **pictures})  # all or none: they belong together
+>>>>>>> main
