@@ -47,19 +47,12 @@ views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-<<<<<<< HEAD
-training/record.py training/folders.py training/trained.py training/run.py training/session.py
-evaluation/probe.py evaluation/duplicates.py evaluation/scores.py evaluation/measures.py
-protocols/sgd_probe.py protocols/compare.py protocols/embeddings.py
-report/table.py report/pictures.py report/sheet.py
-=======
 training/record.py training/folders.py training/trained.py training/run.py
 training/signals.py training/session.py
-evaluation/probe.py evaluation/duplicates.py
-protocols/compare.py protocols/embeddings.py
+evaluation/probe.py evaluation/duplicates.py evaluation/scores.py evaluation/measures.py
+protocols/sgd_probe.py protocols/compare.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
 report/markup.py report/numbers.py report/images.py report/page.py
->>>>>>> main
 display.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
 cli/export.py cli/neighbours.py cli/duplicates.py cli/gradcheck.py cli/__init__.py

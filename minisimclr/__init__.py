@@ -4,8 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,583 lines: the whole of SimCLR, in the order in which one thing needs another.
-First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -37,8 +36,7 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,266 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,761 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -88,23 +86,18 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          182  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      130  A linear classifier on the frozen representation h
     training/run.py          191  A run and its folder: what is kept of it, and how it is found again
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      197  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      108  A linear classifier on the frozen representation h
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
     protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    report/table.py           40  The table of accuracies, as text
-    report/pictures.py       190  Four pictures of a run, drawn with Pillow
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
@@ -120,9 +113,7 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     cli/common.py             75  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py          111  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/report.py             19  `minisimclr report`: draw the pictures of a run again
-    cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-
-from ..evaluation.scores import Confusion, uncertainty
-=======
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
->>>>>>> main
+from ..evaluation.scores import Confusion, uncertainty
 from ..protocols.compare import Score
 from ..storage import open_regular
 
@@ -44,7 +39,6 @@ def table(scores: list[Score], counts: Mapping[str, int] | None = None) -> str:
     return "\n".join(lines)
 
 
-<<<<<<< HEAD
 def details(scores: list[Score], class_names: tuple[str, ...]) -> str:
     """Return what stands below the table, of the linear classifier on h: the majority, the classes, their confusion."""
     lines = []
@@ -63,7 +57,8 @@ def confusion_matrix(confusion: Confusion, class_names: tuple[str, ...]) -> str:
     head = " " * width + "".join(f"{name[: cell - 1]:>{cell}}" for name in class_names)
     numbers = ["".join(f"{n:>{cell}}" for n in row) for row in confusion.counts]
     return "\n".join([head, *(f"{name:<{width}}{row}" for name, row in zip(class_names, numbers))])
-=======
+
+
 def read_scores(path: Path, steps: int, train_images: int, test_images: Mapping[str, int]) -> list[Score]:
     """Return the scores in results.json, if they are those of this many steps, on this many images; else none.
 
@@ -88,4 +83,3 @@ def _shares(given: Mapping[str, Any], splits: Mapping[str, int]) -> dict[str, fl
     if not all(0 <= share <= 1 for share in shares.values()):
         raise ValueError("a share lies in [0,1]")
     return shares
->>>>>>> main
