@@ -492,9 +492,9 @@ FAULTS = [
     Fault("penalty-doubled-in-the-value", "evaluation", "evaluation/probe.py",
           "0.5 * l2 * float(", "l2 * float(", "evaluate"),
     Fault("probe-without-the-held-out-rows", "evaluation", "evaluation/probe.py",
-          "_fit(x, y, start, l2, iterations), l2)", "start, l2)", "evaluate"),
+          "weights = _fit(x, y, start, l2, iterations)", "weights = start.copy()", "evaluate"),
     Fault("ties-to-the-last-class", "evaluation", "evaluation/knn.py",
-          "(votes.argmax(axis=1) == test_y)", "(votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1) == test_y)",
+          "np.asarray(votes.argmax(axis=1))", "votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1)",
           "evaluate"),
 
     # ── The command line ──────────────────────────────────────────────────────────────────────────
