@@ -160,6 +160,7 @@ def written(page: Path) -> str:
     from cogapp import Cog
 
     cog = Cog()
+    cog.options.end_spec = "]]] -->"  # so that an array of arrays of arrays may be printed
     cog.options.prologue = f"import sys; sys.path.insert(0, {str(HERE)!r}); from book import *"
     _NAMES.pop(str(page), None)
     return str(cog.process_string(text, str(page)))
