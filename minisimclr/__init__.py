@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -25,10 +25,10 @@ First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing
     nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
-    views/parameters.py       98  All that is random about a view, drawn on the host before any pixel is touched
+    views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
-    data/dataset.py           19  The class Dataset, and the error for data that cannot be used
+    data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
@@ -36,7 +36,7 @@ First reading, 2,572 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,943 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,951 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -61,7 +61,7 @@ Second reading, 6,943 lines: the exact, fast, safe and resumable forms of the sa
     checks/table.py          386  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
-    views/augment.py         122  Two random views of every image, and their fast form: a whole batch at a time
+    views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts

@@ -596,7 +596,7 @@ FAULTS = [
     Fault("first-draw-or-none", "augmentation", "views/parameters.py",
           "fits.argmax(axis=1)", "0 * fits.argmax(axis=1)", "views"),
     Fault("central-crop-too-narrow", "augmentation", "views/parameters.py",
-          "round(height * CROP_ASPECT[1])", "round(height * CROP_ASPECT[0])", "views"),
+          "np.rint(height * CROP_ASPECT[1])", "np.rint(height * CROP_ASPECT[0])", "views"),
     Fault("grey-without-strength", "augmentation", "views/parameters.py",
           "grey=grey & (strength > 0)", "grey=grey", "views"),
     Fault("blur-of-one-direction", "augmentation", "views/transforms.py",
