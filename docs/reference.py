@@ -109,7 +109,7 @@ def described(docstring: str) -> str:
 
 
 def signature(name: str, thing: Any) -> str:
-    """How a function or class is called, on as many lines as it takes."""
+    """The call of a function or class, on as many lines as it takes."""
     try:
         found = inspect.signature(thing)
     except (TypeError, ValueError):
