@@ -15,7 +15,7 @@ from .. import backend
 from ..processor import set_threads
 from ..training.run import Interrupted
 from ..training.train import NonFiniteError
-from . import demo, duplicates, embed, evaluate, gradcheck, neighbours, pretrain, report
+from . import demo, duplicates, embed, evaluate, export, gradcheck, neighbours, pretrain, report
 from .console import complain
 from .streams import safe_streams
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "report": report,
     "embed": embed,
+    "export": export,
     "neighbours": neighbours,
     "duplicates": duplicates,
     "gradcheck": gradcheck,
