@@ -51,7 +51,8 @@ training/photos.py training/workers.py training/precision.py training/archive.py
 training/stored.py training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
-protocols/compare.py protocols/table.py protocols/embeddings.py
+evaluation/scores.py evaluation/measures.py
+protocols/sgd_probe.py protocols/compare.py protocols/table.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
 report/markup.py report/numbers.py report/images.py report/page.py
 display.py
