@@ -720,6 +720,15 @@ FAULTS = [
     Fault("rows-that-move-up", "training", "protocols/table.py",
           "good = np.array([k for k in range(len(data)) if k not in bad], np.int64)",
           "good = np.arange(len(data) - len(bad))", "embed_file"),
+    # ── The report of a run ───────────────────────────────────────────────────────────────────────
+    Fault("names-as-markup", "report", "report/markup.py",
+          "return escape(one_line(str(value), most=most))", "return one_line(str(value), most=most)", "page doctests"),
+    Fault("the-first-images-only", "report", "report/findings.py",
+          'np.argsort(rank, kind="stable")[:most]', "np.arange(len(rank))[:most]", "findings doctests"),
+    Fault("one-class-counts-as-classes", "report", "report/findings.py",
+          "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
+    Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
+          "itself = test is train  #", "itself = False  #", "findings page"),
 ]
 # fmt: on
 
@@ -738,6 +747,7 @@ AREAS = (
     "training",
     "evaluation",
     "command line",
+    "report",
     "ranks",
 )
 
