@@ -49,6 +49,11 @@ def embed(place: Path, tmp_path: Path) -> Any:
     return run
 
 
+def test_a_run_on_photos_is_evaluated_on_its_own_images(place, capsys):
+    assert main(["evaluate", str(place / "run"), "--k", "2"]) == 0
+    assert "not the run's images" not in capsys.readouterr().out
+
+
 def test_every_image_of_every_split_has_a_row_with_its_file(place, embed):
     with np.load(embed("e.npz"), allow_pickle=False) as found:
         assert found["files"].tolist() == [*NAMES, "unlabeled/x,y.png"]

@@ -123,8 +123,8 @@ def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = 
 
 def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
     """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
-    if isinstance(images, Dataset):
-        return str(vars(images)["fingerprint"])
+    if isinstance(images, Dataset):  # photos know their own, that of their files
+        return str(getattr(images, "fingerprint", None) or fingerprint(images.images))
     return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
