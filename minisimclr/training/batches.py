@@ -69,7 +69,7 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None) -> Vi
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area)
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method))
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method, names=config.views))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is

@@ -14,11 +14,12 @@ import numpy as np
 
 from .. import heads, objectives
 from ..heads import HEADS
-from ..nn import METHOD, ROOMS, method_of
+from ..nn import METHOD, method_of
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
-from ..values import checked, setting
+from ..values import checked, require_forms, setting
+from ..views import recipe_of
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -97,6 +98,7 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    views: str = setting("auto", "changes of a view in order, as in crop,flip,colour,cutout:0.5", metavar="NAMES")
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
@@ -119,7 +121,9 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
-        _check_method(self.method)  # its values are no list of choices: they are written as pairs
+        recipe_of(self.views)
+        method_of("conv", self.method)  # raises for a room that does not exist …
+        require_forms(self.method, METHODS)  # … and this for a form
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -152,20 +156,6 @@ class Config:
         """
         # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
-
-
-def _check_method(method: str) -> None:
-    """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # the layers would refuse an unknown room in the same words, but after the data is read
-    if method in ("plain", "auto"):
-        return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
-    for room, form in named:
-        if form not in METHODS[room]:
-            raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
-    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
 
 
 def method_of_conv(conv: Any) -> str:

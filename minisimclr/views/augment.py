@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..backend import Array, array_module
 from ..processor import parallel, pieces
 from ..values import by_default, generator, numbers, one_of, truth
-from . import plain
+from . import named, plain
 from .parameters import CROP_AREA, ViewParameters, draw_parameters
 from .transforms import (
     brightness,
@@ -60,13 +60,15 @@ def two_views(
     blur: bool = False,
     min_area: float = CROP_AREA,
     method: str = "auto",
+    names: str = "auto",
 ) -> tuple[Array, Array]:
     """Make two independent random views of each image; a[i] and b[i] are a positive pair.
 
     `strength` scales the colour jitter (the paper: 1 on ImageNet, 0.5 on CIFAR-10), and 0 turns all colour distortion
     off, greyscale included. `blur` belongs to ImageNet. A crop covers at least the fraction `min_area` of the image:
     small things in a corner want more than the paper's 0.08. Random numbers come from `rng` alone. `method` is plain
-    (one view at a time, the form to read), batched (many at a time), or auto, which is batched.
+    (one view at a time, the form to read), batched (many at a time), or auto, which is batched. `names` are those of
+    other changes, in order, as in "crop,flip,colour,cutout": named.py.
 
     >>> images = np.zeros((8, 24, 24, 3), np.uint8)
     >>> a, b = two_views(images, np.random.default_rng(0), size=16)
@@ -80,9 +82,15 @@ def two_views(
     count, height, width = check_images(images, size)
     rng, size, blur = generator(rng), int(size), truth("blur", blur)
     strength, min_area = numbers(strength=strength, min_area=min_area)
-    a, b = (draw_parameters(rng, count, height, width, strength, blur, min_area) for _ in "ab")
-    # Both views in one call: its groups of images are then twice as large.
     source = np.tile(np.arange(count), 2)  # (2N,) view i shows images[source[i]]
+    papers, blurred = named.is_papers(names)
+    if not papers:
+        recipe = named.recipe_of(names, blur)
+        drawn = named.draw(rng, recipe, 2 * count, height, width, size, strength, min_area)
+        views = named.make(array_module(images), images, source, drawn, size, _crops, one_of("method", method, METHODS))
+        return views[:count], views[count:]
+    a, b = (draw_parameters(rng, count, height, width, strength, blur or blurred, min_area) for _ in "ab")
+    # Both views in one call: its groups of images are then twice as large.
     views = make_views(array_module(images), images, source, a + b, size, method)  # (2N,size,size,3)
     return views[:count], views[count:]
 
