@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,589 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -27,20 +27,20 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
-    views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
+    views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
+    training/config.py       147  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         71  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 8,871 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    values/settings.py       160  Settings that come through a door, and the words in which one is refused
+    values/settings.py       171  Settings that come through a door, and the words in which one is refused
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        65  The values that come through a door: taken as plain ones, or refused in one line
+    values/__init__.py        67  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
@@ -69,7 +69,10 @@ Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the sa
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
-    views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
+    views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
+    views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
+    views/named.py           172  Views by name: `Config.views = "crop,flip,colour,cutout"`, in the order in which they are written
+    views/augment.py         138  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
