@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..protocols.compare import compare
 from ..storage import Content, write_all
 from ..training.run import Run, load_run
-from .common import add_run, remark, reported, splits
+from .common import add_run, remark, reported, splits_of_run
 from .console import saying, show
 
 HELP = "measure how well h, and z, tell the classes apart"
@@ -37,7 +37,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     run = load_run(options.run, options.device)
     remark(run)
-    evaluated(run, *splits(run, options.data), k=options.k, temperature=options.knn_temperature)
+    evaluated(run, *splits_of_run(run, options), k=options.k, temperature=options.knn_temperature)
 
 
 def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, temperature: float) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from .. import heads, objectives
+from ..data import Reading
 from ..heads import HEADS
 from ..nn import METHOD, method_of
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
-from ..values import checked, require_forms, setting
+from ..values import check_method, checked, method_of_conv, setting
 from ..views import recipe_of
 from .optim import LARS, SGD, Optimizer
 
@@ -37,9 +38,6 @@ METHODS = {
     "views": ("plain", "batched", "auto"),
 }
 
-# Before version 0.2 one setting, `conv`, chose the form of the convolutions alone.
-OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
-
 
 @dataclass(frozen=True)
 class Config:
@@ -57,6 +55,7 @@ class Config:
 
     # The images and the network.
     data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    reading: str = setting("", "how the names in the data are read, as data/reading.py writes it", metavar="PAIRS")
     size: int = setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
@@ -121,9 +120,9 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
+        Reading.from_text(self.reading)
         recipe_of(self.views)
-        method_of("conv", self.method)  # raises for a room that does not exist …
-        require_forms(self.method, METHODS)  # … and this for a form
+        check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -156,13 +155,6 @@ class Config:
         """
         # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
-
-
-def method_of_conv(conv: Any) -> str:
-    """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
-        raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
-    return OLD_CONV[conv]
 
 
 def build_model(config: Config, product_dtype: Any = None) -> SimCLR:

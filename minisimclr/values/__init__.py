@@ -17,6 +17,7 @@ from .arrays import (
     refuse_hidden,
     taken_as_they_are,
 )
+from .methods import OLD_CONV, check_method, method_of_conv, pairs_of
 from .settings import (
     by_default,
     checked,
@@ -26,7 +27,6 @@ from .settings import (
     number,
     numbers,
     one_of,
-    require_forms,
     setting,
     shown,
     text,
@@ -37,7 +37,9 @@ from .settings import (
 
 __all__ = [
     "NUMBERS",
+    "OLD_CONV",
     "by_default",
+    "check_method",
     "check_pixels",
     "checked",
     "class_labels",
@@ -50,15 +52,16 @@ __all__ = [
     "generator",
     "instance",
     "members",
+    "method_of_conv",
     "need_array",
     "not_negative",
     "number",
     "numbers",
     "one_of",
+    "pairs_of",
     "plain_array",
     "readers_of",
     "refuse_hidden",
-    "require_forms",
     "setting",
     "shown",
     "taken_as_they_are",

@@ -217,16 +217,3 @@ def checked(item: dataclasses.Field[Any], value: Any) -> Any:
         bounds = f"above {above:g}" if above > -math.inf else f"{least:,g} or more"  # a setting has one of the two
         raise ValueError(f"{name} must be {bounds} and at most {most:,g}, not {shown(value)}")
     return float(value) if whole else value
-
-
-def require_forms(method: str, forms: dict[str, tuple[str, ...]]) -> None:
-    """Refuse a method that names a form which its room does not have, or a room twice; rooms themselves are known."""
-    if method in ("plain", "auto"):
-        return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
-    for room, form in named:
-        if form not in forms[room]:
-            raise ValueError(f"method must be one of {', '.join(forms[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
-    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(forms)} once; not {method!r}")
