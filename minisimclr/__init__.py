@@ -39,7 +39,7 @@ First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing
 Second reading, 9,754 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
-    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name the form of one kind of operation each
+    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name the form of one kind
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
@@ -72,7 +72,7 @@ Second reading, 9,754 lines: the exact, fast, safe and resumable forms of the sa
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
     views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
     views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
-    views/named.py           172  Views by name: `Config.views = "crop,flip,colour,cutout"`, in the order in which they are written
+    views/named.py           172  Views by name, in the order in which they are written: "crop,flip,colour,cutout"
     views/augment.py         138  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts

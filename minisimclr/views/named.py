@@ -1,4 +1,4 @@
-"""Views by name: `Config.views = "crop,flip,colour,cutout"`, in the order in which they are written.
+"""Views by name, in the order in which they are written: "crop,flip,colour,cutout".
 
     auto                         crop,flip,jitter,grey: the paper's appendix A, by the fast form of augment.py
     google, google-v1            crop-google,flip,jitter-google,grey, and the same with the brightness of v1
