@@ -39,7 +39,7 @@ First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing
 Second reading, 9,754 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
-    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name the form of one kind
+    values/methods.py         34  The setting `method`: one form for all operations, or the form of some kinds by name
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
