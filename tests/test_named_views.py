@@ -33,7 +33,7 @@ def two_views(images: Array, seed: int, **options: Any) -> tuple[Array, Array]:
 
 
 def drawn(names: str, count: int, size: int = 32, seed: int = 0, strength: float = 1.0) -> dict[str, Any]:
-    """What is drawn for each name: the mask of the views that it meets, and its numbers."""
+    """Numbers that are drawn for each name: the mask of the views that it meets, and its numbers."""
     found = draw(np.random.default_rng(seed), recipe_of(names), count, 40, 40, size, strength, 0.08)
     return {name: {"on": on, **numbers} for name, on, numbers in found.steps}
 
