@@ -5,6 +5,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 -----
 
 First reading, 2,577 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,576 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -34,9 +35,10 @@ First reading, 2,577 lines: the whole of SimCLR, in the order in which one thing
     training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 10,280 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,182 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -104,12 +106,15 @@ Second reading, 10,280 lines: the exact, fast, safe and resumable forms of the s
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      108  A linear classifier on the frozen representation h
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
-    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
+    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
@@ -126,7 +131,7 @@ Second reading, 10,280 lines: the exact, fast, safe and resumable forms of the s
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          137  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
