@@ -39,6 +39,7 @@ First reading, 2,576 lines: the whole of SimCLR, in the order in which one thing
 
 Second reading, 10,280 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 Second reading, 10,182 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -121,12 +122,12 @@ Second reading, 10,182 lines: the exact, fast, safe and resumable forms of the s
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          125  The words of a run's page: what each figure means, and where the book says more
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
-    report/numbers.py        155  The sections of a run's page with numbers: curves, accuracies, settings
+    report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
     report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           125  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py           138  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned

@@ -722,6 +722,15 @@ FAULTS = [
           "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
     Fault("nearest-in-z", "evaluation", "training/trained.py",
           "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
+    # ── The report of a run ───────────────────────────────────────────────────────────────────────
+    Fault("names-as-markup", "report", "report/markup.py",
+          "return escape(one_line(str(value), most=most))", "return one_line(str(value), most=most)", "page doctests"),
+    Fault("the-first-images-only", "report", "report/findings.py",
+          'np.argsort(rank, kind="stable")[:most]', "np.arange(len(rank))[:most]", "findings doctests"),
+    Fault("one-class-counts-as-classes", "report", "report/findings.py",
+          "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
+    Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
+          "itself = test is train  #", "itself = False  #", "findings page"),
 ]
 # fmt: on
 
@@ -740,6 +749,7 @@ AREAS = (
     "training",
     "evaluation",
     "command line",
+    "report",
     "ranks",
 )
 
