@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,582 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -27,17 +27,16 @@ First reading, 2,578 lines: the whole of SimCLR, in the order in which one thing
     simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
-    views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
+    views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       143  Every setting of a run, with its unit and its range, and what is built from it
+    training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       76  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         71  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 11,001 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 11,441 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -74,7 +73,10 @@ Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the s
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      173  Operations on the pixels of a whole stack of images at once
-    views/augment.py         140  Two random views of every image, and their fast form: a whole batch at a time
+    views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
+    views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
+    views/named.py           172  Views by name, in the order in which they are written: "crop,flip,colour,cutout"
+    views/augment.py         149  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
@@ -93,7 +95,7 @@ Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the s
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
     data/files.py            187  Images from a folder or a zip file: which can be used, and where they are kept
     data/__init__.py          86  The images: built-in doodles, or your own from a folder or a zip file
-    training/photos.py        81  The two views of photos: decoded, cropped from their own pixels, and resized once
+    training/photos.py       106  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      187  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
@@ -127,10 +129,8 @@ Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the s
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           133  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py           146  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           131  The options that say how a source is read, and the splits that an evaluation takes
-    cli/console.py           138  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          170  `minisimclr pretrain`: pre-train an encoder on images without labels

@@ -197,7 +197,7 @@ def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(
     for seed in range(4):
         shrunk = photo_views(config, data, None, slice(None), np.array([0, 1]), np.random.default_rng(seed))
         with monkeypatch.context() as patch:
-            patch.setattr(photo_batches, "finest", lambda sizes, a, b, size: np.zeros(len(sizes), int))
+            patch.setattr(photo_batches, "finest", lambda sizes, boxes, size: np.zeros(len(sizes), int))
             whole = photo_views(config, data, None, slice(None), np.array([0, 1]), np.random.default_rng(seed))
         close.append(255 * abs(np.array(shrunk) - np.array(whole)).mean())
     reduced = [(at_least, shape) for at_least, shape in asked if at_least]
@@ -210,7 +210,7 @@ def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(
 def test_no_crop_has_fewer_pixels_than_its_view_unless_the_photo_has_no_more():
     sizes = np.tile([[600, 900]], (500, 1))
     a, b = (draw_parameters(np.random.default_rng(seed), 500, *sizes.T) for seed in (0, 1))
-    needed = finest(sizes, a, b, 224)
+    needed = finest(sizes, photo_batches.boxes(a + b), 224)
     smallest = np.minimum.reduce([a.height, a.width, b.height, b.width])
     assert ((smallest * needed / 600 >= 224 - 1e-9) | (needed == 600)).all()
     assert (needed < 600).any()
@@ -257,6 +257,19 @@ def test_a_share_of_a_batch_has_the_views_that_the_whole_batch_has(folder, tmp_p
     shares = [step_views(CONFIG, data, share=share)(1) for share in (slice(0, 2), slice(2, 3))]
     for k in range(2):
         np.testing.assert_allclose(np.concatenate([views[k] for views in shares]), whole[k], atol=1e-6)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("names", ["google", "whole,sobel:1", "crop,flip,colour,cutout"])
+def test_views_by_name_are_made_of_photos_too(folder, names, tmp_path, monkeypatch):
+    data = photos_of(folder, "files", tmp_path, monkeypatch)
+    plain, batched = (
+        step_views(dataclasses.replace(CONFIG, views=names, method=f"views={method}"), data)(1)
+        for method in ("plain", "batched")
+    )
+    np.testing.assert_allclose(batched, plain, atol=1e-4)
+    paper = step_views(CONFIG, data)(1)
+    assert abs(plain[0] - paper[0]).max() > 0.1
 
 
 @pytest.mark.host

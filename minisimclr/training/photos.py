@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from ..backend import Array, array_module, to_device
 from ..data import Dataset, Reading, load_dataset
 from ..nn import method_of
+from ..views import named
+from ..views.augment import _crops as crops_of
 from ..views.augment import make_views
 from ..views.parameters import ViewParameters, draw_parameters
 from .config import Config
@@ -49,49 +51,85 @@ def photo_views(
         squares = [photos.square(int(k)) for k in chosen[share]]
         views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
         return views
-    size, sizes = config.size, photos.sizes[chosen]  # (B,2)
-    height, width = sizes.T
-    settings = (config.strength, config.blur, config.min_area)
-    a, b = (draw_parameters(rng, len(chosen), height, width, *settings)[share] for _ in "ab")
-    chosen, sizes = chosen[share], sizes[share]
+    size, count = config.size, len(chosen[share])
+    drawn = drawn_views(config, photos.sizes[chosen], rng)[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
+    chosen, sizes = chosen[share], photos.sizes[chosen[share]]
     xp = array_module(to_device(np.empty(0), config.device))
-    both = xp.empty((2, len(chosen), size, size, 3), dtype=xp.float32)
-    at_least = finest(sizes, a, b, size)
+    both = xp.empty((2, count, size, size, 3), dtype=xp.float32)
+    at_least = finest(sizes, boxes(drawn), size)
     for part in chunks(sizes):
-        pixels = photos.read_all(chosen[part], at_least[part])  # a list of uint8 (H,W,3)
-        p = fitted(a[part] + b[part], np.tile(sizes[part], (2, 1)), pixels * 2)
+        pixels = photos.read_all(chosen[part], at_least[part])  # a list of n arrays, uint8 (H,W,3)
+        views_of_part = np.arange(2 * count).reshape(2, -1)[:, part].ravel()  # (2n,)
+        some = fitted(drawn[views_of_part], np.tile(sizes[part], (2, 1)), pixels * 2)
         source = np.tile(np.arange(len(pixels)), 2)  # (2n,) view i shows pixels[source[i]]
-        made = make_views(xp, pixels, source, p, size, method_of("views", config.method))
-        both[:, part] = made.reshape(2, len(pixels), size, size, 3)
+        both[:, part] = made(xp, config, pixels, source, some).reshape(2, len(pixels), size, size, 3)
     return both[0], both[1]
 
 
-def finest(sizes: NDArray[np.int64], a: ViewParameters, b: ViewParameters, size: int) -> NDArray[np.int64]:
+# ── Either kind of views: the paper's (parameters.py), or others by name (named.py) ───────────────
+
+
+def drawn_views(config: Config, sizes: NDArray[np.int64], rng: np.random.Generator) -> Any:
+    """Draw the random numbers of 2B views of photos of these sizes, (B,2): first all views a, then all views b."""
+    papers, blurred = named.is_papers(config.views)
+    height, width = sizes.T
+    if papers:
+        settings = (config.strength, config.blur or blurred, config.min_area)
+        a, b = (draw_parameters(rng, len(sizes), height, width, *settings) for _ in "ab")
+        return a + b
+    recipe = named.recipe_of(config.views, config.blur)
+    twice = (np.tile(height, 2), np.tile(width, 2))
+    return named.draw(rng, recipe, 2 * len(sizes), *twice, config.size, config.strength, config.min_area)
+
+
+def made(xp: Any, config: Config, pixels: list[Any], source: NDArray[np.int64], drawn: Any) -> Array:
+    """Make the views that were drawn, float32 (V,size,size,3); view i shows pixels[source[i]]."""
+    method = method_of("views", config.method)
+    if isinstance(drawn, ViewParameters):
+        return make_views(xp, pixels, source, drawn, config.size, method)
+    return named.make(xp, pixels, source, drawn, config.size, crops_of, method)
+
+
+def boxes(drawn: Any) -> tuple[NDArray[np.int64], ...]:
+    """Return top, left, height and width of the crops, (V,) each."""
+    if isinstance(drawn, ViewParameters):
+        return drawn.top, drawn.left, drawn.height, drawn.width
+    found: tuple[NDArray[np.int64], ...] = drawn.boxes
+    return found
+
+
+# ── How fine a photo must be, and what follows if it comes in another size ────────────────────────
+
+
+def finest(sizes: NDArray[np.int64], boxes: tuple[NDArray[np.int64], ...], size: int) -> NDArray[np.int64]:
     """Return the shorter side, (B,) pixels, that each photo needs, so that no crop of it has fewer than `size` pixels.
 
     A crop that is smaller than its view needs the whole photo: no more pixels are there.
+
+    Shapes: sizes (B,2); boxes of 2B views, top, left, height and width
     """
-    shortest = np.minimum.reduce([a.height, a.width, b.height, b.width])  # (B,) side of a crop
+    shortest = np.minimum(*boxes[2:]).reshape(2, -1).min(axis=0)  # (B,) side of a crop
     shorter = sizes.min(axis=1)
     needed: NDArray[np.int64] = np.minimum(shorter, -(-shorter * size // shortest))
     return needed
 
 
-def fitted(p: ViewParameters, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> ViewParameters:
-    """Return the parameters with the crops scaled from photos of these sizes to the pixels that were read.
+def fitted(drawn: Any, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> Any:
+    """Return the views with the crops scaled from photos of these sizes to the pixels that were read.
 
     The two differ where a photo was decoded at a part of its size, and where another one took its place.
     """
     read = np.array([image.shape[:2] for image in pixels])  # (V,2)
     if (read == sizes).all():
-        return p
-    boxes = {}
-    for axis, (start, length) in enumerate((("top", "height"), ("left", "width"))):
-        factor, end = read[:, axis] / sizes[:, axis], read[:, axis]
-        first = np.minimum(np.rint(getattr(p, start) * factor), end - 1)
-        boxes[start] = first.astype(np.int64)
-        boxes[length] = np.clip(np.rint(getattr(p, length) * factor), 1, end - first).astype(np.int64)
-    return dataclasses.replace(p, **boxes)
+        return drawn
+    factor, end = (read / sizes).T, read.T  # (2,V) rows, columns
+    start, length = np.stack(boxes(drawn)).reshape(2, 2, -1)  # (2,V) each
+    first = np.minimum(np.rint(start * factor), end - 1)
+    last = np.clip(np.rint(length * factor), 1, end - first)
+    (top, left), (height, width) = first.astype(np.int64), last.astype(np.int64)
+    if isinstance(drawn, ViewParameters):
+        return dataclasses.replace(drawn, top=top, left=left, height=height, width=width)
+    return dataclasses.replace(drawn, boxes=(top, left, height, width))
 
 
 def chunks(sizes: NDArray[np.int64]) -> list[slice]:
