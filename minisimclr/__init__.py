@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,574 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -32,11 +32,11 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/train.py         68  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,336 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -74,25 +74,32 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
+    training/stored.py       114  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
-    training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/run.py          183  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      208  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      108  A linear classifier on the frozen representation h
-    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
-    report/table.py           15  The table of accuracies, as text
+    training/folders.py       69  Folders of runs: which are ours, which are free, and which hold files of somebody else
+    training/run.py          194  A run and its folder: what is kept of it, and how it is found again
+    training/session.py      228  A session of training: it records the steps of a run, saves, and stops when asked
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
+    evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
+    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/finetune.py    156  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    report/table.py           40  The table of accuracies, as text
+    report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py           109  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/pretrain.py          131  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          111  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/finetune.py          110  `minisimclr finetune`: train a classifier on few labels, from a run's encoder or from scratch
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          109  The command line: demo, pretrain, evaluate, embed, report, gradcheck
+    cli/__init__.py          110  The command line: demo, pretrain, evaluate, finetune, embed, report, gradcheck
 """
 
 from . import ops
@@ -105,6 +112,8 @@ from .evaluation.knn import knn_accuracy
 from .evaluation.probe import linear_probe
 from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
 from .processor import set_threads
+from .protocols.finetune import finetune
+from .protocols.monitor import Monitor
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 from .simclr import ProjectionHead, SimCLR
 from .training.checkpoint import CheckpointError
@@ -125,6 +134,7 @@ __all__ = [
     "Dataset",
     "GradcheckError",
     "Interrupted",
+    "Monitor",
     "NonFiniteError",
     "ProjectionHead",
     "ResNet",
@@ -135,6 +145,7 @@ __all__ = [
     "check_path",
     "contrastive_accuracy",
     "embed",
+    "finetune",
     "gradcheck",
     "knn_accuracy",
     "linear_probe",

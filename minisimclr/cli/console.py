@@ -79,11 +79,26 @@ def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
         progress.close()
 
 
-def _summary(metrics: Metrics) -> str:
-    return f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f}), top-1 {100 * metrics['top1']:.0f} %"
+class _Progress:
+    """The line of progress, with the last measurement, and the advice of the monitor."""
+
+    measured = ""
+
+    def summary(self, metrics: Metrics) -> str:
+        """Return loss, top-1, and what was measured last."""
+        if "rank" in metrics:
+            knn = f"kNN {100 * metrics['knn']:.0f} %, " if "knn" in metrics else ""
+            self.measured = f", {knn}rank {metrics['rank']:.0f}"
+        loss = f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f})"
+        return f"{loss}, top-1 {100 * metrics['top1']:.0f} %{self.measured}"
+
+    def advise(self, metrics: Metrics) -> None:
+        """Print the advice of this step, if there is one."""
+        if "advice" in metrics:
+            note(f"step {metrics['step'] + 1}: {metrics['advice']}")
 
 
-class _Bar:
+class _Bar(_Progress):
     """The progress on a terminal."""
 
     def __init__(self, start: int) -> None:
@@ -94,7 +109,10 @@ class _Bar:
         if self.bar is None:
             options = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "bar_format": BAR}
             self.bar = tqdm(total=metrics["steps"], initial=self.start, **options)
-        text = f"{_summary(metrics)}, {metrics['images_per_second']:.0f} images/s"
+        text = f"{self.summary(metrics)}, {metrics['images_per_second']:.0f} images/s"
+        if "advice" in metrics:
+            self.bar.clear()
+            self.advise(metrics)
         self.bar.set_description_str(text, refresh=False)
         self.bar.update()
 
@@ -103,7 +121,7 @@ class _Bar:
             self.bar.close()
 
 
-class _Log:
+class _Log(_Progress):
     """The progress in a file: a line every LOG_EVERY seconds, and one at the end."""
 
     def __init__(self, start: int, batch: int) -> None:
@@ -112,11 +130,13 @@ class _Log:
 
     def show(self, metrics: Metrics) -> None:
         done, steps, now = metrics["step"] + 1, metrics["steps"], time.monotonic()
+        summary = self.summary(metrics)
+        self.advise(metrics)
         if done < steps and now - self.spoke <= LOG_EVERY:
             return
         rate = (done - self.start) / (now - self.began)  # steps per second
         left = tqdm.format_interval((steps - done) / rate)
-        text = f"step {done}/{steps}  {_summary(metrics)}, {rate * self.batch:.0f} images/s, {left} left"
+        text = f"step {done}/{steps}  {summary}, {rate * self.batch:.0f} images/s, {left} left"
         print(text, file=sys.stderr, flush=True)
         self.spoke = now
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import backend
 from ..data import load_dataset
+from ..protocols.monitor import Monitor
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
@@ -39,6 +40,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
+    parser.add_argument(
+        "--monitor",
+        type=int,
+        default=None,
+        metavar="N",
+        help="epochs between two measurements, of kNN on a held-out tenth of the labelled training images and of "
+        "collapse; 0: none; the run is the same with any (default: a tenth of the run)",
+    )
     for item in dataclasses.fields(Config):
         _add_setting(parser, item)
     parser.add_argument(
@@ -55,16 +64,29 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: what `pretrain` raises, and ValueError for options that do not fit together.
     """
     whole("--workers", options.workers, 0, MOST_WORKERS)
+    if options.monitor is not None:
+        whole("--monitor", options.monitor, 0)
     config, start = _configuration(options)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, "train", size=config.size).images
+        train = load_dataset(config.data, "train", size=config.size)
+        images = train.images
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
     with training(config, start) as progress:
-        run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
+        run = pretrain(
+            config,
+            images,
+            folder=folder,
+            resume=options.resume,
+            workers=options.workers,
+            progress=progress,
+            monitor=Monitor(config, images, train.labels, every=options.monitor or None)
+            if options.monitor != 0
+            else None,
+        )
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
@@ -89,6 +111,11 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
     backend.require(config.device)
     for change in environment_changes(options.out, config):
         note(f"{change}; the run goes on, but not bit for bit")
+    if config.epochs > found.config.epochs:
+        note(
+            f"the run of {found.config.epochs} epochs becomes one of {config.epochs}: from step {found.steps:,} on, "
+            "the learning rate is that of the longer schedule"
+        )
     for line in record.remarks(options.out / "metrics.jsonl", found.steps):
         note(line)
     return config, found.steps

@@ -1,4 +1,4 @@
-"""Measures that need no labels: alignment, uniformity, effective rank, and the spread of features.
+"""Measures that need no labels: alignment, uniformity, effective rank and spread.
 
     alignment    the mean squared distance of the two views of an image, on the unit sphere: 0 if views agree
     uniformity   the logarithm of the mean of e^(−2·distance²) over pairs of images: 0 in collapse, −4 at best

@@ -1,4 +1,4 @@
-"""Scores of predictions: accuracy with its uncertainty, the mean over classes, and which classes are confused."""
+"""Scores of predictions: accuracy, its uncertainty, and which classes are confused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear classifier that SGD trains, as in the paper's linear evaluation on ImageNet.
+"""A linear classifier that SGD trains, as in the paper's linear evaluation.
 
 L-BFGS (evaluation/probe.py) finds the minimum of a convex loss, and needs the same features in every pass. SGD stops
 early and needs no penalty, and it may see other features in each epoch: those of other crops.

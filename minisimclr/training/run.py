@@ -28,8 +28,8 @@ from .config import Config, build_model
 from .record import Metrics as Metrics
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
-# not what is computed.
-MAY_CHANGE = ("device", "precision", "method")
+# not what is computed. The images are known by their checksum, however their path is spelled. A run can be made longer.
+MAY_CHANGE = ("data", "epochs", "device", "precision", "method")
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
@@ -51,6 +51,7 @@ class Run:
     config   the settings                             history  one dictionary of metrics per step
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
+    extended [(step, epochs before), …]: from such a step on, the schedule is that of more epochs
 
     The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
 
@@ -72,6 +73,7 @@ class Run:
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
+        self.extended: list[tuple[int, int]] = []
         self.lock: Lock | None = None  # of the folder, while the run is trained
 
     @property
@@ -107,6 +109,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     folder = Path(folder)
     found = stored.read(folder / "checkpoint.npz")
     run = Run(found.config, build_model(found.config.to_evaluate(device)), found.steps, (), folder, found.images)
+    run.extended = found.extended
     run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
     return run
@@ -164,12 +167,19 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     ]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
+    if run.config.epochs < found.config.epochs:
+        raise ValueError(
+            f"cannot resume {run.folder} with epochs = {run.config.epochs}: it was made with {found.config.epochs}, "
+            "and a run can only be made longer"
+        )
     if found.images != run.images:
         raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
     with checkpoint.explained(path):
         run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
         load_optimizer(found.arrays)
-    run.steps = found.steps
+    run.steps, run.extended = found.steps, found.extended
+    if run.config.epochs > found.config.epochs:
+        run.extended = [*found.extended, (found.steps, found.config.epochs)]
 
 
 def environment_changes(folder: str | Path, config: Config) -> list[str]:
@@ -202,6 +212,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "config": run.config.as_dict(),
         "steps": run.steps,
         "images": run.images,
+        **({"extended": run.extended} if run.extended else {}),
         "environment": checkpoint.environment(run.config.device, run.config.precision),
     }
     checkpoint.save(run.folder / "checkpoint.npz", arrays, meta)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
 from ..processor import blas_at_one_thread
+from ..simclr import SimCLR
 from . import precision
 from .config import Config
 from .optim import Optimizer
@@ -29,7 +31,9 @@ from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened,
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
 # Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
 STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
+# Seconds between checkpoints, at least: a crash loses a minute. More are written after the first epoch and at the end.
+SAVE_EVERY = 60.0
+Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the last steps -> what else to record
 
 
 def begin(
@@ -67,6 +71,8 @@ class Session:
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
+    monitor   is called with the model and the metrics of the steps that were just read; what it returns is recorded
+              with the last of them
     """
 
     def __init__(
@@ -75,8 +81,9 @@ class Session:
         optimizer: Optimizer,
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
+        monitor: Monitor | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress = run, optimizer, progress
+        self.run, self.optimizer, self.progress, self.monitor = run, optimizer, progress, monitor
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
@@ -95,13 +102,16 @@ class Session:
         self.saved = time.monotonic()  # when the last checkpoint was written
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         try:
             self._rescue(error)
         finally:
             self.close()
         if self.stop and error is None:  # a signal that came when the last step had been saved
-            raise self._interrupted()
+            error = self._interrupted()
+            if not returns_run(error):
+                raise error
+        return returns_run(error)
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
@@ -202,6 +212,9 @@ class Session:
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
+        if self.monitor is not None:
+            self.finished[-1] |= self.monitor(self.run.model, self.finished)
+            self.since = time.perf_counter()  # the speed is that of training
         lines = list(self.finished)
         while self.finished:  # one that was written is not written again, whatever becomes of the others
             self.write(self.finished[0])
@@ -209,12 +222,22 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        must = bool(self.stop) or done == total
+        first = self.kept == 0 and done >= total // self.run.config.epochs  # a short run, too, can be looked at early
+        must = bool(self.stop) or done == total or first
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
         if self.stop:
             raise self._interrupted()
+
+
+def returns_run(error: BaseException | None) -> bool:
+    """Return True for an interrupt in a notebook, and say so: `pretrain` then returns the run as far as it came."""
+    ipython = sys.modules.get("IPython")  # whoever runs a notebook has imported it
+    if not isinstance(error, Interrupted) or error.signum != signal.SIGINT or not ipython or not ipython.get_ipython():
+        return False
+    print(f"minisimclr: {error}; this is the run so far", file=sys.stderr)
+    return True
 
 
 @contextmanager

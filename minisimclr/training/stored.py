@@ -27,6 +27,7 @@ ENTRIES = {  # of the environment, by type; other entries may come with later ve
 }
 FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32"}  # before the entry existed
 SMALL = 4_000_000  # number of weights that may be built in any case, so that an entry can be named: 16 MB
+MOST_EXTENSIONS = 1000  # number of times that a run was made longer
 LONGEST = 300  # length of a text in the environment; names of processors have 50 characters
 
 
@@ -38,6 +39,7 @@ class Stored:
     steps: int
     images: str
     environment: dict[str, Any]
+    extended: list[tuple[int, int]]
     arrays: dict[str, np.ndarray[Any, Any]]
 
 
@@ -69,7 +71,16 @@ def _checked(meta: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -
     most = config.epochs * (int(counted[1]) // config.batch) if counted else 2**53
     if type(steps) is not int or not 0 <= steps <= most:
         raise ValueError(f"steps must be a whole number from 0 to {most:,}")
-    return Stored(config, steps, images, _environment(meta.get("environment", {})), dict(arrays or {}))
+    extended = _extended(meta.get("extended", []))
+    return Stored(config, steps, images, _environment(meta.get("environment", {})), extended, dict(arrays or {}))
+
+
+def _extended(given: Any) -> list[tuple[int, int]]:
+    pairs: list[Any] = given if isinstance(given, list) and len(given) <= MOST_EXTENSIONS else [given]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 <= n < 2**53 for n in pair)):
+            raise ValueError("extended must be a list of pairs: a step, and the epochs before it")
+    return [(step, epochs) for step, epochs in pairs]
 
 
 def _environment(given: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .batches import MOST_WORKERS, views_ahead
 from .config import Config
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
-from .session import Session, begin
+from .session import Monitor, Session, begin
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -30,6 +30,7 @@ def pretrain(
     resume: bool = False,
     workers: int = 0,
     progress: Callable[[Metrics], None] = lambda metrics: None,
+    monitor: Monitor | None = None,
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
@@ -38,6 +39,7 @@ def pretrain(
     resume    True goes on from the folder's checkpoint, with the same configuration
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
     progress  is called with the metrics of every step
+    monitor   measures the model now and then: ms.Monitor(config, images, labels)
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
             there; CheckpointError for a checkpoint that cannot be used; NonFiniteError if the loss, the gradient or
@@ -62,7 +64,7 @@ def pretrain(
     keep_freed_memory()  # every step reuses the memory of the step before
     run, optimizer = begin(config, images, folder, resume)  # builds the network; to resume is to load its weights
     with (
-        Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
+        Session(run, optimizer, total_steps, progress, monitor) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers, session.stop) as views,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
