@@ -44,9 +44,9 @@ views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/run.py training/session.py
+training/record.py training/folders.py training/run.py training/signals.py training/session.py
 evaluation/probe.py evaluation/scores.py evaluation/measures.py
-protocols/sgd_probe.py protocols/compare.py protocols/monitor.py protocols/finetune.py
+protocols/sgd_probe.py protocols/compare.py protocols/monitor.py protocols/finetune.py protocols/sklearn.py
 report/table.py report/label_curve.py report/pictures.py
 cli/streams.py cli/console.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py cli/report.py cli/embed.py
 cli/finetune.py cli/gradcheck.py cli/__init__.py

@@ -36,7 +36,7 @@ First reading, 2,574 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 7,336 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 7,417 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -78,7 +78,8 @@ Second reading, 7,336 lines: the exact, fast, safe and resumable forms of the sa
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       69  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/run.py          194  A run and its folder: what is kept of it, and how it is found again
-    training/session.py      228  A session of training: it records the steps of a run, saves, and stops when asked
+    training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
+    training/session.py      205  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
@@ -86,6 +87,7 @@ Second reading, 7,336 lines: the exact, fast, safe and resumable forms of the sa
     protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    156  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/sklearn.py      71  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/table.py           40  The table of accuracies, as text
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/pictures.py       190  Four pictures of a run, drawn with Pillow
@@ -97,7 +99,7 @@ Second reading, 7,336 lines: the exact, fast, safe and resumable forms of the sa
     cli/evaluate.py          111  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
-    cli/finetune.py          110  `minisimclr finetune`: train a classifier on few labels, from a run's encoder or from scratch
+    cli/finetune.py          110  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          110  The command line: demo, pretrain, evaluate, finetune, embed, report, gradcheck
 """
@@ -114,6 +116,7 @@ from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
 from .processor import set_threads
 from .protocols.finetune import finetune
 from .protocols.monitor import Monitor
+from .protocols.sklearn import SimCLRTransformer
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 from .simclr import ProjectionHead, SimCLR
 from .training.checkpoint import CheckpointError
@@ -140,6 +143,7 @@ __all__ = [
     "ResNet",
     "Run",
     "SimCLR",
+    "SimCLRTransformer",
     "Tensor",
     "check_direction",
     "check_path",

@@ -424,7 +424,7 @@ FAULTS = [
           "            setattr(module, name, array)", "            pass", "run_folder"),
     Fault("half-written-weights-saved", "checkpoint", "training/session.py",
           "        self.whole = False  #", "        pass  #", "run_folder"),
-    Fault("nohup-ignored", "checkpoint", "training/session.py",
+    Fault("nohup-ignored", "checkpoint", "training/signals.py",
           "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),

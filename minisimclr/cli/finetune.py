@@ -1,4 +1,4 @@
-"""`minisimclr finetune`: train a classifier on few labels, from a run's encoder or from scratch."""
+"""`minisimclr finetune`: train a classifier on few labels, from a run or from scratch."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,10 +26,9 @@ from . import precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
+from .signals import stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
-# Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
-STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # Seconds between checkpoints, at least: a crash loses a minute. More are written after the first epoch and at the end.
 SAVE_EVERY = 60.0
 Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the last steps -> what else to record
@@ -238,30 +236,3 @@ def returns_run(error: BaseException | None) -> bool:
         return False
     print(f"minisimclr: {error}; this is the run so far", file=sys.stderr)
     return True
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP instead of dying of it; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield received
-        return
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
-    if before.get(STOPPING[-1]) == signal.SIG_IGN and len(STOPPING) == 3:
-        del before[STOPPING[-1]]  # nohup: whoever asked for it wants the run to outlive the terminal
-
-    def put_back() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not set by Python
-
-    def remember(signum: int, frame: Any) -> None:
-        received.append(signum)
-        put_back()
-
-    for signum in before:
-        signal.signal(signum, remember)
-    try:
-        yield received
-    finally:
-        put_back()
