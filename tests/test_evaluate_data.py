@@ -30,7 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where numbers are looked at, pictures would take most of the time."""
-    monkeypatch.setattr("minisimclr.report.drawn", lambda *args, **options: {"loss.png": b""})
+    monkeypatch.setattr("minisimclr.cli.evaluate.reported", lambda *args, **options: {})
 
 
 def photos(folder: Path, seed: int = 0) -> Path:

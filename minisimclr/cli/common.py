@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+from .. import report
 from ..data import DataError, Dataset, load_dataset
+from ..protocols.compare import Score
 from ..training import record
 from ..training.folders import require_free
 from ..training.run import Run
@@ -32,14 +34,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def splits(run: Run, source: str | None) -> tuple[Dataset, dict[str, Dataset]]:
+def splits(run: Run, source: str | None, *, labelled: bool = True) -> tuple[Dataset, dict[str, Dataset]]:
     """Load the training split, and the splits to test on.
+
+    labelled  False takes data without classes, too; the training images are then looked at in place of test images
 
     Raises: DataError for data that cannot be used, or that has no classes.
     """
     source, size = source or run.config.data, run.config.size
     with saying(f"loading {source}"):
         train = load_dataset(source, "train", size=size)
+        if len(train.class_names) < 2 and not labelled:
+            return train, {"training": train}
         if len(train.class_names) < 2:
             raise DataError(f"{source}: evaluation needs labelled images: at least two folders, one for each class")
         tests = {"test": load_dataset(source, "test", size=size)}
@@ -80,7 +86,12 @@ def remark(run: Run) -> None:
         note(line)
 
 
-def leave_out(pictures: Iterable[str]) -> None:
-    """Say that the curve is not among the pictures, if it is not."""
-    if "loss.png" not in pictures:
-        note("loss.png is left out: metrics.jsonl holds nothing to draw")
+def reported(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score]) -> dict[Path, bytes]:
+    """Look at a run, and return the files of its report; say so if they show no curves."""
+    assert run.folder is not None
+    with saying("looking at neighbours and drawing"):
+        findings = report.look(run, train, test, scores)
+        files = report.drawn(findings)
+    if not findings.history:
+        note("report.html has no curves: metrics.jsonl holds nothing to draw")
+    return {run.folder / name: content for name, content in files.items()}

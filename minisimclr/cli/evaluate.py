@@ -15,9 +15,10 @@ from ..report.table import confusion_matrix, details
 from ..storage import Content, shown, write_all
 from ..training.run import Run, fingerprint, load_run
 from ..values import whole
-from .common import add_run, leave_out, remark, splits
+from .common import add_run, remark, reported, splits
 from .console import note, saying, show
 
+MOST_KEPT = 100  # number of classes of which results.json has the confusion; of 1,000 it would have 7 MB
 HELP = "measure how well h, and z, tell the classes apart"
 
 
@@ -77,19 +78,15 @@ def evaluated(
         scores = compare(run, train, tests, k=k, temperature=temperature, probe=probe, progress=say)
     images, name = fingerprint(train.images), shown(Path(source).name or source)
     own = run.images in ("", images)
-    pictures: dict[str, bytes] = {}
-    if own:  # the pictures are of the images that the run was trained on
-        with saying("drawing pictures"):
-            pictures = report.drawn(run, train, next(iter(tests.values())))
     made = {"data": source, "images": images, "steps": run.steps, "k": k, "temperature": temperature, "probe": probe}
     contents = _contents(scores, train, tests, made, name)
     show("\n" + contents["table.txt"].rstrip("\n"))
     files = {_kept_as(file, "" if own else f"{name}-{images[-8:]}"): content for file, content in contents.items()}
-    every: dict[str, Content] = {**files, **pictures}
-    write_all({run.folder / file: content for file, content in every.items()})  # all or none: they belong together
-    if own:
-        leave_out(pictures)
-    else:
+    # The pictures are of the images that the run was trained on.
+    pictures = reported(run, train, next(iter(tests.values())), scores) if own else {}
+    here: dict[Path, Content] = {run.folder / file: content for file, content in files.items()}
+    write_all({**here, **pictures})  # all or none: they belong together
+    if not own:
         show(f"These are not the run's images: the results are kept as {', '.join(files)}")
 
 
@@ -110,7 +107,7 @@ def _contents(
         "scores": [score.as_dict() for score in scores],
         "majority": {split: confusion.majority for split, confusion in found.items()},
         "class_names": list(train.class_names),
-        "confusion": {split: confusion.counts.tolist() for split, confusion in found.items()},
+        "confusion": {split: confusion.counts.tolist() for split, confusion in found.items() if classes <= MOST_KEPT},
     }
     matrices = [f"{split}\n{confusion_matrix(confusion, train.class_names)}" for split, confusion in found.items()]
     return {

@@ -6,6 +6,7 @@ accuracy beside that of the same network, trained on the same labels from random
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -154,9 +155,9 @@ def total_steps(count: int, of: int, batch: int, epochs: int | None) -> int:
 
 def classifier(run: Run, classes: int, start: str, device: str, seed: int) -> Classifier:
     """Build a classifier on a copy of the run's encoder, or on the encoder as it was before training."""
-    encoder = build_model(run.config.to_evaluate(device)).encoder
-    if start == "simclr":
-        encoder.load_state_dict(run.model.encoder.state_dict())
+    if start == "scratch" and "model" in run.own:
+        raise ValueError("from scratch needs the network of a configuration, and this run has a model of one's own")
+    encoder = copy.deepcopy(run.model if start == "simclr" else build_model(run.config.to_evaluate(device))).encoder
     model = Classifier(encoder, classes, np.random.default_rng([seed, 0]))
     model.to(device)
     return model

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import heads, objectives
+from ..heads import HEADS
 from ..nn import METHOD, ROOMS, method_of
+from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
-from ..simclr import ProjectionHead, SimCLR
+from ..simclr import SimCLR
 from ..values import checked, setting
 from .optim import LARS, SGD, Optimizer
 
@@ -62,6 +65,9 @@ class Config:
         "96 pixels and imagenet from there on",
         choices=("auto", *STEMS),
     )
+    init: str = setting("", "file of encoder weights to begin with, as export writes it (default: random weights)")
+    zero_init: bool = setting(False, "begin each residual block as its shortcut alone, its last scale at 0")
+    head: str = setting("auto", "projection head; auto: head_layers layers, with batch norm", choices=HEADS)
     head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = setting(128, "dimensions of the embedding z", least=2, most=65536)
 
@@ -71,6 +77,8 @@ class Config:
     temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
+    objective: str = setting("nt_xent", "objective; those beside NT-Xent are for comparison", choices=OBJECTIVES)
+    margin: float = setting(0.4, "margin of the triplets, which have no temperature", least=0, most=2)
     optimizer: str = setting(  # the paper takes LARS, for batches of 4,096
         "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
@@ -178,10 +186,11 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     # One generator draws the weights of f, then those of g: the other order would give other weights.
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
-    features = encoder.features  # dimensions of h, and of the head's hidden layers
-    return SimCLR(
-        encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
-    )
+    if config.zero_init:
+        heads.zero_last_scales(encoder)
+    head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
+    loss = objectives.named(config.objective, form=method_of("ntxent", config.method), margin=config.margin)
+    return SimCLR(encoder, head, method=config.method, objective=loss)
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

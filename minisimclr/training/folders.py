@@ -12,7 +12,7 @@ from ..storage import open_regular, require_replaceable, shown
 from .config import Config
 
 # The files that a run writes into its folder, by the commands that write them.
-PICTURES = ("loss.png", "views.png", "neighbours.png", "similarity.png")
+PICTURES = ("report.html", "views.png", "neighbours.png", "similarity.png")
 FINETUNED = ("finetune.json", "finetune.png")
 NAMES = (
     "config.json",

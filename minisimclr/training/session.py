@@ -20,8 +20,11 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..interop import load_into
+from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
+from ..values import instance
 from . import precision
 from .config import Config
 from .optim import Optimizer
@@ -35,9 +38,16 @@ Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the la
 
 
 def begin(
-    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool
+    config: Config,
+    images: np.ndarray[Any, Any],
+    folder: str | Path | None,
+    resume: bool,
+    model: SimCLR | None = None,
+    views: object = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
+
+    model, views  those that the caller brought, or None; the run remembers that it needs them
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -45,9 +55,13 @@ def begin(
     from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
 
     leave_if_only_imported()
-    model, optimizer = precision.build(config)
+    own = {"model": model and instance("model", model, SimCLR), "views": views}
+    model, optimizer = precision.build(config, model)
+    if config.init and not resume:
+        load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume)
     run = Run(config, model, folder=path, images=fingerprint(images))
+    run.own = tuple(name for name, thing in own.items() if thing is not None)
     run.lock = lock
     if resume:
         try:
@@ -69,8 +83,7 @@ class Session:
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
-    monitor   is called with the model and the metrics of the steps that were just read; what it returns is recorded
-              with the last of them
+    monitor   is called with the model and the metrics of the steps just read; what it returns is recorded with them
     """
 
     def __init__(
@@ -105,11 +118,11 @@ class Session:
             self._rescue(error)
         finally:
             self.close()
-        if self.stop and error is None:  # a signal that came when the last step had been saved
-            error = self._interrupted()
-            if not returns_run(error):
-                raise error
-        return returns_run(error)
+        if not self.stop or error is not None:
+            return returns_run(error)
+        if returns_run(late := self._interrupted()):  # a signal that came when the last step had been saved
+            return True
+        raise late
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
@@ -143,12 +156,11 @@ class Session:
         Raises: Interrupted after a step in which a signal came, when all is saved.
         """
         config, total = self.run.config, self.steps.stop
+        level = chance(config.objective, config.batch, config.margin)
         self.since = time.perf_counter()  # when the metrics were last read
         for step in self.steps:
             epoch = step * config.epochs // total
-            self.waiting.append(
-                {"step": step, "steps": total, "epoch": epoch, "chance": math.log(2 * config.batch - 1)}
-            )
+            self.waiting.append({"step": step, "steps": total, "epoch": epoch, "chance": level})
             self._settle()
             yield step
             self.run.steps = step + 1
