@@ -428,7 +428,7 @@ FAULTS = [
           "if before.get(STOPPING[-1]) == signal.SIG_IGN", "if before.get(STOPPING[-1]) == -1", "run_folder"),
     Fault("momentum-not-restored", "checkpoint", "training/optim.py",
           "velocity[...] = to_device(stored, device_of(velocity))", "velocity[...] = 0", "optim precision"),
-    Fault("begins-again", "checkpoint", "training/run.py", "run.steps = found.steps", "run.steps = 0", "train"),
+    Fault("begins-again", "checkpoint", "training/run.py", "= found.steps, found.extended", "= 0, found.extended", "train"),
     Fault("metrics-twice", "checkpoint", "training/record.py",
           "return line.step < steps", "return True", "train run_folder"),
     Fault("not-finite-but-saved", "checkpoint", "training/run.py",
@@ -492,9 +492,9 @@ FAULTS = [
     Fault("penalty-doubled-in-the-value", "evaluation", "evaluation/probe.py",
           "0.5 * l2 * float(", "l2 * float(", "evaluate"),
     Fault("probe-without-the-held-out-rows", "evaluation", "evaluation/probe.py",
-          "_fit(x, y, start, l2, iterations), l2)", "start, l2)", "evaluate"),
+          "weights = _fit(x, y, start, l2, iterations)", "weights = start.copy()", "evaluate"),
     Fault("ties-to-the-last-class", "evaluation", "evaluation/knn.py",
-          "(votes.argmax(axis=1) == test_y)", "(votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1) == test_y)",
+          "np.asarray(votes.argmax(axis=1))", "votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1)",
           "evaluate"),
 
     # ── The command line ──────────────────────────────────────────────────────────────────────────
