@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,601 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -22,7 +22,7 @@ First reading, 2,601 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
+    nn.py                    133  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
@@ -30,17 +30,18 @@ First reading, 2,601 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
+    training/config.py       140  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         73  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 9,346 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,242 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
+    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name some forms
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        65  The values that come through a door: taken as plain ones, or refused in one line
+    values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
@@ -74,10 +75,17 @@ Second reading, 9,346 lines: the exact, fast, safe and resumable forms of the sa
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
+    data/reading.py           68  The way in which a source is read, where its names leave a choice
+    data/splits.py            71  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/names.py            177  From the names of image files to the split and the class of each
+    data/classes.py           55  The classes of a source: one for each name, however that is written
+    data/left_out.py          66  The files of a source that are no data, each with its cause
+    data/zip_names.py         88  The names in a zip file as text
+    data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
+    data/find.py             174  The images of a folder or a zip file: found, and parted into splits and classes
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
-    data/names.py             86  From the names of image files to the split and the class of each
-    data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
-    data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
+    data/files.py             70  Images from a folder or a zip file: list those of a split, and decode them
+    data/__init__.py          55  The images: built-in doodles, or your own from a folder or a zip file
     training/workers.py      173  Worker processes that make the views of coming steps ahead of time
     training/precision.py    126  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
@@ -114,15 +122,16 @@ Second reading, 9,346 lines: the exact, fast, safe and resumable forms of the sa
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           109  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             75  The parts that several commands share: options, splits, and a free folder
+    cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
+    cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          131  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          137  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
     cli/finetune.py          110  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
+    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
+    cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
-    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
+    cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          113  The command line, one file a command
@@ -131,7 +140,7 @@ Second reading, 9,346 lines: the exact, fast, safe and resumable forms of the sa
 from . import display as display  # it says what a notebook shows of the classes below
 from . import ops
 from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
-from .data import DataError, Dataset, load_dataset
+from .data import DataError, Dataset, Reading, load_dataset
 from .engine.autograd import Tensor, no_grad, primitive
 from .engine.ledger import saved_bytes
 from .evaluation.duplicates import duplicates
@@ -167,6 +176,7 @@ __all__ = [
     "Monitor",
     "NonFiniteError",
     "ProjectionHead",
+    "Reading",
     "ResNet",
     "Run",
     "SimCLR",

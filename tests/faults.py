@@ -446,7 +446,7 @@ FAULTS = [
           "if not math.isfinite(value):", "if False:", "train cli"),
     Fault("numerics-not-compared", "checkpoint", "training/run.py",
           "for name in now if then", "for name in now if name != 'numerics' and then", "train cli"),
-    Fault("old-direct-read-as-auto", "checkpoint", "training/config.py",
+    Fault("old-direct-read-as-auto", "checkpoint", "values/methods.py",
           '"direct": "conv=slabs"', '"direct": "conv=auto"', "config train"),
     Fault("loss-scale-not-kept", "checkpoint", "training/optim.py",
           "return state | {", "return state if scale else state | {", "precision"),

@@ -15,7 +15,7 @@ from ..report.table import confusion_matrix, details
 from ..storage import Content, shown, write_all
 from ..training.run import Run, fingerprint, load_run
 from ..values import whole
-from .common import add_run, remark, reported, splits
+from .common import add_run, remark, reported, splits_of_run
 from .console import note, saying, show
 
 MOST_KEPT = 100  # number of classes of which results.json has the confusion; of 1,000 it would have 7 MB
@@ -50,7 +50,7 @@ def run_command(options: argparse.Namespace) -> None:
     run = load_run(options.run, options.device)
     remark(run)
     source = options.data or run.config.data
-    train, tests = splits(run, options.data)
+    train, tests = splits_of_run(run, options)
     for line in check_data(run, train, tests, source, other=options.data is not None):
         note(line)
     evaluated(run, train, tests, k=options.k, temperature=options.knn_temperature, probe=options.probe, source=source)

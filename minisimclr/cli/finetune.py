@@ -16,7 +16,7 @@ from ..protocols.finetune import CURVE, STARTS, found_among, identity, labels_of
 from ..report.label_curve import label_curve
 from ..storage import Content, open_regular, shown, write_all
 from ..training.run import Run, load_run
-from .common import add_run, splits
+from .common import add_run, splits_of_run
 from .console import note, saying, show
 
 HELP = "train a classifier on few labels, from a run's encoder or from scratch"
@@ -56,7 +56,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     run = load_run(options.run, options.device)
     source = options.data or run.config.data
-    train, tests = splits(run, options.data)
+    train, tests = splits_of_run(run, options)
     for line in check_data(run, train, tests, source, other=options.data is not None):
         note(line)
     made = {name: getattr(options, name) for name in ("epochs", "batch", "lr", "seed")}

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from .. import heads, objectives
+from ..data import Reading
 from ..heads import HEADS
-from ..nn import METHOD, ROOMS, method_of
+from ..nn import METHOD, method_of
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
-from ..values import checked, setting
+from ..values import check_method, checked, method_of_conv, setting
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -35,9 +36,6 @@ METHODS = {
     "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
     "views": ("plain", "batched", "auto"),
 }
-
-# Before version 0.2 one setting, `conv`, chose the form of the convolutions alone.
-OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Config:
 
     # The images and the network.
     data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    reading: str = setting("", "how the names in the data are read, as data/reading.py writes it", metavar="PAIRS")
     size: int = setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
@@ -119,7 +118,8 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
-        _check_method(self.method)  # its values are no list of choices: they are written as pairs
+        Reading.from_text(self.reading)
+        check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -152,27 +152,6 @@ class Config:
         """
         # NumPy hashes the three numbers, so the draws of neighbouring seeds and steps are unrelated.
         return np.random.default_rng([self.seed, purpose, index])
-
-
-def _check_method(method: str) -> None:
-    """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # the layers would refuse an unknown room in the same words, but after the data is read
-    if method in ("plain", "auto"):
-        return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
-    for room, form in named:
-        if form not in METHODS[room]:
-            raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
-    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
-
-
-def method_of_conv(conv: Any) -> str:
-    """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
-        raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
-    return OLD_CONV[conv]
 
 
 def build_model(config: Config, product_dtype: Any = None) -> SimCLR:

@@ -30,7 +30,7 @@ from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
 # not what is computed. The images are known by their checksum, however their path is spelled. A run can be made longer.
-MAY_CHANGE = ("data", "epochs", "device", "precision", "method")
+MAY_CHANGE = ("data", "reading", "epochs", "device", "precision", "method")
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 

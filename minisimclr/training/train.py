@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, load_dataset
+from ..data import DataError, Reading, load_dataset
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..simclr import SimCLR
@@ -58,7 +58,8 @@ def pretrain(
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
     if images is None:
-        images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
+        reading = Reading.from_text(config.reading)
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
     check_images(images)  # before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
