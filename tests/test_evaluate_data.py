@@ -29,7 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where numbers are looked at, pictures would take most of the time."""
+    """Draw no pictures: where numbers are looked at, they would take most of the time."""
     monkeypatch.setattr("minisimclr.cli.evaluate.reported", lambda *args, **options: {})
 
 
