@@ -26,9 +26,6 @@ LARGEST = 1 << 24  # size of finetune.json, bytes; a point takes 500
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --labels, --from, --curve, the settings of the training, and the run."""
     parser.add_argument(
-        "--labels", default="1%", metavar="N", help="labels: a share as 1%%, or a number for each class (default: 1%%)"
-    )
-    parser.add_argument(
         "--from",
         dest="start",
         choices=STARTS,
@@ -46,7 +43,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=None, metavar="X", help="peak learning rate per 256 images "
                         "(default: 0.05, the paper's; from scratch 0.1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of labels, crops and order (default: 0)")
-    add_run(parser)
+    add_run(parser, labels="--labels-from")  # here --labels says how many
+    parser.add_argument(
+        "--labels",
+        dest="amount",
+        default="1%",
+        metavar="N",
+        help="labels: a share as 1%%, or a number for each class (default: 1%%)",
+    )
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -60,14 +64,14 @@ def run_command(options: argparse.Namespace) -> None:
     for line in check_data(run, train, tests, source, other=options.data is not None):
         note(line)
     made = {name: getattr(options, name) for name in ("epochs", "batch", "lr", "seed")}
-    wanted = [(options.labels, options.start)]
+    wanted = [(options.amount, options.start)]
     if options.curve:
         most = max((train.labels == label).sum() for label in set(train.labels))
         counts = [count for count in CURVE if count <= most] or [int(most)]
         if len(counts) < len(CURVE):
             note(f"no class has more than {most} labelled images: the curve ends at {counts[-1]} labels a class")
         wanted = [(str(count), start) for count in counts for start in STARTS]
-    labels_of_each(train.labels, options.labels)  # before the work, not after it
+    labels_of_each(train.labels, options.amount)  # before the work, not after it
     points, name = stored_points(options.run / "finetune.json"), shown(Path(source).name or source)
     for labels, start in wanted:
         found = found_among(points, identity(run, train, labels, start, **made))
