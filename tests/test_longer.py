@@ -90,7 +90,7 @@ def test_the_views_and_the_order_of_the_steps_to_come_are_those_of_the_longer_ru
 
 def test_a_run_is_never_made_shorter(tmp_path):
     ms.pretrain(LONG, IMAGES, folder=tmp_path)
-    with pytest.raises(ValueError, match="with epochs = 2: it was made with 4, and a run can only be made longer"):
+    with pytest.raises(ValueError, match="its 4 epochs can only become more"):
         ms.pretrain(SHORT, IMAGES, folder=tmp_path, resume=True)
 
 

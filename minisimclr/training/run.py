@@ -53,6 +53,7 @@ class Run(Trained):
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
     extended [(step, epochs before), …]: from such a step on, the schedule is that of more epochs
+    ranks    number of processes that train it
 
     The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
 
@@ -71,8 +72,10 @@ class Run(Trained):
         history: Iterable[Metrics] = (),
         folder: Path | None = None,
         images: str = "",
+        ranks: int = 1,
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
+        self.ranks = ranks
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
         self.extended: list[tuple[int, int]] = []
         self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
@@ -175,10 +178,7 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
     if run.config.epochs < found.config.epochs:
-        raise ValueError(
-            f"cannot resume {run.folder} with epochs = {run.config.epochs}: it was made with {found.config.epochs}, "
-            "and a run can only be made longer"
-        )
+        raise ValueError(f"cannot resume {run.folder}: its {found.config.epochs} epochs can only become more")
     if found.images != run.images:
         raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
     with checkpoint.explained(path):
@@ -189,14 +189,14 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
         run.extended = [*found.extended, (found.steps, found.config.epochs)]
 
 
-def environment_changes(folder: str | Path, config: Config) -> list[str]:
+def environment_changes(folder: str | Path, config: Config, ranks: int = 1) -> list[str]:
     """List the differences between this environment and the checkpoint's, a line each, "threads was 2, is 4".
 
     If the list is empty, a run that is resumed with this configuration continues bit for bit.
     """
     found = stored.read_text(Path(folder) / "checkpoint.npz")
     before, then = found.config, found.environment
-    now = checkpoint.environment(config.device, config.precision)
+    now = checkpoint.environment(config.device, config.precision, ranks)
     changes = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
     if any(method_of(room, before.method) != method_of(room, config.method) for room in ROOMS):
         changes.append(f"method was {before.method}, is {config.method}")
@@ -221,7 +221,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "images": run.images,
         **({"extended": run.extended} if run.extended else {}),
         **({"own": list(run.own)} if run.own else {}),
-        "environment": checkpoint.environment(run.config.device, run.config.precision),
+        "environment": checkpoint.environment(run.config.device, run.config.precision, run.ranks),
     }
     checkpoint.save(run.folder / "checkpoint.npz", arrays, meta)
 

@@ -9,8 +9,6 @@ that is not finite is noticed before anything is saved. A CPU has no queue: ther
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,20 +18,20 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..collective import ALONE, Ranks, add_up, share
 from ..interop import load_into
 from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
 from ..values import instance
-from . import precision
+from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
-from .signals import stop_signals
+from .signals import returns_run, stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
-# Seconds between checkpoints, at least: a crash loses a minute. More are written after the first epoch and at the end.
-SAVE_EVERY = 60.0
+SAVE_EVERY = 60.0  # seconds between checkpoints, at least; more are written after the first epoch and at the end
 Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the last steps -> what else to record
 
 
@@ -44,10 +42,12 @@ def begin(
     resume: bool,
     model: SimCLR | None = None,
     views: object = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
 
     model, views  those that the caller brought, or None; the run remembers that it needs them
+    ranks         the processes that share each batch: rank 0 keeps the run, and gives the others its weights
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -56,19 +56,21 @@ def begin(
 
     leave_if_only_imported()
     own = {"model": model and instance("model", model, SimCLR), "views": views}
-    model, optimizer = precision.build(config, model)
-    if config.init and not resume:
+    ranks, identity = ranks or ALONE, fingerprint(images)
+    distributed.require_same(ranks, config, identity, own)
+    model, optimizer = precision.build(config, model, ranks)
+    if config.init and not resume and ranks.rank == 0:
         load_into(model.encoder, config.init)
-    path, lock = take_folder(folder, resume)
-    run = Run(config, model, folder=path, images=fingerprint(images))
-    run.own = tuple(name for name, thing in own.items() if thing is not None)
-    run.lock = lock
-    if resume:
-        try:
+    path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
+    run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
+    run.own, run.lock = tuple(name for name, thing in own.items() if thing is not None), lock
+    try:
+        if resume and ranks.rank == 0:
             restore(run, optimizer.load_state_dict)
-        except BaseException:
-            run.release()
-            raise
+        distributed.take_over(ranks, run, optimizer)
+    except BaseException:
+        run.release()
+        raise
     return run, optimizer
 
 
@@ -84,6 +86,7 @@ class Session:
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
     monitor   is called with the model and the metrics of the steps just read; what it returns is recorded with them
+    ranks     the processes that share each batch; they stop after the same step, whichever of them was asked to
     """
 
     def __init__(
@@ -93,8 +96,12 @@ class Session:
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
         monitor: Monitor | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress, self.monitor = run, optimizer, progress, monitor
+        self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.monitor = monitor if self.ranks.rank == 0 else None
+        self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
+        self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
@@ -118,14 +125,22 @@ class Session:
             self._rescue(error)
         finally:
             self.close()
-        if not self.stop or error is not None:
-            return returns_run(error)
-        if returns_run(late := self._interrupted()):  # a signal that came when the last step had been saved
-            return True
-        raise late
+        late = self._interrupted() if self.asked and error is None else None  # the last step had been saved already
+        if late and not returns_run(late):
+            raise late
+        return bool(late) or returns_run(error)
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
+        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.asked[0])
+
+    @property
+    def asked(self) -> list[int]:
+        """The signals that asked to stop. Ranks obey one when all know of it, so that none waits for another."""
+        return self.stop if self.ranks.size == 1 else self.agreed
+
+    def add_up(self, gradients: list[Array]) -> None:
+        """Add up the gradients over the ranks, in place."""
+        add_up(self.ranks, gradients)
 
     def _rescue(self, error: BaseException | None) -> None:
         """Save the last whole step, whatever ended the loop after it, if its numbers are finite.
@@ -177,20 +192,19 @@ class Session:
                 leaves the weights as they were.
         """
         self.waiting[-1] |= numbers
+        if self.ranks.size > 1:
+            signum = int(self.ranks.all_gather(np.array(self.stop[0] if self.stop else 0)).max())
+            self.agreed = [signum] if signum else []
         last = self.waiting[-1]["step"] == self.steps[-1]
-        if last or self.stop or len(self.waiting) >= READ_EVERY[self.run.config.device]:
+        if last or self.asked or len(self.waiting) >= READ_EVERY[self.run.config.device]:
             self.finished = self._read()
         self.whole = False  # from here on the optimizer writes the weights
 
     def _settle(self) -> None:
         """Note that a step is whole. Running statistics are replaced and never overwritten: to keep them is enough."""
         if self.run.folder is not None:
-            self.buffers = [
-                (module, name, value)
-                for _, module in self.run.model.modules()
-                for name, value in vars(module).items()
-                if is_array(value)
-            ]
+            modules = [module for _, module in self.run.model.modules()]
+            self.buffers = [(m, name, value) for m in modules for name, value in vars(m).items() if is_array(value)]
         self.whole = True
 
     def _read(self) -> list[Metrics]:
@@ -211,14 +225,10 @@ class Session:
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             late = self.waiting[-1]["step"] - step
-            consequence = (
-                f"noticed {late} step{'s' * (late > 1)} later, and not saved"
-                if late
-                else "the weights were left as they were"
-            )
-            raise NonFiniteError(
-                f"the {name} became {value} at step {step}; {consequence}; try a lower lr or a higher temperature"
-            )
+            noticed = f"noticed {late} step{'s' * (late > 1)} later, and not saved"
+            then = noticed if late else "the weights were left as they were"
+            advice = "try a lower lr or a higher temperature"
+            raise NonFiniteError(f"the {name} became {value} at step {step}; {then}; {advice}")
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
@@ -232,19 +242,10 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        first = self.kept == 0 and done >= total // self.run.config.epochs  # a short run, too, can be looked at early
-        must = bool(self.stop) or done == total or first
+        first = self.kept == 0 and done >= total // self.run.config.epochs  # a run can be looked at early
+        must = bool(self.asked) or done == total or first
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
-        if self.stop:
+        if self.asked:
             raise self._interrupted()
-
-
-def returns_run(error: BaseException | None) -> bool:
-    """Return True for an interrupt in a notebook, and say so: `pretrain` then returns the run as far as it came."""
-    ipython = sys.modules.get("IPython")  # whoever runs a notebook has imported it
-    if not isinstance(error, Interrupted) or error.signum != signal.SIGINT or not ipython or not ipython.get_ipython():
-        return False
-    print(f"minisimclr: {error}; this is the run so far", file=sys.stderr)
-    return True
