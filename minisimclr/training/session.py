@@ -227,8 +227,9 @@ class Session:
             late = self.waiting[-1]["step"] - step
             noticed = f"noticed {late} step{'s' * (late > 1)} later, and not saved"
             then = noticed if late else "the weights were left as they were"
-            advice = "try a lower lr or a higher temperature"
-            raise NonFiniteError(f"the {name} became {value} at step {step}; {then}; {advice}")
+            raise NonFiniteError(
+                f"the {name} became {value} at step {step}; {then}; try a lower lr or higher temperature"
+            )
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
