@@ -36,7 +36,7 @@ First reading, 2,577 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 10,752 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,751 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -100,7 +100,7 @@ Second reading, 10,752 lines: the exact, fast, safe and resumable forms of the s
     training/run.py          202  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
-    training/session.py      218  A session of training: it records the steps of a run, saves, and stops when asked
+    training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused

@@ -79,7 +79,6 @@ class Session:
 
     with Session(run, optimizer, total_steps) as session:     # whatever ends the loop, the last whole step is saved
         for step in session:                                  # saves in between, and stops when a signal asks for it
-            ...
             session.record(loss=loss.data, gradient=size)     # raises if one of them is not finite
             optimizer.step(lr)
 
@@ -227,9 +226,8 @@ class Session:
             late = self.waiting[-1]["step"] - step
             noticed = f"noticed {late} step{'s' * (late > 1)} later, and not saved"
             then = noticed if late else "the weights were left as they were"
-            raise NonFiniteError(
-                f"the {name} became {value} at step {step}; {then}; try a lower lr or higher temperature"
-            )
+            advice = "try a lower lr or a higher temperature"
+            raise NonFiniteError(f"the {name} became {value} at step {step}; {then}; {advice}")
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
