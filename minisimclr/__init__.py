@@ -36,10 +36,10 @@ First reading, 2,576 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 9,355 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 9,398 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
-    values/methods.py         34  The setting `method`: one form for every operation, or pairs that name the form of one kind of operation each
+    values/methods.py         34  The setting `method`: the form of every operation, or pairs room=form
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
@@ -57,7 +57,8 @@ Second reading, 9,355 lines: the exact, fast, safe and resumable forms of the sa
     ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
-    ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/few.py             47  NT-Xent of few images: the whole matrix in one piece
+    ntxent/tiled.py          273  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
     objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
