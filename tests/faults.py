@@ -85,8 +85,6 @@ FAULTS = [
           "flat[:: n + 1] = flat[n * images :: n + 1] = -np.inf", "ntxent ntxent_tiled"),
     Fault("few-weigh-one-role", "loss", "ntxent/few.py",
           "e *= weight[:, None] + weight", "e *= 2 * weight[:, None]", "ntxent ntxent_tiled"),
-    Fault("few-forget-a-row-of-zeros", "loss", "ntxent/few.py",
-          "du /= np.where(scale == 0, np.inf, scale)", "du /= np.where(scale == 0, 1, scale)", "ntxent ntxent_tiled"),
     Fault("few-at-any-temperature", "loss", "ntxent/few.py",
           "temperature < HIGH_TEMPERATURE and", "", "ntxent ntxent_tiled ntxent_rungs"),
     Fault("few-never-shifted", "loss", "ntxent/few.py",
