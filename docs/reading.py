@@ -43,7 +43,7 @@ objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py
 objectives/__init__.py
 checks/table.py checks/report.py
 interop.py heads/__init__.py
-views/transforms.py views/augment.py
+views/transforms.py views/colours.py views/changes.py views/named.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
 data/find.py data/decode.py data/files.py data/__init__.py

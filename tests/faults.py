@@ -659,6 +659,28 @@ FAULTS = [
           "run_folder console"),
     Fault("ctrl-c-is-a-traceback", "command line", "cli/__init__.py", "            except KeyboardInterrupt:",
           "            except ZeroDivisionError:", "console"),
+    # ── Views by name ─────────────────────────────────────────────────────────────────────────────
+    Fault("turns-the-other-way", "augmentation", "views/changes.py",
+          "y[:, i] = xp.rot90(_square(x[:, i]), turns,", "y[:, i] = xp.rot90(_square(x[:, i]), -turns,", "named_views"),
+    Fault("cutout-one-pixel-short", "augmentation", "views/changes.py",
+          "(at < c[:, None] + half)", "(at < c[:, None] + half - 1)", "named_views"),
+    Fault("noise-of-one-strength", "augmentation", "views/changes.py",
+          "xp.asarray(n[\"sigma\"])[:, None] * field", "xp.asarray(n[\"sigma\"]).mean() * field", "named_views"),
+    Fault("sobel-without-columns", "augmentation", "views/changes.py",
+          "length = xp.clip(xp.sqrt(across**2 + down**2)", "length = xp.clip(xp.sqrt(across**2)", "named_views"),
+    Fault("one-contrast-for-all-channels", "augmentation", "views/colours.py",
+          "mean = x.mean(axis=2, keepdims=True)  # (3,B,1)", "mean = x.mean(axis=(0, 2), keepdims=True)",
+          "named_views"),
+    Fault("saturation-without-bound", "augmentation", "views/colours.py",
+          "(value - x) * xp.minimum(factor[:, None], growth)", "(value - x) * factor[:, None]", "named_views"),
+    Fault("changes-share-their-numbers", "augmentation", "views/named.py",
+          "np.random.default_rng([seed, k]) for k, name", "np.random.default_rng([seed, 0]) for k, name",
+          "named_views"),
+    Fault("a-share-is-not-read", "augmentation", "views/named.py",
+          "p = float(chosen) if chosen else", "p = CHANGES[name].probability if chosen else", "named_views"),
+    Fault("crops-of-uniform-area", "augmentation", "views/named.py",
+          "h = low + np.floor(rng.random(shape) * (high - low + 1))",
+          "h = low + np.floor(np.sqrt(rng.random(shape)) * (high - low + 1))", "named_views"),
     Fault("turned-the-wrong-way", "evaluation", "evaluation/probe.py",
           "weights[:-1] = axes @ weights[:-1]", "weights[:-1] = axes.T @ weights[:-1]", "scores evaluate"),
     Fault("weights-not-scaled-back", "evaluation", "evaluation/probe.py",
@@ -709,6 +731,15 @@ FAULTS = [
           "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
     Fault("nearest-in-z", "evaluation", "training/trained.py",
           "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
+    # ── The report of a run ───────────────────────────────────────────────────────────────────────
+    Fault("names-as-markup", "report", "report/markup.py",
+          "return escape(one_line(str(value), most=most))", "return one_line(str(value), most=most)", "page doctests"),
+    Fault("the-first-images-only", "report", "report/findings.py",
+          'np.argsort(rank, kind="stable")[:most]', "np.arange(len(rank))[:most]", "findings doctests"),
+    Fault("one-class-counts-as-classes", "report", "report/findings.py",
+          "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
+    Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
+          "itself = test is train  #", "itself = False  #", "findings page"),
 ]
 # fmt: on
 
@@ -727,6 +758,7 @@ AREAS = (
     "training",
     "evaluation",
     "command line",
+    "report",
     "ranks",
 )
 
