@@ -38,7 +38,7 @@ cores.py processor.py storage.py collective.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/norm/shared.py ops/pool/threaded.py ops/operators.py
-ntxent/exact.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
+ntxent/exact.py ntxent/few.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
 objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py objectives/supervised.py
 objectives/__init__.py
 checks/table.py checks/report.py
