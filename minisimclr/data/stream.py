@@ -93,12 +93,12 @@ class Photos(Dataset):
         """Return the central square of a photo, or of the one that takes its place: uint8 (size,size,3)."""
         return central_square(self.read(index, 2 * self.size), self.size)
 
-    def squares(self, rows: slice) -> Pixels:
+    def squares(self, rows: Any) -> Pixels:
         """Return the central squares of some photos, uint8 (n,size,size,3); black where one cannot be decoded.
 
         Those are then among the `unreadable`, and `embed` gives them rows of NaN.
         """
-        chosen = range(len(self))[rows]
+        chosen = np.arange(len(self))[rows].tolist()
         squares = np.zeros((len(chosen), self.size, self.size, 3), np.uint8)
 
         def fill(i: int) -> None:
@@ -110,8 +110,8 @@ class Photos(Dataset):
             parallel(fill, range(len(chosen)))
         return squares
 
-    def __getitem__(self, rows: slice) -> Pixels:
-        """Return the same as `squares`, so that photos are cut into blocks as an array is."""
+    def __getitem__(self, rows: Any) -> Pixels:
+        """Return the same as `squares`, so that photos are cut into blocks, or picked, as an array is."""
         return self.squares(rows)
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def training_images(config: Config, cache: Path | None = None, report: Callable[
     return load_dataset(
         config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
     )
+
+
+def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
+    """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
+    if isinstance(images, Dataset):  # photos know their own, that of their files
+        return str(getattr(images, "fingerprint", None) or fingerprint(images.images))
+    return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 def photo_views(

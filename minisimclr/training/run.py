@@ -11,7 +11,6 @@ This file keeps a run and does not know how it is trained: the optimizer's part 
 from __future__ import annotations
 
 import json
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Dataset
 from ..nn import ROOMS, method_of
 from ..simclr import SimCLR
 from ..storage import Lock, open_to_append, remove_leftovers, shown, write
 from . import checkpoint, folders, record, stored
 from .config import Config, build_model
+from .photos import fingerprint as fingerprint
 from .record import Metrics as Metrics
 from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
-# not what is computed.
-MAY_CHANGE = ("device", "precision", "method", "cache_side")  # of the last, the fingerprint of the images knows more
+# not what is computed. The images are known by their checksum, wherever they are kept. A run can be made longer.
+MAY_CHANGE = ("data", "reading", "cache_side", "epochs", "device", "precision", "method")
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
@@ -53,6 +52,7 @@ class Run(Trained):
     config   the settings                             history  one dictionary of metrics per step
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
+    extended [(step, epochs before), …]: from such a step on, the schedule is that of more epochs
     ranks    number of processes that train it
 
     The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
@@ -73,13 +73,15 @@ class Run(Trained):
         folder: Path | None = None,
         images: str = "",
         ranks: int = 1,
+        news: Callable[[], Metrics] = dict,
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.ranks = ranks
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
+        self.extended: list[tuple[int, int]] = []
         self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
         self.lock: Lock | None = None  # of the folder, while the run is trained
-        self.news: Callable[[], Metrics] = dict  # what the images have to tell since it was called last
+        self.news = news  # what the images have to tell since it was called last
 
     @property
     def history(self) -> list[Metrics]:
@@ -116,16 +118,10 @@ def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = 
         model = build_model(found.config.to_evaluate(device))
     run = Run(found.config, model, found.steps, (), folder, found.images)
     run.own = found.own
+    run.extended = found.extended
     run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
     return run
-
-
-def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
-    """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
-    if isinstance(images, Dataset):  # photos know their own, that of their files
-        return str(getattr(images, "fingerprint", None) or fingerprint(images.images))
-    return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 def take_folder(folder: str | Path | None, resume: bool) -> tuple[Path | None, Lock | None]:
@@ -178,6 +174,8 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     ]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
+    if run.config.epochs < found.config.epochs:
+        raise ValueError(f"cannot resume {run.folder}: its {found.config.epochs} epochs can only become more")
     if found.images != run.images:
         begun, now = found.config.cache_side, run.config.cache_side
         how = "" if begun == now else f", or were kept with cache_side {begun}, not {now}: set it to {begun}"
@@ -185,7 +183,9 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     with checkpoint.explained(path):
         run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
         load_optimizer(found.arrays)
-    run.steps = found.steps
+    run.steps, run.extended = found.steps, found.extended
+    if run.config.epochs > found.config.epochs:
+        run.extended = [*found.extended, (found.steps, found.config.epochs)]
 
 
 def environment_changes(folder: str | Path, config: Config, ranks: int = 1) -> list[str]:
@@ -218,6 +218,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "config": run.config.as_dict(),
         "steps": run.steps,
         "images": run.images,
+        **({"extended": run.extended} if run.extended else {}),
         **({"own": list(run.own)} if run.own else {}),
         "environment": checkpoint.environment(run.config.device, run.config.precision, run.ranks),
     }
