@@ -12,6 +12,7 @@ from ..data import load_dataset
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
+from ..training.large_batch import remarks
 from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import whole
@@ -63,6 +64,8 @@ def run_command(options: argparse.Namespace) -> None:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+    for line in remarks(config):
+        note(line)
     with training(config, start) as progress:
         run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")

@@ -67,6 +67,13 @@ class Config:
 
     # The training.
     batch: int = setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
+    chunk: int = setting(
+        0,
+        "images whose views go through the network at a time, for a batch that does not fit into memory; batch norm "
+        "then takes its statistics from each chunk; 0: the whole batch",
+        least=0,
+        most=1 << 20,
+    )
     epochs: int = setting(20, "passes over the images", least=1, most=1_000_000)
     temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
@@ -111,6 +118,8 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
+        if 0 < self.chunk < self.batch and self.batch // -(-self.batch // self.chunk) < 2:  # of the smallest chunk
+            raise ValueError(f"chunk must be 0, or leave 2 images in each chunk: not {self.chunk} of {self.batch}")
         _check_method(self.method)  # its values are no list of choices: they are written as pairs
 
     @classmethod
