@@ -12,7 +12,7 @@ from ..data import load_dataset
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import OLD_CONV, Config, method_of_conv
-from ..training.large_batch import remarks
+from ..training.large_batch import remarks, require_room
 from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import whole
@@ -57,6 +57,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     whole("--workers", options.workers, 0, MOST_WORKERS)
     config, start = _configuration(options)
+    require_room(config, options.workers)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     with saying(f"loading {config.data}"):
         images = load_dataset(config.data, "train", size=config.size).images

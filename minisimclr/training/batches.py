@@ -20,7 +20,7 @@ from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
-from .large_batch import views_maker
+from .large_batch import made_late, two_views_drawn
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -60,10 +60,8 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(
-    config: Config, images: NDArray[np.uint8], make: Callable[..., tuple[Array, Array]] = two_views
-) -> Views:
-    """Return the function that makes the views of a step, on the device of the configuration, by `make`."""
+def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
+    """Return the function that makes the views of a step, on the device of the configuration."""
     steps_per_epoch = len(images) // config.batch
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
@@ -71,6 +69,7 @@ def step_views(
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
+    make = two_views_drawn if made_late(config) else two_views  # later, chunk by chunk, if they do not fit (chunk)
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
@@ -96,9 +95,8 @@ def views_ahead(
             ChildProcessError if one was killed, and Interrupted if one is stuck after a signal was put into `stop`.
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
-    make = views_maker(config, workers)  # two_views, unless the views of a batch do not fit
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
-        yield step_views(config, images, make)
+        yield step_views(config, images)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import
 

@@ -68,11 +68,7 @@ class Config:
     # The training.
     batch: int = setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
     chunk: int = setting(
-        0,
-        "images whose views go through the network at a time, for a batch that does not fit into memory; batch norm "
-        "then takes its statistics from each chunk; 0: the whole batch",
-        least=0,
-        most=1 << 20,
+        0, "images in the network at a time, for batches that do not fit; 0: all", least=0, most=1 << 20
     )
     epochs: int = setting(20, "passes over the images", least=1, most=1_000_000)
     temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5

@@ -21,7 +21,7 @@ A step costs one forward pass more: about a third of its time, measured in bench
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -33,7 +33,6 @@ from ..engine.autograd import Tensor, Vjp, no_grad, primitive
 from ..ntxent import nt_xent
 from ..simclr import SimCLR
 from ..values import whole
-from ..views import two_views
 from ..views.augment import make_views
 from ..views.parameters import ViewParameters, draw_parameters
 from .config import Config
@@ -166,32 +165,34 @@ def two_views_drawn(
     return Drawn(images, a, size, method), Drawn(images, b, size, method)
 
 
-def views_maker(config: Config, workers: int) -> Callable[..., tuple[Any, Any]]:
-    """Return `two_views`, or, for a batch in chunks whose views do not fit, the function that draws them twice.
-
-    Raises: ValueError if workers are to make views that do not fit.
-    """
-    needed = 2 * config.batch * config.size**2 * 3 * 4  # bytes of both views, float32
-    if not in_chunks(config) or needed <= KEPT:
-        return two_views
-    if workers:
-        raise ValueError(
-            f"workers must be 0 with views that do not fit: those of one batch take {needed / 2**30:.1f} GiB, "
-            f"more than {KEPT / 2**30:.1f}, and are made chunk by chunk when they are needed"
-        )
-    return two_views_drawn
-
-
-# ── The choice ────────────────────────────────────────────────────────────────────────────────────
+# ── What a configuration asks for ─────────────────────────────────────────────────────────────────
 
 
 def in_chunks(config: Config) -> bool:
-    """Return True if a batch of this configuration goes through the network in more than one chunk."""
+    """Return True if a batch goes through the network in chunks; a chunk as large as the batch is the whole batch."""
     return 0 < config.chunk < config.batch
 
 
+def made_late(config: Config) -> bool:
+    """Return True if the views of a batch do not fit, and are made chunk by chunk: once for part 1, once for part 3."""
+    return in_chunks(config) and bytes_of_views(config) > KEPT
+
+
+def bytes_of_views(config: Config) -> int:
+    return 2 * config.batch * config.size**2 * 3 * 4  # two views, three colours, float32
+
+
+def require_room(config: Config, workers: int) -> None:
+    """Refuse workers for views that do not fit, because a worker holds whole batches of them."""
+    if workers and made_late(config):
+        raise ValueError(
+            f"workers must be 0 here: the views of a batch, {bytes_of_views(config) / 2**30:.1f} GiB, are too many to "
+            "keep, and the training process makes them chunk by chunk"
+        )
+
+
 def remarks(config: Config) -> list[str]:
-    """Return what the user should know of the statistics of batch norm, in one line; nothing without chunks."""
+    """Return what the user should know of batch norm in a run with chunks: one line, and nothing without chunks."""
     if not in_chunks(config):
         return []
     return [

@@ -16,7 +16,7 @@ from ..values import instance, whole
 from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
 from .config import Config
-from .large_batch import in_chunks, loss_by_chunks
+from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
 from .session import Session, begin
@@ -53,6 +53,7 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
+    require_room(config, workers)
     if images is None:
         images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
     check_images(images)  # before anything is written
