@@ -43,8 +43,8 @@ checks/table.py checks/report.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/decode.py data/names.py data/files.py data/__init__.py
-training/large_batch.py training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/run.py training/session.py
+training/large_batch.py training/workers.py training/precision.py training/archive.py training/checkpoint.py
+training/stored.py training/record.py training/folders.py training/run.py training/session.py
 evaluation/probe.py
 protocols/compare.py
 report/table.py report/pictures.py

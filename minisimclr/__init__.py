@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -30,13 +30,13 @@ First reading, 2,569 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           19  The class Dataset, and the error for data that cannot be used
     training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       146  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       70  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         66  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/config.py       151  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         70  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 6,666 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/arrays.py         153  Arrays that come through a door: taken as plain arrays, or refused in one line
@@ -70,6 +70,7 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
+    training/large_batch.py  143  Gradient caching: the loss of a whole batch, with the network's graph of one chunk of it at a time
     training/workers.py      173  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file
@@ -87,7 +88,7 @@ Second reading, 6,519 lines: the exact, fast, safe and resumable forms of the sa
     cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/common.py             65  The parts that several commands share: options, splits, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          108  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           57  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             19  `minisimclr report`: draw the pictures of a run again
     cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
