@@ -70,7 +70,7 @@ Second reading, 6,666 lines: the exact, fast, safe and resumable forms of the sa
     data/names.py             86  From the names of image files to the split and the class of each
     data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
     data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
-    training/large_batch.py  143  Gradient caching: the loss of a whole batch, with the network's graph of one chunk of it at a time
+    training/large_batch.py  143  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/workers.py      173  Worker processes that make the views of coming steps ahead of time
     training/precision.py    122  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      137  Reading a NumPy archive (.npz) from an untrusted file

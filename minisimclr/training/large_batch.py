@@ -1,4 +1,4 @@
-"""Gradient caching: the loss of a whole batch, with the network's graph of one chunk of it at a time.
+"""Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time.
 
 What one graph lacks is room: it keeps the activations of all 2N views until the backward pass. But the loss needs all
 embeddings together, and the encoder does not. So a step has three parts (Gao et al. 2021; Algorithm 1 is unchanged):
