@@ -1,6 +1,6 @@
 """Print the tables of chapter 14: how far gradients by parts are from the gradient of the whole batch.
 
-python docs/figures/large_batch.py        (about half a minute on two cores)
+python docs/figures/large_batch.py        (about a minute on two cores)
 
 The small encoder, 256 doodles, τ = 0.1, seed 0; with random weights, and after 100 steps of 128 images. Each number is
 the cosine between two gradients, over all parameters. `--images N --steps N` measure another case.
