@@ -40,8 +40,11 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         for full_name, member in members(name, value):
-            if isinstance(member, Module):  # so an error can say which of many layers refused
-                member._label = f"{type(self).__name__}.{full_name}"
+            if isinstance(member, Module):
+                label = f"{type(self).__name__}.{full_name}"
+                if any(part is self for _, part in member.modules()):  # a search for parameters would never end
+                    raise ValueError(f"{label}: a module cannot be part of itself; pass it to the call that needs it")
+                member._label = label  # so an error can say which of many layers refused
         refuse_hidden(name, value, (Module, Tensor))  # in a set, for example: they would never be trained
         super().__setattr__(name, value)
 

@@ -10,7 +10,7 @@ from . import ops
 from .backend import Array, array_module
 from .engine.autograd import Tensor
 from .module import Module
-from .values import by_default, text
+from .values import by_default, pairs_of, text
 
 # ── Which form of an operation runs ───────────────────────────────────────────────────────────────
 
@@ -35,13 +35,7 @@ def method_of(room: str, method: str) -> str:
     """
     if text("method", method) in ("plain", "auto"):
         return method
-    pairs = [pair.partition("=") for pair in method.split(",")]  # (room, "=", form) each
-    for named, sign, _ in pairs:
-        if named not in ROOMS or not sign:  # a misspelled room must not mean "the default"
-            raise ValueError(
-                f"method must be plain, auto, or pairs room=name with the rooms {', '.join(ROOMS)}; not {method!r}"
-            )
-    return {named: form for named, _, form in pairs}.get(room, ROOMS[room])
+    return {**ROOMS, **pairs_of(method, ROOMS)}[room]
 
 
 # ── Layers ────────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ change, colour and orientation included (paper §4.2).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,7 @@ class ProjectionHead(Module):
         method: str = METHOD,
         product_dtype: Any = None,
     ) -> None:
-        layers, batch_norm = (
-            whole("layers", layers, 1),
-            truth("batch_norm", batch_norm),
-        )  # no layer: z would be h itself
+        layers, batch_norm = whole("layers", layers, 1), truth("batch_norm", batch_norm)
         rng = generator(rng, seed=1)  # not 0: a ResNet's first weights would come again
         norm = method_of("norm", method)
         # Dimensions between the layers: of h, of the hidden layers, and of z.
@@ -69,9 +67,9 @@ class ProjectionHead(Module):
             if batch_norm:  # as in Google's code; the paper's text does not mention it
                 setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
 
-    def __call__(self, h: Tensor, train: bool = False) -> Tensor:
+    def __call__(self, h: Tensor, train: bool = False, layers: range | None = None) -> Tensor:
         x = h  # (N,in_dim)
-        for k in range(1, self.layers + 1):
+        for k in layers or range(1, self.layers + 1):  # all of them, unless one wants what lies between
             x = getattr(self, f"linear{k}")(x)  # (N,hidden_dim), at last (N,out_dim)
             if hasattr(self, f"bn{k}"):
                 x = getattr(self, f"bn{k}")(x, train)  # the same shape
@@ -85,6 +83,7 @@ class SimCLR(Module):
 
     method  the form in which the loss runs, as in Config: "plain", "auto", "ntxent=exact" …
             (the encoder and the head got theirs when they were made)
+    objective  another function of za, zb and the temperature than NT-Xent: objectives/
 
     Raises: ValueError for an unknown method.
 
@@ -102,10 +101,11 @@ class SimCLR(Module):
       bn2: BatchNorm2d  weight (16)                16
     """
 
-    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD) -> None:
+    def __init__(self, encoder: ResNet, head: ProjectionHead, *, method: str = METHOD, objective: Any = None) -> None:
         # f and g of the paper; any other function would never be trained
         self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
         self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
+        self.objective = objective or partial(nt_xent, method=self.method)
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
         """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""
@@ -122,5 +122,5 @@ class SimCLR(Module):
         """
         n = len(views_a)  # N images, so 2N anchors with one positive and 2N − 2 negatives each
         _, z = self(array_module(views_a).concatenate([views_a, views_b]), train=True)  # (2N,out_dim)
-        loss = nt_xent(z[:n], z[n:], temperature, method=self.method)  # a scalar
+        loss = self.objective(z[:n], z[n:], temperature)  # a scalar
         return loss, z.data[:n], z.data[n:]  # z as arrays, for the metrics: no gradient flows back from those

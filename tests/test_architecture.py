@@ -36,15 +36,18 @@ ROOMS = [
         "engine",
         "ops",
         "ntxent",
+        "objectives",
         "checks",
         "module",
         "nn",
         "resnet",
         "simclr",
+        "heads",
+        "interop",
         "views",
         "data",
     ),
-    *("training", "evaluation", "protocols", "report", "cli"),
+    *("evaluation", "training", "protocols", "report", "display", "cli"),
 ]
 
 
@@ -255,8 +258,7 @@ def test_a_small_file_with_one_reader_lives_in_that_file():
     lonely = {
         file for file, using in users.items() if len(using) == 1 and len(FILES[file].read_text().splitlines()) < 40
     }
-    planned = {"report/table.py"}  # the page of a run will be its second reader
-    assert {file for file in lonely - DOORS - TOP if not file.startswith("cli/")} == planned
+    assert not {file for file in lonely - DOORS - TOP if not file.startswith("cli/")}
 
 
 # ── What is public ────────────────────────────────────────────────────────────────────────────────
@@ -290,7 +292,16 @@ def test_importing_the_package_loads_nothing_that_it_can_do_without():
     )
     loaded = set(done.stdout.split())
     assert "minisimclr" in loaded
-    assert not loaded & {"cupy", "matplotlib", "torch", "jax", "tqdm", "minisimclr.cli", "scipy.optimize"}
+    assert not loaded & {
+        "cupy",
+        "matplotlib",
+        "torch",
+        "jax",
+        "tqdm",
+        "minisimclr.cli",
+        "scipy.optimize",
+        "safetensors",
+    }
     assert not loaded & {"PIL", "minisimclr.data.files", "minisimclr.data.doodles", "minisimclr.report"}
 
 

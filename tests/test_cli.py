@@ -19,7 +19,7 @@ from PIL import Image
 
 from minisimclr import cli
 from minisimclr.cli import common, demo, evaluate, main
-from minisimclr.data import DataError
+from minisimclr.data import DataError, Reading
 from minisimclr.engine.autograd import Tensor
 from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError
@@ -86,16 +86,34 @@ def test_evaluate_prints_and_keeps_the_table_and_draws_the_pictures(trained, cap
     scores = json.loads((trained / "results.json").read_text())["scores"]
     raw = next(score for score in scores if score["name"] == "raw pixels")
     assert raw["knn"]["test"] == 1.0  # red against blue is easy
-    for name in ("loss", "views", "neighbours", "similarity"):
+    assert "SimCLR, z" in (trained / "report.html").read_text()
+    for name in ("views", "neighbours", "similarity"):
         with Image.open(trained / f"{name}.png") as picture:
             assert picture.size > (100, 100)
 
 
-def test_report_draws_the_pictures_again(trained, capsys):
-    (trained / "views.png").unlink(missing_ok=True)
+def test_report_makes_the_page_and_the_pictures_again(trained, capsys):
+    for name in PICTURES:
+        (trained / name).unlink(missing_ok=True)
     assert main(["report", str(trained), *THERE]) == 0
-    assert (trained / "views.png").exists()
-    assert "views.png" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for name in PICTURES:
+        assert (trained / name).exists()
+        assert name in printed
+
+
+def test_report_works_without_classes_and_evaluate_says_why_it_does_not(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for k in range(9):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "photos" / f"{k}.png")
+    run = ["--out", str(tmp_path / "run"), "--size", "16", "--batch", "4", "--epochs", "1", "--head-dim", "8"]
+    assert main(["pretrain", "--data", str(tmp_path / "photos"), *run, *THERE]) == 0
+    assert main(["report", str(tmp_path / "run"), *THERE]) == 0
+    assert "9 training images" in (tmp_path / "run" / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), *THERE]) == 2
+    assert "labelled images" in error_line(capsys)
 
 
 def test_embed_writes_h_z_and_labels_without_pickle(trained, tmp_path):
@@ -134,7 +152,7 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
         "checkpoint.npz",
         "results.json",
         "table.txt",
-        "loss.png",
+        "report.html",
         "views.png",
         "neighbours.png",
         "similarity.png",
@@ -166,9 +184,11 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for item in dataclasses.fields(Config):
+    for item in (*dataclasses.fields(Config), *dataclasses.fields(Reading)):
+        if item.name == "reading":  # is made of the options of Reading
+            continue
         assert f"--{item.name.replace('_', '-')}" in text
-        if not isinstance(item.default, bool):
+        if item.default and not isinstance(item.default, bool):
             assert f"(default: {item.default})" in text
 
 
@@ -333,7 +353,6 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
 def test_evaluate_and_report_work_without_a_record_and_say_so(trained, tmp_path, capsys, lost):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "metrics.jsonl").unlink()
-    (run / "loss.png").unlink(missing_ok=True)
     {"missing": lambda path: None, "empty": lambda path: path.touch(), "folder": lambda path: path.mkdir(),
      "bytes": lambda path: path.write_bytes(bytes(range(256)))}[lost](run / "metrics.jsonl")  # fmt: skip
     for command in (["report", str(run)], ["evaluate", str(run), "--k", "3"])[: 2 if lost == "missing" else 1]:
@@ -342,8 +361,8 @@ def test_evaluate_and_report_work_without_a_record_and_say_so(trained, tmp_path,
         assert len(notes) == 2
         assert notes[0].startswith("minisimclr: note: ")
         assert "metrics.jsonl" in notes[0]
-        assert notes[1] == "minisimclr: note: loss.png is left out: metrics.jsonl holds nothing to draw"
-    assert not (run / "loss.png").exists()
+        assert notes[1] == "minisimclr: note: report.html has no curves: metrics.jsonl holds nothing to draw"
+    assert "metrics.jsonl holds nothing to draw" in (run / "report.html").read_text()
     assert (run / "similarity.png").exists()
 
 
@@ -402,7 +421,7 @@ def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(p
     assert main([*train_there, str(tmp_path / "fits")]) == 0
     monkeypatch.setattr("minisimclr.training.batches.free_bytes", lambda device: 0 if device == "cuda" else math.inf)
     assert main([*train_there, str(tmp_path / "does-not")]) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line and "of the split" not in line]
     if devices.DEVICE == "cpu":
         assert notes == []
     else:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from devices import assert_close, assert_same, host, on_device, placed
 
-from minisimclr import ops
+from minisimclr import objectives, ops
 from minisimclr.cli import main
 from minisimclr.data.doodles import draw_doodles
 from minisimclr.engine.autograd import Tensor, no_grad
@@ -356,16 +356,17 @@ def test_a_loss_that_is_not_finite_ends_a_run_in_chunks_and_the_last_whole_step_
     """The broken step has moved the running statistics already; the checkpoint has those before it."""
     calls: list[int] = []
 
-    def spoilt(*inputs: Any, **options: Any) -> Tensor:
+    def spoilt(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
         calls.append(1)
-        return nt_xent(*inputs, **options) * (1.0 if len(calls) < 3 else np.nan)
+        return nt_xent(za, zb, temperature) * (1.0 if len(calls) < 3 else np.nan)
 
-    monkeypatch.setattr(large_batch, "nt_xent", spoilt)
+    monkeypatch.setattr(objectives, "named", lambda *names, **options: spoilt)
     with pytest.raises(NonFiniteError, match="the loss became nan at step 2; the weights were left as they were"):
         pretrain(CONFIG, IMAGES, folder=tmp_path)
     saved = load_run(tmp_path)
     assert saved.steps == 2
-    monkeypatch.setattr(large_batch, "nt_xent", nt_xent)
+    monkeypatch.undo()
+    tiny.__wrapped__(monkeypatch)
     stop = lambda line: os.kill(os.getpid(), signal.SIGTERM) if line["step"] == 1 else None  # noqa: E731
     with pytest.raises(Interrupted):
         pretrain(CONFIG, IMAGES, folder=tmp_path / "other", progress=stop)

@@ -113,6 +113,19 @@ def test_layers_where_they_would_not_be_found_are_refused(hidden: Any) -> None:
     module.names = {"a", "b"}  # no layers
 
 
+def test_a_module_that_would_be_part_of_itself_is_refused_and_nothing_changes() -> None:
+    """A layer that keeps its network as `self.parent`: the search for parameters would never end."""
+    network, layer = Stack(linear()), Stack(linear())
+    network.layer = layer
+    for name, value in [("parent", network), ("parents", [network]), ("self", layer), ("by_name", {"it": network})]:
+        with pytest.raises(ValueError, match="cannot be part of itself"):
+            setattr(layer, name, value)
+        assert name not in vars(layer)
+    assert len(network.parameters()) == 4
+    layer.shared = network.blocks[0]  # a layer in two places is no circle
+    assert len(network.parameters()) == 4
+
+
 def test_the_tree_shows_layers_in_lists_below_their_owner() -> None:
     net = Stack(linear(), Stack(linear(2, 1)))
     assert repr(net).splitlines() == [

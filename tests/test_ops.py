@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minisimclr as ms
-from minisimclr import Tensor, ntxent, ops
+from minisimclr import Tensor, ntxent, objectives, ops
 from minisimclr.backend import array_module
 from minisimclr.checks import report as gradchecks
 from minisimclr.checks.report import a_thousandth_off, check_entry, comparisons, main_table
@@ -84,8 +84,15 @@ def in_float32(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: "float32" if isinstance(s, str) and s == "float64" else s for name, s in small.items()}
 
 
-# Primitives that the table reaches through a function of tensors: nt_xent, by the method "plain" and by all others.
-INSIDE = {ntxent.plain.nt_xent_plain, ntxent.nt_xent_at_once}
+# Primitives that the table reaches through a function of tensors: nt_xent by its methods, the objectives by name.
+INSIDE = {
+    ntxent.plain.nt_xent_plain,
+    ntxent.nt_xent_at_once,
+    objectives.logistic.nt_logistic_of_units,
+    objectives.hinge.triplet_of_units,
+    objectives.dcl.decoupled_of_units,
+    objectives.supervised.supcon_of_units,
+}
 
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from devices import host, on_device, tensor
 
-from minisimclr.engine.autograd import Tensor
+from minisimclr.engine.autograd import Tensor, primitive
+from minisimclr.engine.guard import writing
 from minisimclr.training.optim import LARS, SGD, Optimizer, warmup_cosine
 
 Array = np.ndarray
@@ -349,3 +350,72 @@ def test_schedule_gives_python_floats():
 def test_schedule_refuses_a_warm_up_longer_than_the_run(warmup):
     with pytest.raises(ValueError, match=f"0…total_steps = 10, not {warmup}"):
         warmup_cosine(0, 10, warmup, 1.0)
+
+
+# ── Whose parameters they are ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("make", [SGD, LARS])
+def test_a_parameter_that_is_given_under_two_names_moves_by_its_formula_once(make):
+    """Tied weights: their gradient is one, already added up."""
+    (w, *_), (g, *_) = start(), gradients(0)
+    p = tensor(w, requires_grad=True)
+    p.grad = on_device(g)
+    make([p, p], lr=0.1, momentum=0.9, weight_decay=0.01).step()
+    np.testing.assert_array_equal(host(p.data), one_step(make, w, g, lr=0.1, momentum=0.9, weight_decay=0.01))
+
+
+def test_descent_written_in_place_agrees_with_the_optimizer_or_is_refused():
+    """`w -= lr * w.grad` would bind the name to a new tensor: the network's own weight would never move."""
+    w, by_hand = (tensor(np.array([1.0, -2.0]), requires_grad=True) for _ in range(2))
+    (w * w).sum().backward()
+    SGD([w], lr=0.1, momentum=0.0).step()
+    name = by_hand  # what a loop over parameters() binds
+    (name * name).sum().backward()
+    try:
+        name -= 0.1 * name.grad
+    except (TypeError, RuntimeError):
+        assert name is by_hand
+    else:
+        np.testing.assert_array_equal(host(by_hand.data), host(w.data))
+
+
+def test_a_step_within_another_write_agrees_with_one_after_the_other():
+    """Two optimizers in two threads may be at work on one parameter, while an older graph lives."""
+    within, after = (tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    for w in (within, after):
+        kept = (w * w).sum()
+        optimizer = SGD([w], lr=0.1, momentum=0.0)
+        w.grad = on_device(np.full(3, 2.0))
+        with writing(w) as array:
+            if w is within:
+                optimizer.step()
+            array -= 0.25
+        if w is after:
+            optimizer.step()
+        del kept
+    np.testing.assert_array_equal(host(within.data), host(after.data))
+
+
+def test_a_step_while_an_operation_computes_is_noticed_or_the_gradient_is_that_of_finite_differences():
+    """Another thread's step comes between the look at the array and the claim on it."""
+    w = tensor(np.array([1.0, -2.0, 3.0]), requires_grad=True)
+    optimizer = SGD([w], lr=0.1, momentum=0.0)
+    w.grad = on_device(np.ones(3))
+    read = []
+
+    @primitive
+    def square(xp, x):
+        read.append(host(x).copy())
+        optimizer.step()  # as another thread would
+        return xp.asarray(read[0] ** 2), lambda g: 2 * g * x
+
+    loss = square(w).sum()
+    w.grad = None
+    try:
+        loss.backward()
+    except RuntimeError:
+        return  # test_guard.py reads the message
+    eps = 1e-6
+    slope = ((read[0] + eps) ** 2 - (read[0] - eps) ** 2) / (2 * eps)
+    np.testing.assert_allclose(host(w.grad), slope, rtol=1e-6)

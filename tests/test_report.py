@@ -1,16 +1,23 @@
-"""The promises of the pictures and of the table."""
+"""The promises of the pictures, of the table, and of what is found out about a run."""
+
+import io
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from minisimclr import Config, Dataset
+from minisimclr import Config, Dataset, knn_accuracy
+from minisimclr.evaluation.embed import embed
 from minisimclr.protocols.compare import Score
-from minisimclr.report import pictures as report
-from minisimclr.report.table import table
+from minisimclr.report import findings, pictures, svg, thumbs
+from minisimclr.report.table import read_scores, table
 from minisimclr.training.config import build_model
 from minisimclr.training.run import Run
 
 pytestmark = pytest.mark.host
+
+CAT, KOREAN = "cat", "고양이"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,16 @@ def run():
 def images():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (30, 16, 16, 3)).astype(np.uint8)
-    return Dataset(pixels, np.arange(30) % 3, ("cat", "dog", "a rather long name of a class"))
+    return Dataset(pixels, np.arange(30) % 3, (CAT, "dog", "a rather long name of a class"))
+
+
+@pytest.fixture(scope="module")
+def found(run, images):
+    half = Dataset(images.images[:15], images.labels[:15], images.class_names)
+    return findings.look(run, images, half)
+
+
+# ── The table ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_table_has_a_row_for_each_representation_and_two_columns_for_each_split():
@@ -46,39 +62,168 @@ def test_the_columns_of_the_table_stand_under_their_headings():
             assert row[end : end + 1] in ("", " ")
 
 
-def test_the_loss_curve_works_from_one_step_to_many(run):
-    for length in (1, 2, 40):
-        assert report.loss_curve(run.history[:length]).size == (960, 560)
+KEPT = {"steps": 7, "train_images": 5, "test_images": {"test": 3},
+        "scores": [{"name": "SimCLR, h", "knn": {"test": 0.5}, "probe": {"test": 1}}]}  # fmt: skip
+
+
+def test_scores_that_were_kept_are_read_if_they_are_those_of_this_step_and_these_images(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(KEPT))
+    assert read_scores(path, 7, 5, {"test": 3}) == [Score("SimCLR, h", {"test": 0.5}, {"test": 1.0})]
+    assert read_scores(path, 8, 5, {"test": 3}) == read_scores(path, 7, 6, {"test": 3}) == []
+    assert read_scores(path, 7, 5, {"test": 4}) == read_scores(path, 7, 5, {"training": 3}) == []
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "null", "[" * 10**5, '{"steps": 7}', json.dumps(KEPT | {"scores": 1}),
+    json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": 2}, "probe": {"test": 1}}]}),
+    json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": float("nan")}, "probe": {"test": 1}}]}),
+    json.dumps(KEPT | {"scores": [{"name": "h", "knn": {}, "probe": {"test": "x"}}]}),
+])  # fmt: skip
+def test_scores_that_cannot_be_ours_count_for_nothing(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    assert read_scores(path, 7, 5, {"test": 3}) == []
+
+
+# ── What is found out ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_vote_on_the_page_is_the_vote_of_the_knn_classifier(run, images, found):
+    h, test_h = embed(run.model, images.images)[0], embed(run.model, images.images[:15])[0]
+    assert (found.voted == images.labels[:15]).mean() == knn_accuracy(h, images.labels, test_h, images.labels[:15])
+    assert ((found.share > 1 / 3) & (found.share <= 1)).all()
+
+
+def test_the_first_neighbour_of_a_training_image_is_itself_and_without_classes_it_is_left_out(run, images, found):
+    assert (found.nearest[:, 0] == found.shown).all()
+    unlabelled = Dataset(images.images, np.zeros(30, np.int64), ("unlabelled",))
+    alone = findings.look(run, unlabelled, unlabelled)
+    assert not alone.labelled
+    assert (alone.nearest != alone.shown[:, None]).all()
+
+
+def test_doubles_of_an_image_do_not_make_it_its_own_neighbour():
+    h = np.tile(np.float32([[1, 2, 3]]), (5, 1))
+    nearest, cosines = findings._others(h, h, 3, itself=True)
+    assert nearest.shape == cosines.shape == (5, 3)
+    unlike = np.eye(5, dtype=np.float32) + 0.1
+    assert (findings._others(unlike, unlike, 3, itself=True)[0] != np.arange(5)[:, None]).all()
+
+
+def test_as_many_images_of_each_class_are_chosen_as_there_are():
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
+    chosen = findings.spread(labels, 20)
+    assert len(chosen) == 20
+    assert np.bincount(labels[chosen]).tolist() == [9, 3, 8]
+    assert (np.diff(chosen) > 0).all()
+
+
+def test_the_map_shows_the_directions_of_largest_variance_in_the_unit_square():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 6)) * [1, 9, 1, 4, 1, 1]
+    places = findings.principal(x)
+    assert abs(np.corrcoef(places[:, 0], x[:, 1])[0, 1]) > 0.95
+    assert abs(np.corrcoef(places[:, 1], x[:, 3])[0, 1]) > 0.9
+    assert (findings.principal(-x) == -places).all() or (findings.principal(x) == places).all()
+    framed = findings._framed(places)
+    assert framed.min() == pytest.approx(0)
+    assert framed.max() == pytest.approx(1)
+    assert np.isfinite(findings._framed(np.zeros((3, 2)))).all()
+    assert findings.principal(np.ones((1, 4))).shape == (1, 2)
+
+
+# ── Curves ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("length", [1, 2, 40, 30_000])
+def test_a_curve_works_from_one_step_to_many_and_stays_small(length):
+    drawn = svg.curve("loss", range(1, length + 1), [5 - k / length for k in range(length)])
+    assert drawn.startswith("<svg")
+    assert len(drawn) < 20_000
+    assert "nan" not in drawn
+
+
+def test_no_spike_is_lost_where_many_steps_share_a_pixel():
+    values = [1.0] * 10_000
+    values[4_321] = 9.0
+    raw, mean = svg.thinned(range(10_000), values)
+    assert max(value for _, value in raw) == 9.0 or max(value for _, value in svg.thinned(range(1, 10_001), values)[0])
+    assert len(raw) == len(mean) == svg.POINTS
+
+
+def test_the_band_lies_between_the_two_levels():
+    drawn = svg.curve("loss", [0, 10], [5.0, 1.0], levels=[svg.Level(5.5, "chance"), svg.Level(0.5, "floor <&>")])
+    assert drawn.count('class="level"') == 2
+    assert drawn.count('class="band"') == 1
+    assert "floor &lt;&amp;&gt;" in drawn
 
 
 def test_ticks_are_round_and_inside():
-    for low, high in ((0.0, 5.8), (0.0, 1.0), (0.0, 5850.0), (0.0, 0.003)):
-        ticks = report._ticks(low, high, 5)
+    for low, high in ((0.0, 5.8), (0.0, 1.0), (0.0, 5850.0), (0.0, 0.003), (-2.3, 0.4)):
+        ticks = svg.ticks(low, high, 5)
         assert 2 <= len(ticks) <= 7
         assert low <= ticks[0] <= ticks[-1] <= high * (1 + 1e-9)
 
 
+# ── Thumbnails ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sheet_holds_its_images_unchanged_where_there_is_room(images):
+    made = thumbs.sheet(images.images, 10**6)
+    with Image.open(io.BytesIO(content_of(made))) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    for k in (0, 7, 29):
+        y, x = 16 * (k // made.columns), 16 * (k % made.columns)
+        assert (pixels[y : y + 16, x : x + 16] == images.images[k]).all()
+
+
+@pytest.mark.parametrize("most", [4_000, 12_000, 60_000])
+def test_a_sheet_takes_no_more_bytes_than_it_may(most):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 96, 96, 3)).astype(np.uint8)  # the hardest to compress
+    assert len(content_of(thumbs.sheet(noise, most))) <= most
+
+
+def content_of(made):
+    import base64
+
+    return base64.b64decode(made.uri.partition(",")[2])
+
+
+# ── Pictures ──────────────────────────────────────────────────────────────────────────────────────
+
+
 def test_the_views_sheet_shows_each_image_above_its_two_views(run, images):
-    sheet = np.asarray(report.views_sheet(run, images.images, count=5))
+    sheet = np.asarray(pictures.views_sheet(run, images.images, count=5))
     top_left = sheet[6 : 6 + 64, 84 : 84 + 64]
     assert (top_left[::4, ::4] == images.images[0]).all()  # enlarged four times, unchanged
 
 
-def test_wrong_neighbours_are_framed_and_right_ones_are_not(run, images):
-    def framed(data):
-        sheet = np.asarray(report.neighbours_sheet(run, data, data))
+def test_wrong_neighbours_are_framed_and_right_ones_are_not(run, images, found):
+    def framed(found):
+        sheet = np.asarray(pictures.neighbours_sheet(found))
         return (sheet == np.array([209, 36, 47])).all(axis=-1).any()
 
     one_class = Dataset(images.images, np.zeros(30, int), images.class_names)
-    assert framed(images)
-    assert not framed(one_class)
+    assert framed(found)
+    assert not framed(findings.look(run, one_class, one_class))
 
 
-def test_the_similarity_of_an_image_with_itself_is_the_darkest_blue(run, images):
-    picture = np.asarray(report.similarity_matrices(run, images, per_class=4))
+def test_the_similarity_of_an_image_with_itself_is_the_darkest_blue(found):
+    picture = np.asarray(pictures.similarity_matrices(found))
     assert (picture[44 + 2, 110 + 2] == [16, 52, 120]).all()
 
 
 def test_the_colours_run_from_orange_over_white_to_blue():
-    colours = report._diverging(np.array([[-1.0, 0.0, 1.0, 5.0]]))[0]
+    colours = pictures.diverging(np.array([[-1.0, 0.0, 1.0, 5.0]]))[0]
     assert colours.tolist() == [[180, 88, 6], [255, 255, 255], [16, 52, 120], [16, 52, 120]]
+
+
+def test_a_name_that_the_font_cannot_write_becomes_a_number_with_a_legend(run, images, found):
+    assert pictures.written(CAT, 0) == CAT
+    assert pictures.written(KOREAN, 4) == "5"
+    korean = Dataset(images.images, images.labels, (KOREAN, "dog", "犬"))
+    for draw in (pictures.neighbours_sheet, pictures.similarity_matrices):
+        usual, longer = draw(found), draw(findings.look(run, korean, korean))
+        assert longer.height == usual.height + 28
+        assert (np.asarray(longer)[-28:] != 255).any()

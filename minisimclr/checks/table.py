@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from .. import ntxent, ops
+from .. import ntxent, objectives, ops
 from ..backend import array_module
 from ..engine.autograd import Tensor
 
@@ -144,6 +144,49 @@ def nt_xent_by_loops(za: Any, zb: Any, *, temperature: float) -> float:
     return float(np.mean(losses))
 
 
+def pairs_by_loops(za: Any, zb: Any, semi_hard: bool) -> list[tuple[float, list[float]]]:
+    """For each anchor the cosine of its positive, and those of its negatives, or of its semi-hard one alone."""
+    u = l2_normalize_by_loops(np.concatenate([za, zb]))
+    n, found = len(za), []
+    for i in range(2 * n):
+        p = i + n if i < n else i - n
+        positive, negatives = u[i] @ u[p], [u[i] @ u[k] for k in range(2 * n) if k not in (i, p)]
+        farther = [c for c in negatives if c < positive]
+        found.append((positive, ([max(farther)] if farther else []) if semi_hard else negatives))
+    return found
+
+
+def nt_logistic_by_loops(za: Any, zb: Any, *, temperature: float, semi_hard: bool = False) -> float:
+    """Table 2 of the paper, the negatives of an anchor averaged."""
+    losses = []
+    for positive, negatives in pairs_by_loops(za, zb, semi_hard):
+        of_negatives = [-np.log(special.expit(-c / temperature)) for c in negatives]
+        losses.append(-np.log(special.expit(positive / temperature)) + (np.mean(of_negatives) if negatives else 0))
+    return float(np.mean(losses))
+
+
+def triplet_by_loops(za: Any, zb: Any, *, margin: float = 0.4, semi_hard: bool = False) -> float:
+    """Table 2 of the paper, the negatives of an anchor averaged."""
+    pairs = pairs_by_loops(za, zb, semi_hard)
+    return float(np.mean([np.mean([max(c - p + margin, 0.0) for c in cs]) if cs else 0 for p, cs in pairs]))
+
+
+def decoupled_by_loops(za: Any, zb: Any, *, temperature: float) -> float:
+    pairs = pairs_by_loops(za, zb, semi_hard=False)
+    return float(np.mean([special.logsumexp(np.divide(cs, temperature)) - p / temperature for p, cs in pairs]))
+
+
+def supcon_by_loops(z: Any, *, labels: Any, temperature: float = 0.1) -> float:
+    """Eq. 2 of Khosla et al. 2020 for each row that has a positive."""
+    u, losses = l2_normalize_by_loops(z), []
+    for i, label in enumerate(labels):
+        others = [k for k in range(len(u)) if k != i]
+        total = special.logsumexp([u[i] @ u[k] / temperature for k in others])
+        terms = [total - u[i] @ u[k] / temperature for k in others if labels[k] == label]
+        losses += [np.mean(terms)] if terms else []
+    return float(np.mean(losses))
+
+
 def statistics(x: Any, *others: Any) -> dict[str, Any]:
     """The statistics that batch norm takes from its own input in training."""
     mean, variance = ops.moments(array_module(x), x)
@@ -226,6 +269,40 @@ def _batch_norm(method: str) -> list[Entry]:
             **kinked,
         ),
     ]
+
+
+def _objectives() -> list[Entry]:
+    """The objectives of Table 4, the decoupled loss and SupCon; where a choice may jump, paths are short."""
+    two = normal(4, 5), normal(4, 5, seed=1)
+    similar = normal(5, 3), normal(5, 3) + 0.6 * normal(5, 3, seed=1)
+    refused = [(call(np.ones((2, 3)), np.ones((3, 3))), ValueError), (call(np.ones((2, 3)), "text"), TypeError)]
+    direction: dict[str, Any] = {"domain": "rows ≠ 0 (gradient 0 at a row of zeros)"}
+    entries = []
+    for semi_hard in (False, True):
+        chosen = {"semi_hard": True} if semi_hard else {}
+        single = [] if semi_hard else [call(normal(1, 3), normal(1, 3, seed=1), temperature=0.1)]
+        jumps = "the semi-hard negative may change: the loss jumps"
+        how = direction | ({"kinks": jumps, "reach": 1e-4} if semi_hard else {"reach": 0.1})
+        samples = [call(*two, temperature=0.5, **chosen), call(*similar, temperature=0.1, **chosen), *single]
+        entries.append(Entry(objectives.nt_logistic, nt_logistic_by_loops, samples, [*_no_loss, *refused], **how))
+        samples = [call(*two, **chosen), call(*similar, margin=0.8, **chosen)]
+        how |= {"kinks": "a hinge at 0 is closed", "reach": 1e-4}
+        bad = [(call(*two, margin=-1.0), ValueError), (call(*two, semi_hard=1), TypeError)]
+        entries.append(Entry(objectives.triplet, triplet_by_loops, samples, [*refused, *bad], **how))
+    samples = [call(*two, temperature=0.5), call(*similar, temperature=0.1)]
+    lonely = (call(np.ones((1, 3)), np.ones((1, 3))), ValueError)
+    entries.append(Entry(objectives.decoupled, decoupled_by_loops, samples, [*_no_loss, lonely], **direction))
+    samples = [
+        call(normal(6, 4), labels=np.array([0, 1, 0, 2, 0, 1]), temperature=0.5),
+        call(normal(6, 4), labels=np.array([7, 7, 7, 7, 7, 7], np.uint8), temperature=0.1),
+    ]
+    bad = [
+        (call(np.ones((2, 3)), labels=np.array([0, 1])), ValueError),
+        (call(np.ones((2, 3)), labels=np.array([0.0, 0.0])), ValueError),
+        (call(np.ones((2, 3)), labels=np.array([0])), ValueError),
+        (call("text", labels=np.array([0, 0])), TypeError),
+    ]
+    return [*entries, Entry(objectives.supcon, supcon_by_loops, samples, bad, **direction)]
 
 
 TABLE = [
@@ -433,4 +510,5 @@ TABLE = [
         )
         for method in ("composed", "plain", "exact", "tiled")
     ),
+    *sorted(_objectives(), key=lambda entry: entry.name),  # those of one name beside each other
 ]

@@ -1,4 +1,4 @@
-"""The command line: demo, pretrain, evaluate, embed, report, gradcheck.
+"""The command line, one file a command.
 
 Exit codes: 0 done; 1 a check failed; 2 usage, configuration or data refused; 3 training turned non-finite;
 4 input/output; 129 SIGHUP; 130 SIGINT; 143 SIGTERM. An error is one line; --debug shows where it came from.
@@ -15,7 +15,7 @@ from .. import backend
 from ..processor import set_threads
 from ..training.run import Interrupted
 from ..training.train import NonFiniteError
-from . import demo, embed, evaluate, gradcheck, pretrain, report
+from . import demo, duplicates, embed, evaluate, export, gradcheck, neighbours, pretrain, report
 from .console import complain
 from .streams import safe_streams
 
@@ -25,6 +25,9 @@ COMMANDS = {
     "evaluate": evaluate,
     "report": report,
     "embed": embed,
+    "export": export,
+    "neighbours": neighbours,
+    "duplicates": duplicates,
     "gradcheck": gradcheck,
 }
 

@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..protocols.compare import compare
 from ..storage import Content, write_all
 from ..training.run import Run, load_run
-from .common import add_run, leave_out, remark, splits
+from .common import add_run, remark, reported, splits_of_run
 from .console import saying, show
 
 HELP = "measure how well h, and z, tell the classes apart"
@@ -37,7 +37,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     run = load_run(options.run, options.device)
     remark(run)
-    evaluated(run, *splits(run, options.data), k=options.k, temperature=options.knn_temperature)
+    evaluated(run, *splits_of_run(run, options), k=options.k, temperature=options.knn_temperature)
 
 
 def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, temperature: float) -> None:
@@ -56,13 +56,11 @@ def evaluated(run: Run, train: Dataset, tests: dict[str, Dataset], k: int, tempe
         "test_images": {name: len(data) for name, data in tests.items()},
         "scores": [dataclasses.asdict(score) for score in scores],
     }
-    with saying("drawing pictures"):
-        pictures = report.drawn(run, train, next(iter(tests.values())))
+    pictures = reported(run, train, next(iter(tests.values())), scores)
     show(f"\n{text}\n\n{settings}")
     files: dict[str, Content] = {
         "table.txt": f"{text}\n\n{settings}\n",
         "results.json": json.dumps(results, indent=2) + "\n",
-        **pictures,
     }
-    write_all({run.folder / name: content for name, content in files.items()})  # all or none: they belong together
-    leave_out(pictures)
+    here = {run.folder / name: content for name, content in files.items()}
+    write_all({**here, **pictures})  # all or none: they belong together

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import backend
-from ..data import load_dataset
+from ..data import Reading, load_dataset
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
-from ..training.config import OLD_CONV, Config, method_of_conv
+from ..training.config import Config
 from ..training.large_batch import remarks, require_room
 from ..training.run import environment_changes
 from ..training.train import pretrain
-from ..values import whole
+from ..values import OLD_CONV, method_of_conv, whole
 from .common import free_folder, path_name
 from .console import note, saying, show, training
+from .sources import add_reading, chosen_reading
 
 HELP = "pre-train an encoder on images without labels"
 
@@ -41,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the views are the same with any number (default: 0: the training process makes them)",
     )
     for item in dataclasses.fields(Config):
-        _add_setting(parser, item)
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
     parser.add_argument(
         "--conv",
         choices=tuple(OLD_CONV),
@@ -59,8 +62,10 @@ def run_command(options: argparse.Namespace) -> None:
     config, start = _configuration(options)
     require_room(config, options.workers)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, "train", size=config.size).images
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
+    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
@@ -83,13 +88,14 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given)
+        config = Config(**given, reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
     found = stored.read_text(options.out / "checkpoint.npz")
-    config = dataclasses.replace(found.config, **given)
+    reading = chosen_reading(options, found.config.reading)
+    config = dataclasses.replace(found.config, **given, reading=reading.as_text())
     backend.require(config.device)
     for change in environment_changes(options.out, config):
         note(f"{change}; the run goes on, but not bit for bit")

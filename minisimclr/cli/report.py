@@ -1,26 +1,29 @@
-"""`minisimclr report`: draw the pictures of a run again."""
+"""`minisimclr report`: make the page and the pictures of a run again."""
 
 from __future__ import annotations
 
 import argparse
 
 from .. import report
+from ..storage import write_all
 from ..training.run import load_run
-from .common import add_run, leave_out, remark, splits
+from .common import add_run, remark, reported, splits_of_run
 from .console import show
 
-HELP = "draw the pictures of a run again"
+HELP = "make the page of a run, report.html, and its pictures again"
 add_options = add_run
 
 
 def run_command(options: argparse.Namespace) -> None:
-    """Draw the pictures into the folder of the run, and print their paths.
+    """Write the page and the pictures into the folder of the run, and print their paths.
 
     Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
     """
     run = load_run(options.run, options.device)
     remark(run)
-    train, tests = splits(run, options.data)
-    paths = report.draw_all(run, train, next(iter(tests.values())), options.run)
-    leave_out(path.name for path in paths)
-    show(*map(str, paths))
+    train, tests = splits_of_run(run, options, labelled=False)
+    counts = {name: len(data) for name, data in tests.items()}
+    scores = report.read_scores(options.run / "results.json", run.steps, len(train), counts)
+    files = reported(run, train, next(iter(tests.values())), scores)
+    write_all(files)  # all or none: they show the same run
+    show(*map(str, files))

@@ -3,7 +3,8 @@
 1. *Lengths.* The plain form squares each entry: in float32, 1e-30 becomes 0 and 1e30 infinity, and a row of zeros is
    divided by 0. `unit_rows` divides each row by its largest entry first, and `through_norm` by both factors.
 2. *The loss.* log Σ − s subtracts two numbers near 1/τ, each rounded; with good embeddings their difference is tiny.
-   `margins` subtracts the positive from the logits first, and `log_one_plus` takes log1p of what is left.
+   `margins` subtracts the positive from the logits first, and `log_one_plus` takes log1p of what is left. That
+   difference is divided by τ, so the positive's cosine is summed in float64: a product in float32 may err by 3e-6.
 3. *The positive's gradient.* P − 1 is rounded where P is nearly 1, and the positive, nearly parallel to u, is mostly
    removed again by (5.11). `by_probabilities` sums P over the negatives instead, and the positive's u is kept in
    float64.
@@ -11,7 +12,7 @@
    `by_differences` computes those differences.
 
 In float32, with views that nearly agree at τ = 0.05 and N = 127, the plain form errs by 2e-2 in the loss and 1e-2 in
-the gradient, this form by 6e-7 and 3e-6 (measured by tests/test_ntxent_rungs.py). It takes as long as a plain form at
+the gradient, this form by 3e-7 and 1e-6 (measured by tests/test_ntxent_rungs.py). It takes as long as a plain form at
 N = 256 and 2.4 times as long at 4096 (benchmarks/README.md), and like it holds matrices of shape (2N,2N). The tags are
 the equations of docs/05_nt_xent.md.
 """
@@ -41,7 +42,8 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     exact, norm, scale = unit_rows(z, xp.float64)  # u = z / |z|                         (5.2)
     u = exact.astype(z.dtype)  # (n,D)
     cosine = u @ u.T.copy()  # (n,n); NumPy takes a slower path for u @ u.T              (5.3)
-    relative, shift = margins(cosine, anchor, partner, temperature)  # (n,n), (n,1)
+    positive = (exact * exact[partner]).sum(axis=1, keepdims=True).astype(u.dtype)  # (n,1)
+    relative, shift = margins(cosine, positive, anchor, partner, temperature)  # (n,n), (n,1)
     high = temperature >= HIGH_TEMPERATURE and n > 2  # one image has no negatives to tell apart
     summed = by_differences(relative, shift, u, exact, partner) if high else by_probabilities(relative, shift, u)
     negatives, repulsion, attraction = summed  # (n,1), (n,D), (n,1)
@@ -66,7 +68,7 @@ def unit_rows(z: Array, dtype: Any = None) -> tuple[Array, Array, Array]:
     scale[scale == xp.inf] = xp.nan  # an embedding overflowed: its row becomes NaN (∞/∞ would warn, too)
     # Entries in [−1, 1]: their squares cannot overflow.
     scaled = z.astype(dtype or z.dtype, copy=False) / xp.where(scale == 0, xp.inf, scale)
-    norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))  # (n,1)
+    norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True, dtype=xp.float64)).astype(scaled.dtype)  # (n,1)
     norm[scale == 0] = 1
     return scaled / norm, norm, scale
 
@@ -84,14 +86,14 @@ def through_norm(u: Array, norm: Array, scale: Array, du: Array) -> Array:
 # ── 2. The loss ───────────────────────────────────────────────────────────────────────────────────
 
 
-def margins(cosine: Array, anchor: Array, partner: Array, temperature: float) -> tuple[Array, Array]:
+def margins(cosine: Array, positive: Array, anchor: Array, partner: Array, temperature: float) -> tuple[Array, Array]:
     """Return each anchor's logits relative to its positive's, shifted so that no exponential overflows.
 
-    Shapes: cosine (n,n), anchor (n,), partner (n,) -> relative (n,n), every entry ≤ 0; shift (n,1) ≥ 0 in float64.
+    Shapes: cosine (n,n), positive (n,1), anchor (n,), partner (n,) -> relative (n,n), shift (n,1) in float64.
+    Every relative logit is ≤ 0, and the shift is ≥ 0.
     The shift is 0 where the positive beats all negatives: then nothing is subtracted that `log_one_plus` would miss.
     """
     xp = array_module(cosine)
-    positive = cosine[anchor, partner][:, None]  # (n,1)
     margin = (cosine - positive) / temperature  # (n,n)                                  (5.4)
     # We add −∞ rather than assign it: NaN − ∞ is NaN, so a NaN is never masked away.
     margin[anchor, anchor] += -xp.inf  # an anchor is not its own negative …

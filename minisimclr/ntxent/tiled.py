@@ -217,7 +217,11 @@ class _Problem:
             rows = rows * self.dtype.type(factor)
         np.matmul(rows, self.u[self.blocks[j]].T, out=out)
         if j in (i, i + self.half):  # on the diagonal of such a tile each row meets itself, or its partner
-            np.fill_diagonal(out, 0 if self.base else -np.inf)  # a tile that holds E − 1 takes 0: e⁰ − 1 = 0
+            nothing = 0 if self.base else -np.inf  # a tile that holds E − 1 takes 0: e⁰ − 1 = 0
+            np.fill_diagonal(out, nothing)
+            if len(self.blocks) == 1:  # a tile of both views also has the partners, on the diagonals of two quarters
+                np.fill_diagonal(out[: self.images, self.images :], nothing)
+                np.fill_diagonal(out[self.images :, : self.images], nothing)
         return out
 
     def exponentials(self, pair: Pair, out: Array) -> Array:
@@ -315,7 +319,12 @@ def _column_sums(e: Array) -> Array:
 
 
 def _blocks(images: int) -> list[slice]:
-    """Cut each view into blocks of at most TILE rows, all of nearly one size: first one view's, then the other's."""
+    """Cut each view into blocks of at most TILE rows, all of nearly one size: first one view's, then the other's.
+
+    A few images are one block of both views: three small tiles would cost more calls than the symmetry saves.
+    """
+    if 2 * images <= TILE:
+        return [slice(0, 2 * images)]
     count = max(-(-images // TILE), 2 if images > SINGLE_THREAD_N else 1)  # three pairs are too few for two threads
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]

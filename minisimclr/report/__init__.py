@@ -1,6 +1,15 @@
-"""The report of a run: the table of accuracies and four pictures."""
+"""The report of a run: the table of accuracies, a page in HTML, and three pictures."""
 
-from .pictures import draw_all, drawn
-from .table import table
+from __future__ import annotations
 
-__all__ = ["draw_all", "drawn", "table"]
+from .findings import Findings, look
+from .page import as_html
+from .pictures import draw_all
+from .table import read_scores, table
+
+__all__ = ["drawn", "look", "read_scores", "table"]
+
+
+def drawn(findings: Findings) -> dict[str, bytes]:
+    """Return the files that show what was found, by name: report.html and the pictures."""
+    return {"report.html": as_html(findings).encode(), **draw_all(findings)}

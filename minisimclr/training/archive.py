@@ -24,6 +24,7 @@ from ..storage import one_line, open_regular
 
 LARGEST = 8 << 30  # size of an archive, bytes; four ResNet-152 of double width would fit
 MOST_AT_ONCE = 1 << 20  # bytes that are read at once; the list of 1,500 arrays, ResNet-152's, is a sixth of it
+NUMBERS, TEXT = "fiub", "U"  # kinds of dtype: float, signed, unsigned, bool; Unicode; never pickled objects, "O"
 LONGEST_TEXT = 1 << 20  # size of an array that holds text, bytes
 
 
@@ -49,7 +50,8 @@ class Archive:
     Raises: ValueError, or an error of the readers, for what is not an archive as NumPy's savez writes it.
     """
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: io.FileIO, kinds: str = NUMBERS) -> None:
+        self._kinds = kinds
         try:
             self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile:
@@ -78,8 +80,9 @@ class Archive:
     def _header(self, name: str) -> Header:
         with self._opened(name) as file:
             header, place = _read_header(file), file.tell()
-        if header.dtype.kind not in "fiub":  # float, signed, unsigned, bool: no text, and no pickled objects
-            raise ValueError(f"{_named(name)} has dtype {header.dtype}, expected numbers")
+        if header.dtype.kind not in self._kinds:
+            expected = "numbers" if self._kinds == NUMBERS else "numbers or text"
+            raise ValueError(f"{_named(name)} has dtype {header.dtype}, expected {expected}")
         if place + math.prod(header.shape) * header.dtype.itemsize != self.members[name].file_size:
             raise ValueError(f"{_named(name)} declares shape {header.shape}, which is not its size")
         return header
@@ -135,11 +138,14 @@ class Archive:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Archive]:
-    """Open an archive. Raises: FileNotFoundError; OSError for what is no regular file; what Archive raises."""
+def opened(path: Path, kinds: str = NUMBERS) -> Iterator[Archive]:
+    """Open an archive whose arrays are of these kinds.
+
+    Raises: FileNotFoundError; OSError for what is no regular file; what Archive raises.
+    """
     with _Sips(open_regular(path, LARGEST), "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of headers that an old Python wrote: what matters is refused
-        yield Archive(file)
+        yield Archive(file, kinds)
 
 
 class _Sips(io.FileIO):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +60,8 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
-    """Return the function that makes the views of a step, on the device of the configuration."""
+def step_views(config: Config, images: NDArray[np.uint8], own: Any = None) -> Views:
+    """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
     steps_per_epoch = len(images) // config.batch
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
@@ -69,12 +69,14 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
-    make = two_views_drawn if made_late(config) else two_views  # later, chunk by chunk, if they do not fit (chunk)
+    settings = (config.size, config.strength, config.blur, config.min_area)
+    drawn = two_views_drawn if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
+    make = own or (lambda batch, rng: drawn(batch, rng, *settings, method=method))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
         batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
-        return make(batch, rng, config.size, config.strength, config.blur, config.min_area, method=method)
+        return make(batch, rng)  # (B,size,size,3) each
 
     return views
 
@@ -84,7 +86,7 @@ def step_views(config: Config, images: NDArray[np.uint8]) -> Views:
 
 @contextmanager
 def views_ahead(
-    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = ()
+    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = (), own: Any = None
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
@@ -96,10 +98,10 @@ def views_ahead(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
-        yield step_views(config, images)
+        yield step_views(config, images, own)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    with team(step_views, min(workers, len(steps)), config, images, steps, stop) as views:
+    with team(functools.partial(step_views, own=own), min(workers, len(steps)), config, images, steps, stop) as views:
         yield views

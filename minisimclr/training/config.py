@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..nn import METHOD, ROOMS, method_of
+from .. import heads, objectives
+from ..data import Reading
+from ..heads import HEADS
+from ..nn import METHOD, method_of
+from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
-from ..simclr import ProjectionHead, SimCLR
-from ..values import checked, setting
+from ..simclr import SimCLR
+from ..values import check_method, checked, method_of_conv, setting
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -32,9 +36,6 @@ METHODS = {
     "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
     "views": ("plain", "batched", "auto"),
 }
-
-# Before version 0.2 one setting, `conv`, chose the form of the convolutions alone.
-OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Config:
 
     # The images and the network.
     data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    reading: str = setting("", "how the names in the data are read, as data/reading.py writes it", metavar="PAIRS")
     size: int = setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
@@ -62,6 +64,9 @@ class Config:
         "96 pixels and imagenet from there on",
         choices=("auto", *STEMS),
     )
+    init: str = setting("", "file of encoder weights to begin with, as export writes it (default: random weights)")
+    zero_init: bool = setting(False, "begin each residual block as its shortcut alone, its last scale at 0")
+    head: str = setting("auto", "projection head; auto: head_layers layers, with batch norm", choices=HEADS)
     head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
     head_dim: int = setting(128, "dimensions of the embedding z", least=2, most=65536)
 
@@ -74,6 +79,8 @@ class Config:
     temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
     )
+    objective: str = setting("nt_xent", "objective; those beside NT-Xent are for comparison", choices=OBJECTIVES)
+    margin: float = setting(0.4, "margin of the triplets, which have no temperature", least=0, most=2)
     optimizer: str = setting(  # the paper takes LARS, for batches of 4,096
         "sgd", "optimizer of the weights; lars is for batches of 1,024 and more", choices=("sgd", "lars")
     )
@@ -116,7 +123,8 @@ class Config:
             object.__setattr__(self, item.name, value)
         if 0 < self.chunk < self.batch and self.batch // -(-self.batch // self.chunk) < 2:  # of the smallest chunk
             raise ValueError(f"chunk must be 0, or leave 2 images in each chunk: not {self.chunk} of {self.batch}")
-        _check_method(self.method)  # its values are no list of choices: they are written as pairs
+        Reading.from_text(self.reading)
+        check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -151,27 +159,6 @@ class Config:
         return np.random.default_rng([self.seed, purpose, index])
 
 
-def _check_method(method: str) -> None:
-    """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # the layers would refuse an unknown room in the same words, but after the data is read
-    if method in ("plain", "auto"):
-        return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
-    for room, form in named:
-        if form not in METHODS[room]:
-            raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
-    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
-
-
-def method_of_conv(conv: Any) -> str:
-    """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
-        raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
-    return OLD_CONV[conv]
-
-
 def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     """Build the untrained network of a configuration, on the host: the same weights for the same seed.
 
@@ -183,10 +170,11 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     # One generator draws the weights of f, then those of g: the other order would give other weights.
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
-    features = encoder.features  # dimensions of h, and of the head's hidden layers
-    return SimCLR(
-        encoder, ProjectionHead(features, features, config.head_dim, config.head_layers, **how), method=config.method
-    )
+    if config.zero_init:
+        heads.zero_last_scales(encoder)
+    head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
+    loss = objectives.named(config.objective, form=method_of("ntxent", config.method), margin=config.margin)
+    return SimCLR(encoder, head, method=config.method, objective=loss)
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

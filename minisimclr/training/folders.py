@@ -12,7 +12,7 @@ from ..storage import open_regular, require_replaceable, shown
 from .config import Config
 
 # The files that a run writes into its folder, by the commands that write them.
-PICTURES = ("loss.png", "views.png", "neighbours.png", "similarity.png")
+PICTURES = ("report.html", "views.png", "neighbours.png", "similarity.png")
 NAMES = ("config.json", "metrics.jsonl", "checkpoint.npz", "table.txt", "results.json", *PICTURES)
 LARGEST = 1 << 16  # size of config.json, bytes; ours have 500
 

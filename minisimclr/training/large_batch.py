@@ -30,7 +30,6 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..engine.autograd import Tensor, Vjp, no_grad, primitive
-from ..ntxent import nt_xent
 from ..simclr import SimCLR
 from ..values import whole
 from ..views.augment import make_views
@@ -55,7 +54,7 @@ def loss_by_chunks(
     train   False: batch norm uses its running statistics, and the gradient is that of the whole batch
 
     Shapes: views_a, views_b float (N,H,W,3) -> scalar, (N,out_dim), (N,out_dim)
-    Raises: ValueError for a chunk below 1, and what `nt_xent` raises.
+    Raises: ValueError for a chunk below 1, and what the objective raises.
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", §3.2.
 
     >>> import numpy as np, minisimclr as ms
@@ -80,7 +79,7 @@ def loss_by_chunks(
     # z as leaves: the graph of the loss ends here, and ∂L/∂z is what collects in them.
     za = Tensor(xp.concatenate([z[: len(z) // 2] for z in rows]), requires_grad=True)  # (N,D)
     zb = Tensor(xp.concatenate([z[len(z) // 2 :] for z in rows]), requires_grad=True)  # (N,D)
-    loss = nt_xent(za, zb, temperature, method=model.method)  # scalar, of all 2N anchors
+    loss = model.objective(za, zb, temperature)  # scalar, of all 2N anchors
     loss.backward()  # (14.1)
     dz: list[Array] = [za.grad, zb.grad]  # (N,D) each
     parameters = model.parameters()
@@ -182,9 +181,12 @@ def bytes_of_views(config: Config) -> int:
     return 2 * config.batch * config.size**2 * 3 * 4  # two views, three colours, float32
 
 
-def require_room(config: Config, workers: int) -> None:
-    """Refuse workers for views that do not fit, because a worker holds whole batches of them."""
-    if workers and made_late(config):
+def require_room(config: Config, workers: int, own: Any = None) -> None:
+    """Refuse workers for views that do not fit, because a worker holds whole batches of them; `own` makes all at once.
+
+    Raises: ValueError, in one line.
+    """
+    if workers and own is None and made_late(config):
         raise ValueError(
             f"workers must be 0 here: the views of a batch, {bytes_of_views(config) / 2**30:.1f} GiB, are too many to "
             "keep, and the training process makes them chunk by chunk"

@@ -32,15 +32,20 @@ LEAST = 1.0  # the smallest loss scale; if gradients overflow even then, the sca
 PATIENCE = 1000  # steps in a row without overflow before the scale doubles
 
 
-def build(config: Config) -> tuple[SimCLR, Optimizer]:
+def build(config: Config, own: SimCLR | None = None) -> tuple[SimCLR, Optimizer]:
     """Build the network of a configuration and its optimizer, on the device and in the precision that it names.
 
-    Raises: RuntimeError, in one line, if the device does not have that precision.
+    own  a model to be trained in place of the configuration's; it chose the precision of its products itself
+
+    Raises: RuntimeError, in one line, if the device does not have that precision; ValueError for half precision if
+            the model is `own`.
     """
+    if own is not None and config.precision not in ("float32", "tf32"):
+        raise ValueError(f"precision must be float32 or tf32 for a model of one's own, not {config.precision}")
     use_tf32(config.precision == "tf32", config.device)
     product_dtype = half_dtype(config.precision, config.device)
     loss_scale = LossScale() if config.precision == "float16" else None
-    model = build_model(config, product_dtype).to(config.device)
+    model = (build_model(config, product_dtype) if own is None else own).to(config.device)
     return model, build_optimizer(config, model, loss_scale)
 
 

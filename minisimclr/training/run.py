@@ -26,6 +26,7 @@ from ..storage import Lock, open_to_append, remove_leftovers, shown, write
 from . import checkpoint, folders, record, stored
 from .config import Config, build_model
 from .record import Metrics as Metrics
+from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
 # not what is computed.
@@ -45,7 +46,7 @@ class NonFiniteError(ArithmeticError):
     """The loss, a gradient or an array to be saved became NaN or infinite; the last checkpoint is as it was."""
 
 
-class Run:
+class Run(Trained):
     """A model, how it was made, how its training went, and where it is kept.
 
     config   the settings                             history  one dictionary of metrics per step
@@ -72,6 +73,7 @@ class Run:
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
+        self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
         self.lock: Lock | None = None  # of the folder, while the run is trained
 
     @property
@@ -79,17 +81,16 @@ class Run:
         """The metrics of the steps that are done, one dictionary each."""
         return list(self.recent) if self.folder is None else record.read(self.folder / "metrics.jsonl", self.steps)
 
-    def __repr__(self) -> str:
-        return f"Run(steps={self.steps}, folder={self.folder}, {self.config})"
-
     def release(self) -> None:
         """Give back the folder's lock."""
         if self.lock is not None:
             self.lock.release()
 
 
-def load_run(folder: str | Path, device: str = "cpu") -> Run:
+def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = None) -> Run:
     """Load a run from its folder: configuration, trained model, steps done, metrics.
+
+    model  takes over the weights; needed for a run that was trained with a model of one's own
 
     The model is put on `device` and computes in float32, whatever it was trained on and in.
 
@@ -105,8 +106,11 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     2 2
     """
     folder = Path(folder)
-    found = stored.read(folder / "checkpoint.npz")
-    run = Run(found.config, build_model(found.config.to_evaluate(device)), found.steps, (), folder, found.images)
+    found = stored.read(folder / "checkpoint.npz", model)
+    if model is None:
+        model = build_model(found.config.to_evaluate(device))
+    run = Run(found.config, model, found.steps, (), folder, found.images)
+    run.own = found.own
     run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
     return run
@@ -157,7 +161,10 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     """
     assert run.folder is not None
     path = run.folder / "checkpoint.npz"
-    found = stored.read(path)
+    found = stored.read(path, run.model if "model" in run.own else None)
+    if found.own != run.own:
+        brought = " and ".join(found.own) or "nothing"
+        raise ValueError(f"cannot resume {run.folder}: its caller brought {brought} of his own, and must again")
     before = found.config.as_dict()  # a setting that did not exist then has its default
     differing = [
         name for name, value in run.config.as_dict().items() if before[name] != value and name not in MAY_CHANGE
@@ -202,6 +209,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "config": run.config.as_dict(),
         "steps": run.steps,
         "images": run.images,
+        **({"own": list(run.own)} if run.own else {}),
         "environment": checkpoint.environment(run.config.device, run.config.precision),
     }
     checkpoint.save(run.folder / "checkpoint.npz", arrays, meta)

@@ -9,33 +9,41 @@ that is not finite is noticed before anything is saved. A CPU has no queue: ther
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..interop import load_into
+from ..objectives import chance
 from ..processor import blas_at_one_thread
+from ..simclr import SimCLR
+from ..values import instance
 from . import precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
+from .signals import stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
-# Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
-STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
 
 
 def begin(
-    config: Config, images: np.ndarray[Any, Any], folder: str | Path | None, resume: bool
+    config: Config,
+    images: np.ndarray[Any, Any],
+    folder: str | Path | None,
+    resume: bool,
+    model: SimCLR | None = None,
+    views: object = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
+
+    model, views  those that the caller brought, or None; the run remembers that it needs them
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -43,9 +51,13 @@ def begin(
     from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
 
     leave_if_only_imported()
-    model, optimizer = precision.build(config)
+    own = {"model": model and instance("model", model, SimCLR), "views": views}
+    model, optimizer = precision.build(config, model)
+    if config.init and not resume:
+        load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume)
     run = Run(config, model, folder=path, images=fingerprint(images))
+    run.own = tuple(name for name, thing in own.items() if thing is not None)
     run.lock = lock
     if resume:
         try:
@@ -135,12 +147,11 @@ class Session:
         Raises: Interrupted after a step in which a signal came, when all is saved.
         """
         config, total = self.run.config, self.steps.stop
+        level = chance(config.objective, config.batch, config.margin)
         self.since = time.perf_counter()  # when the metrics were last read
         for step in self.steps:
             epoch = step * config.epochs // total
-            self.waiting.append(
-                {"step": step, "steps": total, "epoch": epoch, "chance": math.log(2 * config.batch - 1)}
-            )
+            self.waiting.append({"step": step, "steps": total, "epoch": epoch, "chance": level})
             self._settle()
             yield step
             self.run.steps = step + 1
@@ -215,30 +226,3 @@ class Session:
             self.saved, self.kept = time.monotonic(), done
         if self.stop:
             raise self._interrupted()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP instead of dying of it; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield received
-        return
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
-    if before.get(STOPPING[-1]) == signal.SIG_IGN and len(STOPPING) == 3:
-        del before[STOPPING[-1]]  # nohup: whoever asked for it wants the run to outlive the terminal
-
-    def put_back() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not set by Python
-
-    def remember(signum: int, frame: Any) -> None:
-        received.append(signum)
-        put_back()
-
-    for signum in before:
-        signal.signal(signum, remember)
-    try:
-        yield received
-    finally:
-        put_back()

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..module import Module
+from ..values import drawing_zeros
 from . import checkpoint
 from .archive import Header, Rule
 from .config import WEIGHTS, Config, build_model
@@ -39,11 +41,22 @@ class Stored:
     images: str
     environment: dict[str, Any]
     arrays: dict[str, np.ndarray[Any, Any]]
+    own: tuple[str, ...]
 
 
-def read(path: Path) -> Stored:
-    """Read a checkpoint. Raises: CheckpointError, in one line, for one that cannot be used."""
-    arrays, meta = checkpoint.load(path, lambda meta, headers: implied(_checked(meta).config, headers))
+def read(path: Path, model: Module | None = None) -> Stored:
+    """Read a checkpoint: that of `model`, or of the network of its configuration.
+
+    Raises: CheckpointError, in one line, for one that cannot be used, or that is of another network.
+    """
+
+    def rules(meta: Mapping[str, Any], headers: Mapping[str, Header]) -> dict[str, Rule]:
+        told = _checked(meta)
+        if "model" in told.own and model is None:
+            raise ValueError("it is of a model of one's own: load_run(folder, model=…), or pretrain(…, model=…)")
+        return implied(told.config, headers, model)
+
+    arrays, meta = checkpoint.load(path, rules)
     with checkpoint.explained(path):
         return _checked(meta, arrays)
 
@@ -69,7 +82,10 @@ def _checked(meta: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -
     most = config.epochs * (int(counted[1]) // config.batch) if counted else 2**53
     if type(steps) is not int or not 0 <= steps <= most:
         raise ValueError(f"steps must be a whole number from 0 to {most:,}")
-    return Stored(config, steps, images, _environment(meta.get("environment", {})), dict(arrays or {}))
+    own = meta.get("own", [])
+    if not isinstance(own, list) or own not in ([], ["model"], ["views"], ["model", "views"]):
+        raise ValueError("own must name model, views, or both")
+    return Stored(config, steps, images, _environment(meta.get("environment", {})), dict(arrays or {}), tuple(own))
 
 
 def _environment(given: Any) -> dict[str, Any]:
@@ -87,13 +103,14 @@ def _environment(given: Any) -> dict[str, Any]:
 # ── Its arrays ────────────────────────────────────────────────────────────────────────────────────
 
 
-def implied(config: Config, headers: Mapping[str, Header]) -> dict[str, Rule]:
-    """Return the rules that the arrays of a checkpoint of this configuration must follow.
+def implied(config: Config, headers: Mapping[str, Header], model: Module | None = None) -> dict[str, Rule]:
+    """Return the rules that the arrays of a checkpoint of this configuration must follow, or of this model.
 
     Raises: ValueError if the network has more weights than there are in the file; it is then not built.
     """
     there = sum(math.prod(header.shape) for name, header in headers.items() if name.startswith("model/"))
-    model = build_model(_Unrandom(config, max(there, SMALL)))  # type: ignore[arg-type]
+    if model is None:
+        model = build_model(_Unrandom(config, max(there, SMALL)))  # type: ignore[arg-type]
     float32 = np.dtype(np.float32)
     rules = {}
     for name, array in model.state_dict().items():
@@ -111,7 +128,7 @@ class _Unrandom:
     """A configuration whose generator draws zeros, and no more of them than a number that is given."""
 
     def __init__(self, config: Config, most: int) -> None:
-        self.config, self.zeros = config, _zeros(most)
+        self.config, self.zeros = config, drawing_zeros(most)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
@@ -120,23 +137,3 @@ class _Unrandom:
         """Return the generator of zeros."""
         assert purpose == WEIGHTS
         return self.zeros
-
-
-def _zeros(most: int) -> np.random.Generator:
-    """Return a generator that draws zeros: only the shapes of the weights are asked for, and how many there are."""
-
-    class Zeros(np.random.Generator):  # in here, since NumPy loads its random numbers when they are first named
-        left = most
-
-        def standard_normal(self, shape: Any, dtype: Any = np.float32) -> np.ndarray[Any, Any]:  # type: ignore[override]
-            """Draw zeros in place of numbers from N(0,1)."""
-            self.left -= math.prod(shape)
-            if self.left < 0:
-                raise ValueError("config describes a network with more weights than there are")
-            return np.zeros(shape, dtype)
-
-        def uniform(self, low: float, high: float, shape: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
-            """Draw zeros in place of numbers from low to high."""
-            return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
-
-    return Zeros(np.random.PCG64(0))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, load_dataset
+from ..data import DataError, Reading, load_dataset
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
+from ..simclr import SimCLR
 from ..values import instance, whole
 from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
@@ -30,6 +31,8 @@ def pretrain(
     *,
     folder: str | Path | None = None,
     resume: bool = False,
+    model: SimCLR | None = None,
+    views: Callable[..., Any] | None = None,
     workers: int = 0,
     progress: Callable[[Metrics], None] = lambda metrics: None,
 ) -> Run:
@@ -38,6 +41,8 @@ def pretrain(
     images    uint8 (N,H,W,3); by default the training split of config.data
     folder    the folder for config.json, metrics.jsonl and checkpoint.npz; None keeps nothing
     resume    True goes on from the folder's checkpoint, with the same configuration
+    model     a SimCLR of your own encoder and head; views: your own function of images uint8 (B,H,W,3) and a generator
+              that returns two views of each, float (B,H,W,3); both in place of what the configuration would make
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
     progress  is called with the metrics of every step
 
@@ -53,9 +58,10 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
-    require_room(config, workers)
+    require_room(config, workers, views)
     if images is None:
-        images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
+        reading = Reading.from_text(config.reading)
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
     check_images(images)  # before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
@@ -63,16 +69,16 @@ def pretrain(
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
-    run, optimizer = begin(config, images, folder, resume)  # builds the network; to resume is to load its weights
+    run, optimizer = begin(config, images, folder, resume, model, views)  # builds the network, or loads it
     # With --chunk the loss is the same, but a graph never holds more than a chunk of the batch: chapter 14.
     loss_of = partial(loss_by_chunks, run.model, chunk=config.chunk) if in_chunks(config) else run.model.loss
     with (
         Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
-        views_ahead(config, images, session.steps, workers, session.stop) as views,
+        views_ahead(config, images, session.steps, workers, session.stop, views) as views_of,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)
-            a, b = views(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
+            a, b = views_of(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
             loss, za, zb = loss_of(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
             size = optimizer.backward(loss)  # Σ max|g|: it is finite exactly if every gradient is
             # A number that is not finite ends the run here, before it gets into the weights or into a checkpoint.

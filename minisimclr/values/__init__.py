@@ -5,6 +5,7 @@ from .arrays import (
     check_pixels,
     class_labels,
     computing_dtype,
+    drawing_zeros,
     embeddings,
     features_and_labels,
     finite_rows,
@@ -16,6 +17,7 @@ from .arrays import (
     refuse_hidden,
     taken_as_they_are,
 )
+from .methods import OLD_CONV, check_method, method_of_conv, pairs_of
 from .settings import (
     by_default,
     checked,
@@ -35,11 +37,14 @@ from .settings import (
 
 __all__ = [
     "NUMBERS",
+    "OLD_CONV",
     "by_default",
+    "check_method",
     "check_pixels",
     "checked",
     "class_labels",
     "computing_dtype",
+    "drawing_zeros",
     "embeddings",
     "features_and_labels",
     "finite_rows",
@@ -47,11 +52,13 @@ __all__ = [
     "generator",
     "instance",
     "members",
+    "method_of_conv",
     "need_array",
     "not_negative",
     "number",
     "numbers",
     "one_of",
+    "pairs_of",
     "plain_array",
     "readers_of",
     "refuse_hidden",

@@ -9,6 +9,7 @@ or ValueError (another shape or range) in one line that names the argument.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -197,3 +198,29 @@ def refuse_hidden(name: str, value: Any, kinds: tuple[type, ...]) -> None:
     items = [*value] if isinstance(value, (set, frozenset, deque)) else objects
     if any(isinstance(item, kinds) for item in items):
         raise TypeError(f"{name}: layers are not found in a {type(value).__name__}; use a list or a dict")
+
+
+# ── Weights that are not drawn ────────────────────────────────────────────────────────────────────
+
+
+def drawing_zeros(most: int) -> np.random.Generator:
+    """Return a generator that draws at most so many zeros: a network's names and shapes are asked for, not its weights.
+
+    Raises: ValueError, when it draws, for a network of more weights than `most`; they are then not made.
+    """
+
+    class Zeros(np.random.Generator):  # in here, since NumPy loads its random numbers when they are first named
+        left = most
+
+        def standard_normal(self, shape: Any, dtype: Any = np.float32) -> np.ndarray[Any, Any]:  # type: ignore[override]
+            """Draw zeros in place of numbers from N(0,1)."""
+            self.left -= math.prod(shape)
+            if self.left < 0:
+                raise ValueError("the network that it describes has more weights than there are")
+            return np.zeros(shape, dtype)
+
+        def uniform(self, low: float, high: float, shape: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
+            """Draw zeros in place of numbers from low to high."""
+            return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
+
+    return Zeros(np.random.PCG64(0))

@@ -92,7 +92,8 @@ def make_views(
 ) -> Array:
     """Make the views that the parameters describe; view i shows images[source[i]].
 
-    Shapes: images uint8 (N,H,W,3), source (V,), V parameters -> float32 (V,size,size,3) in [0,1]
+    Shapes: images uint8 (N,H,W,3), or a list of uint8 (H,W,3) on the host; source (V,), V parameters
+            -> float32 (V,size,size,3) in [0,1]
     Raises: ValueError for an unknown method.
     """
     method = one_of("method", method, METHODS)
@@ -100,7 +101,7 @@ def make_views(
     # Choose between the forms. Both write the views of all parameters, in the same order.
     if method == "plain":
         for i, k in enumerate(source):
-            views[i] = plain.view(xp, images[k], parameters[i], size)  # (size,size,3)
+            views[i] = plain.view(xp, xp.asarray(images[k]), parameters[i], size)  # (size,size,3)
     else:
         _fill(xp, views, images, source, parameters)
     return views
@@ -150,8 +151,15 @@ def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
 def _crops(xp: Any, images: Array, source: NDArray[np.int64], p: ViewParameters, size: int) -> Array:
     """Crop, flip and resize: images[source] -> float32 (3,B,size²)."""
     # Only the part of the images that some crop sees is copied; positions count from its corner.
-    y, x = p.top.min(), p.left.min()
-    part = images[xp.asarray(source), y : (p.top + p.height).max(), x : (p.left + p.width).max()]  # (B,H,W,3)
+    if isinstance(images, list):  # photos of several sizes: each crop lies in a corner of what is copied
+        y, x, part = p.top, p.left, np.zeros((len(source), p.height.max(), p.width.max(), 3), np.uint8)
+        for i, k in enumerate(source):
+            crop = images[k][y[i] : y[i] + p.height[i], x[i] : x[i] + p.width[i]]
+            part[i, : p.height[i], : p.width[i]] = crop
+        part = xp.asarray(part)  # (B,H,W,3)
+    else:
+        y, x = p.top.min(), p.left.min()
+        part = images[xp.asarray(source), y : (p.top + p.height).max(), x : (p.left + p.width).max()]  # (B,H,W,3)
     A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)  # (B,size,H)
     A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)  # (B,size,W)
     return resample(xp, part, A_h, A_w)  # (3,B,size²)

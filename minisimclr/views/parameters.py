@@ -7,6 +7,7 @@ they can be compared view by view, and a GPU shows the same views as a CPU, up t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the colour changes, by their
 JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # largest change of each at strength 1; the paper's
 MAX_STRENGTH = 2.5  # largest strength; with it the hue turns by up to ±1/2, which is the whole circle
 BLUR_SIGMA = (0.1, 2.0)  # range of the blur's standard deviation, pixels of the view; the paper's
+
+Side: TypeAlias = "int | NDArray[np.int64]"  # of the images, pixels: one number for all, or (count,)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class ViewParameters:
 def draw_parameters(
     rng: np.random.Generator,
     count: int,
-    height: int,
-    width: int,
+    height: Side,
+    width: Side,
     strength: float = 0.5,
     blur: bool = False,
     min_area: float = CROP_AREA,
@@ -93,7 +96,7 @@ def draw_parameters(
 
 
 def _draw_crops(
-    rng: np.random.Generator, count: int, height: int, width: int, min_area: float
+    rng: np.random.Generator, count: int, height: Side, width: Side, min_area: float
 ) -> tuple[NDArray[np.int64], ...]:
     """Draw top, left, height, width of `count` crops, int64 (count,) each, by torchvision's RandomResizedCrop.
 
@@ -102,6 +105,7 @@ def _draw_crops(
     """
     # We make ten draws for every image, needed or not. So the number of draws does not depend on what was drawn.
     tries = (count, CROP_TRIES)
+    height, width = (np.broadcast_to(side, count)[:, None] for side in (height, width))  # (count,1) each
     area = rng.uniform(min_area, 1, tries) * (height * width)
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), tries))
     w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (count,10)
@@ -109,8 +113,9 @@ def _draw_crops(
     first = np.arange(count), fits.argmax(axis=1)  # an index: of each row, the first crop that fits
     fitting = fits.any(axis=1)  # (count,)
 
-    central_w = min(width, round(height * CROP_ASPECT[1]))
-    central_h = min(height, round(width / CROP_ASPECT[0]))
+    height, width = height[:, 0], width[:, 0]  # (count,)
+    central_w = np.minimum(width, np.rint(height * CROP_ASPECT[1]))
+    central_h = np.minimum(height, np.rint(width / CROP_ASPECT[0]))
     w = np.where(fitting, w[first], central_w).astype(np.int64)  # (count,)
     h = np.where(fitting, h[first], central_h).astype(np.int64)
     top = rng.integers(0, height - h + 1)  # `integers` leaves its upper end out; the last offset is height − h

@@ -1,0 +1,43 @@
+"""Signals that ask a run to stop: the first waits for the end of the step.
+
+A second signal acts at once. Without this the first would end Python in the midst of a step, or of a file. The session
+looks at what was noted when a step is whole, saves, and raises Interrupted, whose signal is the command's exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Signals that ask a run to stop; SIGHUP, which Windows lacks, is the end of its terminal.
+STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT, SIGTERM or SIGHUP instead of dying of it; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield received
+        return
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    if before.get(STOPPING[-1]) == signal.SIG_IGN and len(STOPPING) == 3:
+        del before[STOPPING[-1]]  # nohup: whoever asked for it wants the run to outlive the terminal
+
+    def put_back() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # None: not set by Python
+
+    def remember(signum: int, frame: Any) -> None:
+        received.append(signum)
+        put_back()
+
+    for signum in before:
+        signal.signal(signum, remember)
+    try:
+        yield received
+    finally:
+        put_back()
