@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import devices
@@ -276,6 +277,14 @@ def test_workers_are_refused_in_one_line_if_the_views_do_not_fit(monkeypatch, tm
     with pytest.raises(ValueError, match=r"^workers must be 0 here: the views of a batch, 0\.0 GiB, .*[^\n]$"):
         pretrain(CONFIG, IMAGES, folder=tmp_path / "run", workers=1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.host
+def test_ranks_that_share_a_batch_are_refused_in_one_line():
+    ranks = SimpleNamespace(size=2, rank=0)
+    with pytest.raises(ValueError, match=r"^chunk must be 0 with --distributed: .*[^\n]$"):
+        pretrain(CONFIG, IMAGES, ranks=ranks)
+    large_batch.require_room(dataclasses.replace(CONFIG, chunk=0), 0, None, ranks)
 
 
 # ── A run ─────────────────────────────────────────────────────────────────────────────────────────

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module
+from ..collective import Ranks
 from ..engine.autograd import Tensor, Vjp, no_grad, primitive
 from ..simclr import SimCLR
 from ..values import whole
@@ -156,11 +157,20 @@ class Drawn:
 
 
 def two_views_drawn(
-    images: Array, rng: np.random.Generator, size: int, strength: float, blur: bool, min_area: float, method: str
+    images: Array,
+    rng: np.random.Generator,
+    size: int,
+    strength: float,
+    blur: bool,
+    min_area: float,
+    method: str = "auto",
+    within: tuple[int, int] | None = None,
 ) -> tuple[Drawn, Drawn]:
     """Draw what `two_views` draws, and leave the pixels for later. They differ from its pixels by rounding at most."""
     count, height, width, _ = images.shape
-    a, b = (draw_parameters(rng, count, height, width, strength, blur, min_area) for _ in "ab")  # its order, too
+    first, total = within or (0, count)
+    drawn = (draw_parameters(rng, total, height, width, strength, blur, min_area) for _ in "ab")  # its order, too
+    a, b = (parameters[first : first + count] for parameters in drawn)
     return Drawn(images, a, size, method), Drawn(images, b, size, method)
 
 
@@ -181,12 +191,18 @@ def bytes_of_views(config: Config) -> int:
     return 2 * config.batch * config.size**2 * 3 * 4  # two views, three colours, float32
 
 
-def require_room(config: Config, workers: int, own: Any = None) -> None:
-    """Refuse workers for views that do not fit, because a worker holds whole batches of them; `own` makes all at once.
+def require_room(config: Config, workers: int, own: Any = None, ranks: Ranks | None = None) -> None:
+    """Refuse what does not go with chunks: ranks, and workers for views that do not fit.
+
+    own     a function that makes all views at once, in place of ours
+    ranks   the processes that share each batch
 
     Raises: ValueError, in one line.
     """
-    if workers and own is None and made_late(config):
+    if ranks is not None and ranks.size > 1 and in_chunks(config):
+        # Batch norm exchanges its statistics once a layer and chunk, and ranks may have another number of chunks.
+        raise ValueError("chunk must be 0 with --distributed: each rank has its share of the batch; use more ranks")
+    if workers and own is None and made_late(config):  # a worker holds two whole batches
         raise ValueError(
             f"workers must be 0 here: the views of a batch, {bytes_of_views(config) / 2**30:.1f} GiB, are too many to "
             "keep, and the training process makes them chunk by chunk"
