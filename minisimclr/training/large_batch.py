@@ -21,8 +21,10 @@ A step costs one forward pass more: about a third of its time, measured in bench
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -33,8 +35,7 @@ from ..collective import Ranks
 from ..engine.autograd import Tensor, Vjp, no_grad, primitive
 from ..simclr import SimCLR
 from ..values import whole
-from ..views.augment import make_views
-from ..views.parameters import ViewParameters, draw_parameters
+from ..views import two_views
 from .config import Config
 
 KEPT = 2**30  # bytes of the views of a batch up to which they are kept from part 1 to part 3; a constant, because with
@@ -139,24 +140,21 @@ def gradients_apart(parameters: Sequence[Tensor]) -> Iterator[None]:
 # ── The views ─────────────────────────────────────────────────────────────────────────────────────
 
 
-class Drawn:
-    """Views that are made each time they are asked for, `views[part]`; kept are the images and the random numbers.
+class LateViews:
+    """One of the two views of each image of a batch, made each time that some of them are asked for: `views[part]`."""
 
-    Shapes: images uint8 (N,H,W,3) -> views[part] float32 (c,size,size,3)
-    """
-
-    def __init__(self, images: Array, parameters: ViewParameters, size: int, method: str) -> None:
-        self.images, self.parameters, self.size, self.method = images, parameters, size, method
+    def __init__(self, made: Callable[[int, int], tuple[Array, Array]], count: int, which: int) -> None:
+        self.made, self.count, self.which = made, count, which
 
     def __len__(self) -> int:
-        return len(self.parameters)
+        return self.count
 
     def __getitem__(self, part: slice) -> Array:
-        xp, source = array_module(self.images), np.arange(len(self))[part]  # (c,)
-        return make_views(xp, self.images, source, self.parameters[part], self.size, self.method)
+        start, stop, _ = part.indices(self.count)
+        return self.made(start, stop)[self.which]  # (c,size,size,3)
 
 
-def two_views_drawn(
+def two_views_late(
     images: Array,
     rng: np.random.Generator,
     size: int,
@@ -165,13 +163,19 @@ def two_views_drawn(
     min_area: float,
     method: str = "auto",
     within: tuple[int, int] | None = None,
-) -> tuple[Drawn, Drawn]:
-    """Draw what `two_views` draws, and leave the pixels for later. They differ from its pixels by rounding at most."""
-    count, height, width, _ = images.shape
-    first, total = within or (0, count)
-    drawn = (draw_parameters(rng, total, height, width, strength, blur, min_area) for _ in "ab")  # its order, too
-    a, b = (parameters[first : first + count] for parameters in drawn)
-    return Drawn(images, a, size, method), Drawn(images, b, size, method)
+    names: str = "auto",
+) -> tuple[LateViews, LateViews]:
+    """Return what `two_views` returns, up to rounding, with the pixels left for later; `rng` stays as it is."""
+    first, total = within or (0, len(images))
+
+    @lru_cache(maxsize=1)  # a chunk asks for its views a, then for its views b
+    def made(start: int, stop: int) -> tuple[Array, Array]:
+        here = first + start, total
+        return two_views(
+            images[start:stop], deepcopy(rng), size, strength, blur, min_area, method, here, names
+        )  # (c,size,size,3) each
+
+    return LateViews(made, len(images), 0), LateViews(made, len(images), 1)
 
 
 # ── What a configuration asks for ─────────────────────────────────────────────────────────────────
