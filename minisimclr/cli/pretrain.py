@@ -22,6 +22,7 @@ from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
+from ..training.large_batch import remarks, require_room
 from ..training.photos import training_images
 from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
@@ -43,6 +44,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with the run in --out, with its configuration, from its last checkpoint",
     )
+    _add_ways(parser)
+    for item in dataclasses.fields(Config):
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
+    parser.add_argument(
+        "--conv",
+        choices=tuple(OLD_CONV),
+        default=argparse.SUPPRESS,
+        help="deprecated spelling of --method conv=NAME, until version 0.4",
+    )
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change how a run is computed and watched, and not what it is."""
     parser.add_argument(
         "--workers",
         type=int,
@@ -70,16 +86,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="share each batch among the processes that `mpiexec -n 4 minisimclr pretrain --distributed` starts",
     )
-    for item in dataclasses.fields(Config):
-        if item.name != "reading":  # has an option for each of its choices
-            _add_setting(parser, item)
-    add_reading(parser)
-    parser.add_argument(
-        "--conv",
-        choices=tuple(OLD_CONV),
-        default=argparse.SUPPRESS,
-        help="deprecated spelling of --method conv=NAME, until version 0.4",
-    )
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -101,6 +107,7 @@ def run_command(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
+    require_room(config, options.workers, None, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
@@ -112,6 +119,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+    for line in remarks(config):
+        note(line)
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
         note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
     monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)

@@ -20,6 +20,7 @@ from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
+from .large_batch import made_late, two_views_late
 from .photos import photo_views
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
@@ -74,7 +75,8 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings, config.views))
+    made = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
+    make = own or (lambda batch, rng: made(batch, rng, *settings, config.views))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
