@@ -43,7 +43,7 @@ objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py
 objectives/__init__.py
 checks/table.py checks/report.py
 interop.py heads/__init__.py
-views/transforms.py views/augment.py
+views/transforms.py views/colours.py views/changes.py views/named.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
 data/find.py data/decode.py data/files.py data/__init__.py
@@ -51,6 +51,8 @@ training/workers.py training/precision.py training/archive.py training/checkpoin
 training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
+evaluation/scores.py evaluation/measures.py
+protocols/sgd_probe.py
 protocols/compare.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
 report/markup.py report/numbers.py report/images.py report/page.py

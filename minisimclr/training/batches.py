@@ -70,7 +70,7 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings))
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings, config.views))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is

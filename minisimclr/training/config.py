@@ -20,6 +20,7 @@ from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
 from ..values import check_method, checked, method_of_conv, setting
+from ..views import recipe_of
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -98,6 +99,7 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    views: str = setting("auto", "changes of a view in order, as in crop,flip,colour,cutout:0.5", metavar="NAMES")
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
@@ -121,6 +123,7 @@ class Config:
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
         Reading.from_text(self.reading)
+        recipe_of(self.views)
         check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs
 
     @classmethod
