@@ -13,8 +13,8 @@ Two things are not left to MPI.
   then end, with one line from the rank that failed. If a process is killed, `mpiexec` ends the others.
 
 A sum is taken in the order of the ranks, wherever MPI would choose an order of its own. So every rank has the same
-bits, and so has a run that is repeated on as many ranks. A GPU's arrays travel through the host; this was tested
-with the stand-in for CuPy only, since no two GPUs were ever at hand.
+bits, and so has a run that is repeated on as many ranks. A GPU's arrays travel through the host. No two GPUs were ever
+at hand, so that path was run on the stand-in for CuPy alone, with threads in place of processes.
 """
 
 from __future__ import annotations
