@@ -36,7 +36,6 @@ First reading, 2,589 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 10,599 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 Second reading, 10,762 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
@@ -103,7 +102,7 @@ Second reading, 10,762 lines: the exact, fast, safe and resumable forms of the s
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
     training/run.py          194  A run and its folder: what is kept of it, and how it is found again
-    training/distributed.py  190  Data parallelism through MPI: processes, on one machine or many, share each batch
+    training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h

@@ -188,8 +188,6 @@ def require_same(ranks: Ranks, config: Config, images: str, own: Mapping[str, An
         others = np.flatnonzero(sums != sums[0])
         if len(others):
             raise ValueError(f"rank {others[0]} has other {what} than rank 0: give all ranks the same options and data")
-    if 0 < getattr(config, "chunk", 0) < config.batch:
-        raise ValueError("chunk must be 0 with several ranks: each has a share of the batch already")
     if config.batch < ranks.size:
         raise ValueError(f"a batch of {config.batch} has no image for each of {ranks.size} ranks; use a larger --batch")
 
