@@ -292,6 +292,21 @@ def test_solution_one_role_alone_has_half_the_length_and_nearly_the_same_directi
         ms.check_direction(one_role, za[:8], zb[:8])
 
 
+# ── Chapter 11 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solutions_of_chapter_11_print_what_they_say():
+    result = doctest.testmod(solutions(11))
+    assert (result.failed, result.attempted) == (0, 3)
+
+
+def test_solution_paired_differences_are_surer_than_their_lists():
+    seeds = np.random.default_rng(0).normal(70, 3, 8)
+    mean, error = solutions(11).paired(list(seeds + 1), list(seeds))
+    assert np.isclose(mean, 1)
+    assert error < 1e-12
+
+
 # ── Chapter 7 ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -20,7 +20,7 @@ from .config import Config
 from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
-from .session import Session, begin
+from .session import Monitor, Session, begin
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -35,6 +35,7 @@ def pretrain(
     views: Callable[..., Any] | None = None,
     workers: int = 0,
     progress: Callable[[Metrics], None] = lambda metrics: None,
+    monitor: Monitor | None = None,
     ranks: Any = None,
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
@@ -45,7 +46,7 @@ def pretrain(
     model     a SimCLR of your own encoder and head; views: your own function of images uint8 (B,H,W,3) and a generator
               that returns two views of each, float (B,H,W,3); both in place of what the configuration would make
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
-    progress  is called with the metrics of every step
+    progress  is called with the metrics of every step; monitor: ms.Monitor(config, images, labels) adds measurements
     ranks     the processes that share each batch: `with mpi_ranks() as ranks` (chapter 14)
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
@@ -75,7 +76,7 @@ def pretrain(
     # With --chunk the loss is the same, but a graph never holds more than a chunk of the batch: chapter 14.
     loss_of = partial(loss_by_chunks, run.model, chunk=config.chunk) if in_chunks(config) else run.model.loss
     with (
-        Session(run, optimizer, total_steps, progress, ranks) as session,  # records, saves, stops
+        Session(run, optimizer, total_steps, progress, monitor, ranks) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers, session.stop, views, session.share) as views_of,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
