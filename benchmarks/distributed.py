@@ -174,7 +174,7 @@ BANDWIDTH, LATENCY = 1.25e9, 1e-4  # bytes in a second, 10 Gbit/s; seconds of a 
 
 
 def predicted(ranks: int) -> dict[str, Any]:
-    """What a step of the paper's size costs each of so many machines: bytes that it receives, rounds, seconds."""
+    """Foretell what a step of the paper's size costs each of so many machines: bytes received, rounds, seconds."""
     others = ranks - 1
     received = {
         "gradients": 2 * 4 * PARAMETERS * others / ranks,  # the parts of its slice, then the slices of the others
