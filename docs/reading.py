@@ -46,7 +46,8 @@ interop.py heads/__init__.py
 views/transforms.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
-data/find.py data/decode.py data/files.py data/__init__.py
+data/find.py data/exif.py data/jpeg.py data/png.py data/headers.py data/memory.py data/colours.py data/decode.py
+data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
 training/record.py training/folders.py training/trained.py training/run.py
 training/signals.py training/session.py

@@ -53,6 +53,7 @@ def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tupl
         images = np.empty((len(entries), size, size, 3), dtype=np.uint8)
     except MemoryError:
         raise DataError(f"{path}: {len(entries)} images of {size}×{size} pixels do not fit in memory") from None
+    remarks: set[str] = set()  # what is said once
     unreadable: dict[int, str] = {}  # index of the image -> what is wrong with it
     tolerated = max(TOLERATED, len(entries) // 20)
 
@@ -60,7 +61,7 @@ def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tupl
         if len(unreadable) > tolerated:
             return  # the data set is refused anyway, so the rest is not unpacked
         try:
-            images[i] = decode_image(io.BytesIO(entries[i].read()), size)
+            images[i] = decode_image(io.BytesIO(entries[i].read()), size, remarks)
         except Exception as error:  # a decoder may raise anything for hostile bytes
             unreadable[i] = one_line(error)
 
@@ -68,6 +69,8 @@ def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tupl
         warnings.simplefilter("ignore")
         parallel(decode, range(len(entries)))
 
+    for remark in sorted(remarks):
+        report(f"{path}: {remark}")
     _name_the_unreadable(entries, unreadable, tolerated, path, report)
     readable = [i for i in range(len(entries)) if i not in unreadable]
     return readable, images[readable] if unreadable else images

@@ -206,7 +206,8 @@ def _by_hash(layout: Layout, below: Names) -> None:
     stray = {k for k, parts in below.items() if len(parts) < 2}
     held = {k for k, parts in below.items() if k not in stray and held_out(parts)}
     layout.outside |= dict.fromkeys(stray, "outside the class folders")
-    layout.add("train", "train", {k: parts for k, parts in below.items() if k not in held | stray})
+    elsewhere = held | stray
+    layout.add("train", "train", {k: parts for k, parts in below.items() if k not in elsewhere})
     layout.add("test", "test", {k: below[k] for k in sorted(held)})
 
 
