@@ -10,8 +10,8 @@ A page carries blocks such as
     <!-- [[[end]]] -->
 
 Cog runs the code of the first line and writes what it prints between the two. A code host shows the result only,
-because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`, `settings`
-and `compared`; what one `run` defines, the later ones of the page know.
+because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`,
+`from_figures`, `settings` and `compared`; what one `run` defines, the later ones of the page know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -112,6 +114,13 @@ def table(file: str, row: str, words: dict[str, str] | None = None) -> None:
     _print(f"\n{found}")
 
 
+def from_figures(script: str) -> None:
+    """Print the table that docs/figures/SCRIPT.py makes of the results that are stored."""
+    sys.path.insert(0, str(HERE / "figures"))
+    module = importlib.import_module(script)
+    _print("\n" + module.table(json.loads(module.RESULTS.read_text())["runs"]) + "\n")
+
+
 def _default(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -160,14 +169,18 @@ def written(page: Path) -> str:
     from cogapp import Cog
 
     cog = Cog()
+    cog.options.end_spec = "]]] -->"  # so that an array of arrays of arrays may be printed
     cog.options.prologue = f"import sys; sys.path.insert(0, {str(HERE)!r}); from book import *"
     _NAMES.pop(str(page), None)
     return str(cog.process_string(text, str(page)))
 
 
 def stale(page: Path) -> list[str]:
-    """Return a complaint if a block of the page is out of date."""
-    return [] if written(page) == page.read_text() else [f"{_name(page)}: out of date: python docs/book.py"]
+    """Return a complaint if a block of the page is out of date, or prints nothing, as one that was misspelt does."""
+    text = page.read_text()
+    if re.search(r"\]\]\] -->\n<!-- \[\[\[end\]\]\]", text):
+        return [f"{_name(page)}: a block prints nothing"]
+    return [] if written(page) == text else [f"{_name(page)}: out of date: python docs/book.py"]
 
 
 def _name(page: Path) -> str:

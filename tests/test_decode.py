@@ -198,7 +198,7 @@ def test_a_jpeg_is_reduced_only_where_it_stays_fine_enough_or_would_be_too_large
 
 
 def test_every_flipped_bit_of_a_png_is_noticed_or_changes_nothing():
-    data, rng = encoded(NOISE, "PNG"), np.random.default_rng(0)
+    data, rng, said = encoded(NOISE, "PNG"), np.random.default_rng(0), []
     expected = decode.pixels(data)
     for at, bit in zip(rng.integers(0, len(data), 300), rng.integers(0, 8, 300)):
         flipped = bytearray(data)
@@ -206,7 +206,8 @@ def test_every_flipped_bit_of_a_png_is_noticed_or_changes_nothing():
         try:
             np.testing.assert_array_equal(decode.pixels(flipped), expected)
         except ValueError as error:
-            assert "\n" not in str(error)
+            said.append(str(error))
+    assert len(said) > 250
 
 
 def test_the_checksum_of_the_pixels_counts_also_where_that_of_the_chunk_is_right():
@@ -229,7 +230,7 @@ def test_a_file_that_is_cut_off_is_refused_and_says_so(form, share):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_random_bytes_raise_nothing_but_one_line(form, capfd):
-    data, rng = encoded(NOISE, form), np.random.default_rng(1)
+    data, rng, said = encoded(NOISE, form), np.random.default_rng(1), []
     for _ in range(60):
         broken = bytearray(data)
         for at in rng.integers(0, len(data), 3):
@@ -237,7 +238,8 @@ def test_random_bytes_raise_nothing_but_one_line(form, capfd):
         try:
             decode.pixels(broken)
         except ValueError as error:
-            assert len(str(error).splitlines()) == 1
+            said.append(str(error))
+    assert not [text for text in said if "\n" in text]
 
 
 @pytest.mark.parametrize(
