@@ -1,4 +1,4 @@
-"""The orientation of a photo, from its EXIF data: that tag alone, whatever else is broken in them."""
+"""The orientation of a photo: one tag of its EXIF data, whatever else is broken."""
 
 from __future__ import annotations
 

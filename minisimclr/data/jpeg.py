@@ -1,4 +1,4 @@
-"""What a JPEG file says about itself: its size, its scans, its orientation, and the bytes that matter.
+"""The size, scans and orientation of a JPEG file, and the bytes that matter.
 
 A progressive JPEG may have any number of scans, each of which goes through all pixels, even if it is empty: a few
 kilobytes keep a decoder busy for hours. So scans are counted before anything is decoded. What programs write beside
