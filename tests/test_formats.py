@@ -84,7 +84,7 @@ def test_of_images_and_labels_a_tenth_is_held_out(tmp_path):
 )
 def test_arrays_that_are_no_images_are_refused_in_one_line(tmp_path, arrays, says):
     np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises((DataError, IndexError), match=says):
+    with pytest.raises(DataError, match=says):
         load_dataset(tmp_path / "x.npz")
 
 
@@ -197,10 +197,8 @@ def test_a_list_of_files_is_read_below_its_folder(tmp_path):
 
 
 def test_labels_come_from_file_names_when_asked_for(tmp_path):
-    folder(
-        tmp_path,
-        [f"train/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(5)] + ["test1/1.png", "test1/2.png"],
-    )
+    named = [f"train/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(5)]
+    folder(tmp_path, [*named, "test1/1.png", "test1/2.png"])
     assert load_dataset(tmp_path, size=8).class_names == ("unlabelled",)
     data = load_dataset(tmp_path, size=8, reading=Reading(labels="names"))
     assert (data.class_names, data.labels.tolist()) == (("cat", "dog"), [0] * 5 + [1] * 5)
