@@ -48,8 +48,8 @@ data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodle
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
 data/labels.py data/find.py data/exif.py data/jpeg.py data/png.py data/headers.py data/memory.py data/colours.py
 data/decode.py data/files.py data/pickled.py data/binaries.py data/formats.py data/__init__.py
-training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/trained.py training/run.py
+training/large_batch.py training/workers.py training/precision.py training/archive.py training/checkpoint.py
+training/stored.py training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py

@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,581 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -30,13 +30,13 @@ First reading, 2,581 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       145  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         75  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/config.py       148  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       74  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         79  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 12,423 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 12,588 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -103,6 +103,7 @@ Second reading, 12,423 lines: the exact, fast, safe and resumable forms of the s
     data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as their authors publish them
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
     data/__init__.py          65  The images: built-in doodles, or your own from a folder or a zip file
+    training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/workers.py      184  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
@@ -143,7 +144,7 @@ Second reading, 12,423 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           129  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          155  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          159  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again

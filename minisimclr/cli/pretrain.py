@@ -19,6 +19,7 @@ from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
+from ..training.large_batch import remarks, require_room
 from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import OLD_CONV, method_of_conv, whole
@@ -91,6 +92,7 @@ def run_command(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
+    require_room(config, options.workers, None, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
@@ -101,6 +103,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+    for line in remarks(config):
+        note(line)
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
         note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
     monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)

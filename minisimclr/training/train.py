@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..values import instance, whole
 from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
 from .config import Config
+from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
 from .session import Monitor, Session, begin
@@ -59,6 +61,7 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
+    require_room(config, workers, views, ranks)
     if images is None:
         reading = Reading.from_text(config.reading)
         images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
@@ -70,6 +73,8 @@ def pretrain(
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
     run, optimizer = begin(config, images, folder, resume, model, views, ranks)  # builds the network, or loads it
+    # With --chunk the loss is the same, but a graph never holds more than a chunk of the batch: chapter 14.
+    loss_of = partial(loss_by_chunks, run.model, chunk=config.chunk) if in_chunks(config) else run.model.loss
     with (
         Session(run, optimizer, total_steps, progress, monitor, ranks) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers, session.stop, views, session.share) as views_of,
@@ -77,7 +82,7 @@ def pretrain(
         for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)
             a, b = views_of(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
-            loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
+            loss, za, zb = loss_of(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
             size = optimizer.backward(loss, session.add_up)  # Σ max|g|: it is finite exactly if every gradient is
             # A number that is not finite ends the run here, before it gets into the weights or into a checkpoint.
             session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb, ranks))
