@@ -61,8 +61,8 @@ report/label_curve.py
 report/markup.py report/numbers.py report/images.py report/page.py
 display.py
 cli/streams.py cli/console.py cli/sources.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py
-cli/finetune.py
-cli/report.py cli/embed.py cli/export.py cli/neighbours.py cli/duplicates.py cli/data.py cli/gradcheck.py cli/__init__.py
+cli/finetune.py cli/report.py cli/embed.py cli/export.py cli/neighbours.py cli/duplicates.py cli/data.py
+cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 
 HEADINGS = {

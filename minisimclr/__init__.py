@@ -93,14 +93,14 @@ Second reading, 12,588 lines: the exact, fast, safe and resumable forms of the s
     data/find.py             180  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
     data/jpeg.py              72  The size, scans and orientation of a JPEG file, and the bytes that matter
-    data/png.py              107  The size and orientation of a PNG file, and the bytes that matter, their checksums checked
+    data/png.py              107  The size and orientation of a PNG file, and the bytes that matter, checked
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
     data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
     data/decode.py           154  From the bytes of an image file to its pixels; the file is untrusted
     data/files.py             73  Images from a folder or a zip file: list those of a split, and decode them
     data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
-    data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as their authors publish them
+    data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
     data/__init__.py          65  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time

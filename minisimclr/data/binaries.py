@@ -1,4 +1,4 @@
-"""The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as their authors publish them."""
+"""The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published."""
 
 from __future__ import annotations
 

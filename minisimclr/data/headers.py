@@ -21,7 +21,7 @@ HEIC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1",
 
 
 class Image(NamedTuple):
-    """What an image file declares."""
+    """The declarations of an image file."""
 
     format: str
     width: int = 0  # as it is stored; 0 if only the decoder finds out

@@ -1,4 +1,4 @@
-"""The size and orientation of a PNG file, and the bytes that matter, their checksums checked.
+"""The size and orientation of a PNG file, and the bytes that matter, checked.
 
 Pillow does not check them: of 2,000 flipped bits it took 1,926 for other pixels. Here each critical chunk must have
 its checksum, and so must the unpacked pixels. Side chunks (texts, profiles, times) are left away, so that none of
