@@ -26,13 +26,15 @@ from .reading import MEGA, Reading
 MAX_PIXELS = Reading().megapixels * MEGA
 
 
-def decode_image(file: IO[bytes], size: int, remarks: set[str] | None = None) -> NDArray[np.uint8]:
+def decode_image(
+    file: IO[bytes], size: int, remarks: set[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decode the central square of the image, resized (antialiased, bilinear): uint8 (size,size,3).
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as it stays twice as large as wanted. An image of
     size×size pixels is returned as it is. Raises: what `pixels` raises.
     """
-    image = pixels(file.read(), at_least=2 * size, remarks=remarks)
+    image = pixels(file.read(), 2 * size, max_pixels, remarks)
     if image.shape[:2] == (size, size):
         return image
     height, width = image.shape[:2]

@@ -18,7 +18,7 @@ from .dataset import DataError, Dataset
 from .decode import decode_image
 from .find import Entry, listing
 from .names import Report, shown
-from .reading import Reading
+from .reading import MEGA, Reading
 
 DEFAULT = Reading()
 NAMED = 10  # number of unreadable images that are named one by one; the rest are counted
@@ -37,14 +37,16 @@ def load_files(
     if limit is not None and limit < len(entries):  # evenly spread, so that no class is lost
         kept = [i * len(entries) // limit for i in range(limit)]
         entries, labels = [entries[i] for i in kept], labels[kept]
-    readable, pixels = _decode(entries, size, path, report)
+    readable, pixels = _decode(entries, size, path, report, reading.megapixels * MEGA)
     return Dataset(pixels, labels[readable], images.class_names)
 
 
 # ── Decoding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tuple[list[int], NDArray[np.uint8]]:
+def _decode(
+    entries: list[Entry], size: int, path: Path, report: Report, max_pixels: int
+) -> tuple[list[int], NDArray[np.uint8]]:
     """Return the indices of the readable images, and their pixels (N,size,size,3).
 
     Raises: DataError if the images do not fit in memory, or if too many of them cannot be read.
@@ -61,7 +63,7 @@ def _decode(entries: list[Entry], size: int, path: Path, report: Report) -> tupl
         if len(unreadable) > tolerated:
             return  # the data set is refused anyway, so the rest is not unpacked
         try:
-            images[i] = decode_image(io.BytesIO(entries[i].read()), size, remarks)
+            images[i] = decode_image(io.BytesIO(entries[i].read()), size, remarks, max_pixels)
         except Exception as error:  # a decoder may raise anything for hostile bytes
             unreadable[i] = one_line(error)
 
