@@ -36,7 +36,7 @@ First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 12,588 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 12,592 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -97,8 +97,8 @@ Second reading, 12,588 lines: the exact, fast, safe and resumable forms of the s
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
     data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
-    data/decode.py           154  From the bytes of an image file to its pixels; the file is untrusted
-    data/files.py             73  Images from a folder or a zip file: list those of a split, and decode them
+    data/decode.py           156  From the bytes of an image file to its pixels; the file is untrusted
+    data/files.py             75  Images from a folder or a zip file: list those of a split, and decode them
     data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
