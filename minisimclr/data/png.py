@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .exif import orientation
@@ -17,6 +18,7 @@ MAX_CHUNKS = 100_000  # an image of 64 megapixels has 25,000 of the usual size
 CHUNK = 1 << 20  # bytes that are unpacked at once
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # kind of colour -> numbers of a pixel
 CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+SIDE = (b"tRNS", b"eXIf", b"sBIT")  # the others of which something is taken, if they are whole
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -36,29 +38,11 @@ class Png(NamedTuple):
 
 def look_at(data: memoryview) -> Png:
     """Look through the chunks of a PNG file. Raises: ValueError, in words that fit behind its name."""
-    at, count, head, turn, used = 8, 0, None, 1, 0
-    pieces, pixels, alpha = [data[:8]], [], False
-    while at + 12 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
-        end, body = at + 12 + length, data[at + 8 : at + 8 + length]
-        count += 1
-        if count > MAX_CHUNKS:
-            raise ValueError(f"has more than {MAX_CHUNKS:,} chunks")
-        critical = not kind[0] & 0x20
-        if end > len(data):
-            if critical and kind.isalpha():
-                raise ValueError("cut off: the file ends before the image does")
-            break
-        if not critical and kind not in (b"tRNS", b"eXIf", b"sBIT"):
-            at = end
-            continue
-        whole = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
-        if critical:
-            if not whole:
-                raise ValueError(f"damaged: the checksum of its chunk {_name(kind)} is wrong")
-            if kind not in CRITICAL:
-                raise ValueError(f"has a chunk {_name(kind)} that is not of the PNG standard")
-            pieces.append(data[at:end])
+    head, turn, used, alpha = None, 1, 0, False
+    pieces, pixels = [data[:8]], []
+    for kind, body, chunk, whole in _chunks(data):
+        if kind in CRITICAL:
+            pieces.append(chunk)
             head = _head(body) if head is None and kind == b"IHDR" else head
             if head is None:
                 raise ValueError("damaged: it does not begin with its size")
@@ -70,15 +54,40 @@ def look_at(data: memoryview) -> Png:
             used = max(body, default=0)
         elif whole:
             alpha = True
-            pieces.append(data[at:end])
-        at = end
-        if kind == b"IEND":
-            break
+            pieces.append(chunk)
     if head is None or not pixels:
         raise ValueError("cut off: a PNG file that ends before its pixels")
     width, height, bits, colour, interlaced = head
     size = _unpacked_size(width, height, bits * CHANNELS[colour], interlaced)
     return Png(width, height, turn, bits, used, alpha or colour in (4, 6), pieces, pixels, size)
+
+
+def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
+    """Give the chunks that matter: name, content, the whole of it, and False if its checksum is wrong.
+
+    Raises: ValueError for a wrong checksum where the content is needed.
+    """
+    at, count = 8, 0
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        start, at, count = at, at + 12 + length, count + 1
+        critical = not kind[0] & 0x20
+        if count > MAX_CHUNKS:
+            raise ValueError(f"has more than {MAX_CHUNKS:,} chunks")
+        if at > len(data):
+            if critical and kind.isalpha():
+                raise ValueError("cut off: the file ends before the image does")
+            return
+        if not critical and kind not in SIDE:
+            continue
+        whole = zlib.crc32(data[start + 4 : at - 4]) == int.from_bytes(data[at - 4 : at], "big")
+        if critical and not whole:
+            raise ValueError(f"damaged: the checksum of its chunk {_name(kind)} is wrong")
+        if critical and kind not in CRITICAL:
+            raise ValueError(f"has a chunk {_name(kind)} that is not of the PNG standard")
+        yield kind, data[start + 8 : at - 4], data[start:at], whole
+        if kind == b"IEND":
+            return
 
 
 def _name(kind: bytes) -> str:
