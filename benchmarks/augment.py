@@ -81,12 +81,12 @@ def from_files(case: arena.Case) -> Any:
             return photo_views(config, photos, None, slice(None), chosen, rng)
 
     def answer(views: Any) -> dict[str, Any]:
-        begin = time.perf_counter()
+        begin = time.process_time()
         for k in chosen:
             photos.read(int(k))
-        middle = time.perf_counter()
+        middle = time.process_time()
         run()
-        share = (middle - begin) / (time.perf_counter() - middle)
+        share = (middle - begin) / (time.process_time() - middle)
         return {"mean": np.mean([v.mean() for v in views]), "decoding": share}
 
     return run, answer

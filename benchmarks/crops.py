@@ -30,15 +30,15 @@ SIDE = 256  # of the drawings, pixels
 def drawn(folder: Path, counts: dict[str, int]) -> None:
     """Draw the files, class by class, unless they are there."""
     for split, count in counts.items():
-        place = folder / split
-        if (place / "done").exists():
+        place, done = folder / split, folder.with_name(f"{folder.name}-{split}.done")
+        if done.exists():
             continue
         data = ms.load_dataset("doodles", split, size=SIDE, limit=count)
         for k in range(len(data)):
             kind = place / data.class_names[data.labels[k]]
             kind.mkdir(parents=True, exist_ok=True)
             Image.fromarray(data.images[k]).save(kind / f"{k:05}.jpg", quality=92)
-        (place / "done").write_text("")
+        done.write_text("")
 
 
 def score(config: ms.Config, folder: Path) -> float:

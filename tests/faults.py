@@ -766,8 +766,6 @@ FAULTS = [
     # ── Photos ────────────────────────────────────────────────────────────────────────────────────
     Fault("photos-kept-too-small", "training", "data/files.py",  # every crop is then a blur of a few pixels
           "side = 4 * size if cache_side", "side = size if cache_side", "stream embed_file"),
-    Fault("second-view-of-a-photo-too-coarse", "training", "training/photos.py",
-          ".reshape(2, -1).min(axis=0)  # (B,)", ".reshape(2, -1)[0]  # (B,)", "stream"),
     Fault("crop-not-scaled-to-what-was-read", "training", "training/photos.py",
           "    if (read == sizes).all():", "    if True:", "stream"),
     Fault("fingerprint-without-order", "training", "data/files.py",

@@ -49,6 +49,7 @@ def embed(place: Path, tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_on_photos_is_evaluated_on_its_own_images(place, capsys):
     assert main(["evaluate", str(place / "run"), "--k", "2"]) == 0
     assert "not the run's images" not in capsys.readouterr().out
@@ -88,6 +89,7 @@ def test_a_csv_holds_the_same_numbers_to_the_last_bit(embed):
             np.testing.assert_array_equal(numbers, found[which])
 
 
+@pytest.mark.slow
 def test_a_parquet_file_holds_the_same_numbers(embed):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     table = parquet.read_table(embed("e.parquet")).to_pydict()
