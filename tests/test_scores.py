@@ -165,6 +165,7 @@ def test_the_transfer_protocol_tries_the_papers_45_penalties_from_strong_to_weak
     assert found.accuracy(on_device(test_h), test_y) > 0.6
 
 
+@pytest.mark.slow
 def test_the_sweep_needs_fewer_evaluations_than_fits_from_zero_or_on_the_features_as_they_came(monkeypatch):
     """Warm starts and the turn to the principal axes each save some, and the penalty that is chosen stays near."""
     rng, y = np.random.default_rng(0), np.random.default_rng(0).integers(0, 3, 600)
