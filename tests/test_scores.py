@@ -55,7 +55,7 @@ def test_an_accuracy_of_no_images_is_refused():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 1.0])
-def test_the_uncertainty_bounds_the_accuracies_one_standard_error_away(p):
+def test_the_uncertainty_is_half_of_wilsons_interval_by_its_formula(p):
     """Wilson's interval holds the q for which |p − q| ≤ √(q(1−q)/n); here its ends are found by bisection."""
     n = 200
 
