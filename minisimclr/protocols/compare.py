@@ -117,7 +117,7 @@ def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str,
 
 def other_images(run: Run, train: Dataset, source: str) -> str:
     """Say so if these are not the images that the run was trained on; else nothing."""
-    if run.images in ("", fingerprint(train.images)):
+    if run.images in ("", fingerprint(train)):
         return ""
     return f"{source}: these are not the {run.images.partition(',')[0]} that the run was trained on"
 
