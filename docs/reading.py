@@ -49,7 +49,7 @@ data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py da
 data/find.py data/decode.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
 training/record.py training/folders.py training/trained.py training/run.py
-training/signals.py training/session.py
+training/signals.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
 protocols/compare.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py

@@ -12,6 +12,7 @@ from ..data import Reading, load_dataset
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import Config
+from ..training.presets import FEW_STEPS, PRESETS, TUNED, fitted, preset
 from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import OLD_CONV, method_of_conv, whole
@@ -40,6 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings to begin with; options beside it win (default: the defaults below, or those of few-images where "
+        f"these would make fewer than {FEW_STEPS} steps, and none of --{', --'.join(TUNED)} is given)",
+    )
     for item in dataclasses.fields(Config):
         if item.name != "reading":  # has an option for each of its choices
             _add_setting(parser, item)
@@ -63,6 +70,13 @@ def run_command(options: argparse.Namespace) -> None:
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
         images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
+    if not options.resume:
+        given = {name for name in TUNED if hasattr(options, name)} | set(
+            preset(options.preset) if options.preset else ()
+        )
+        config, chosen = fitted(config, len(images), given, asked=options.preset == "few-images")
+        if chosen:
+            note(chosen)
     note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
@@ -84,9 +98,12 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given, reading=chosen_reading(options).as_text())
+        settings = (preset(options.preset) if options.preset else {}) | given
+        config = Config(**settings, reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
+    if options.preset:
+        raise ValueError("--resume goes on with the settings of the run: leave out --preset")
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
     found = stored.read_text(options.out / "checkpoint.npz")
@@ -119,5 +136,5 @@ def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) 
         default=argparse.SUPPRESS,
         choices=choices,
         metavar=metavar,
-        help=f"{help} (default: {item.default})",
+        help=f"{help} (default: {'none' if item.default == '' else item.default})",
     )

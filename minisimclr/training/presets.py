@@ -1,0 +1,114 @@
+"""Presets: the settings of the paper's experiments, of our own run on a CPU, and for few images.
+
+`minisimclr pretrain --preset paper-cifar10` begins with these settings; an option that is given beside it wins. The
+table in docs/hyperparameters.md is written from them, and a test compares them with what it says of the paper.
+
+On few images the default settings make few steps: 300 photos fill one batch of 256, so 20 epochs are 20 steps, and the
+loss has no time to leave its chance level. So batch and epochs follow from the number of steps here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from ..values import one_of, whole
+from .config import Config
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper-imagenet": {  # §2.1 and Appendix B: the run of 1,000 epochs that ends at 69.3 %
+        "size": 224,
+        "encoder": "resnet50",
+        "stem": "imagenet",
+        "head": "mlp2",
+        "batch": 4096,
+        "epochs": 1000,
+        "temperature": 0.1,
+        "optimizer": "lars",
+        "lr": 0.3,
+        "weight_decay": 1e-6,
+        "warmup": 0.01,  # 10 epochs
+        "strength": 1.0,
+        "blur": True,
+    },
+    "paper-cifar10": {  # Appendix B.9: the best of its grid, 94.0 %; it does not say which rate that one had
+        "size": 32,
+        "encoder": "resnet50",
+        "stem": "cifar",
+        "head": "mlp2",
+        "batch": 1024,
+        "epochs": 1000,
+        "temperature": 0.5,
+        "optimizer": "lars",
+        "lr": 1.0,
+        "weight_decay": 1e-6,
+        "warmup": 0.01,
+        "strength": 0.5,
+        "blur": False,
+    },
+    "small-cpu": {  # docs/results/cifar10-jpeg-small: 61.5 % kNN after 48 minutes on two cores
+        "batch": 256,
+        "epochs": 30,
+        "lr": 0.12,
+        "temperature": 0.2,
+        "weight_decay": 2e-4,
+    },
+    "few-images": {},  # batch and epochs follow from the number of images: `for_few`
+}
+
+FEW_STEPS = 200  # a run of fewer steps than this ends near its chance level
+WANTED_STEPS = 1000  # steps that a run on few images gets
+BATCHES = 4  # batches in an epoch, at least: with one, every image would be a negative of every other in every step
+LARGEST, SMALLEST = 256, 4  # images in a batch; larger ones cost more than they give, smaller ones have few negatives
+PEAK = 0.1  # largest learning rate: what the demo's small encoder takes at its batch of 128
+TUNED = ("batch", "epochs", "lr", "warmup")  # settings that are chosen by the number of steps
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return the settings of a preset, for `Config(**preset("paper-cifar10"))`.
+
+    >>> preset("paper-imagenet")["batch"]
+    4096
+
+    Raises: ValueError for a preset that does not exist.
+    """
+    return dict(PRESETS[one_of("preset", name, tuple(PRESETS))])
+
+
+def for_few(count: int) -> dict[str, Any]:
+    """Return batch, epochs, rate and warm-up for few images: about a thousand steps, a twentieth of them warm-up.
+
+    >>> for_few(300)
+    {'batch': 64, 'epochs': 250, 'lr': 0.4, 'warmup': 0.05}
+
+    Raises: ValueError for fewer than two images.
+    """
+    quarter = whole("the number of images", count, 2) // BATCHES
+    batch = min(max(1 << max(quarter.bit_length() - 1, 0), SMALLEST), LARGEST, count)  # a power of two, if it can be
+    epochs = -(-WANTED_STEPS // (count // batch))
+    return {"batch": batch, "epochs": epochs, "lr": PEAK * 256 / batch, "warmup": 0.05}
+
+
+def fitted(config: Config, count: int, given: Collection[str] = (), asked: bool = False) -> tuple[Config, str]:
+    """Return the configuration for this number of images, and a line that says what was chosen, or "".
+
+    given  names of the settings that the user chose: they stay. If one of TUNED is among them, nothing is chosen
+    asked  True for the preset few-images: whatever is not given is chosen, however many images there are
+    """
+    steps = config.epochs * (count // config.batch)
+    if count < 2 or not (asked or (steps < FEW_STEPS and not set(given) & set(TUNED))):
+        return config, ""
+    if asked and "batch" in given and count >= config.batch:
+        chosen = {
+            "epochs": -(-WANTED_STEPS // (count // config.batch)),
+            "lr": PEAK * 256 / config.batch,
+            "warmup": 0.05,
+        }
+    else:
+        chosen = for_few(count)
+    chosen = {name: value for name, value in chosen.items() if name not in given}
+    fit = dataclasses.replace(config, **chosen)
+    done = fit.epochs * (count // fit.batch)
+    words = " ".join(f"--{name} {value:g}" for name, value in chosen.items())
+    return fit, f"{count:,} images are few, and {steps} steps too short a run; chosen: {words}, that is {done:,} steps"
