@@ -34,11 +34,11 @@ evaluation/embed.py evaluation/knn.py
 """.split()  # noqa: SIM905
 SECOND = """
 values/settings.py values/methods.py values/arrays.py values/__init__.py
-cores.py processor.py storage.py
+cores.py processor.py storage.py collective.py
 engine/guard.py engine/surface.py engine/ledger.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
-ops/pool/threaded.py ops/operators.py
-ntxent/exact.py ntxent/tiled.py ntxent/cuda.py
+ops/norm/shared.py ops/pool/threaded.py ops/operators.py
+ntxent/exact.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
 objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py objectives/supervised.py
 objectives/__init__.py
 checks/table.py checks/report.py
@@ -49,7 +49,7 @@ data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py da
 data/find.py data/decode.py data/files.py data/__init__.py
 training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
 training/record.py training/folders.py training/trained.py training/run.py
-training/signals.py training/session.py training/presets.py
+training/distributed.py training/signals.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
 protocols/compare.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py

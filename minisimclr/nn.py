@@ -143,8 +143,8 @@ class BatchNorm2d(Module):
     eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value
     momentum = 0.1  # share of the batch in the running statistics; torch's value
 
-    def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
-        self.method = method
+    def __init__(self, dim: int, *, shift: bool = True, method: str = "auto", ranks: Any = None) -> None:
+        self.method, self.ranks = method, ranks  # ranks: the processes that share each batch, or None (collective.py)
         # At first the layer normalizes and does no more: scale 1, shift 0.
         ones, zeros = np.ones(dim, np.float32), np.zeros(dim, np.float32)  # (C,) each
         self.weight = parameter(ones)
@@ -167,6 +167,8 @@ class BatchNorm2d(Module):
         if train:
             mean, variance = ops.moments(xp, x.data, method=self.method)  # (C,), (C,)
             count = x.data.size // x.shape[-1]  # values per channel
+            # If other processes have a share of the batch, these become the statistics of the whole batch.
+            mean, variance, count = ops.norm.shared.moments(xp, mean, variance, count, self.ranks)
             if count < 2:
                 raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
             self.running_mean = self._towards(self.running_mean, mean)
@@ -175,7 +177,7 @@ class BatchNorm2d(Module):
         inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
         settings: dict[str, Any] = {"mean": mean, "variance": variance, "eps": self.eps, "method": self.method}
         # In training the statistics move with x, so gradient flows through them as well.
-        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu)  # (…,C)
+        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu, ranks=self.ranks)  # (…,C)
 
     def _towards(self, running: Array, new: Array) -> Array:
         # We make a new array and do not update in place: the graph of an evaluation may still hold the old one.

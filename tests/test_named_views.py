@@ -33,7 +33,7 @@ def two_views(images: Array, seed: int, **options: Any) -> tuple[Array, Array]:
 
 
 def drawn(names: str, count: int, size: int = 32, seed: int = 0, strength: float = 1.0) -> dict[str, Any]:
-    """What is drawn for each name: the mask of the views that it meets, and its numbers."""
+    """Numbers that are drawn for each name: the mask of the views that it meets, and its numbers."""
     found = draw(np.random.default_rng(seed), recipe_of(names), count, 40, 40, size, strength, 0.08)
     return {name: {"on": on, **numbers} for name, on, numbers in found.steps}
 
@@ -317,3 +317,13 @@ def test_names_reach_the_fast_form_only_where_they_mean_it(monkeypatch: pytest.M
     asked.clear()
     two_views(noise_images(2, 8, 8), 0, size=8, names="crop,colour,flip")
     assert not asked
+
+
+@pytest.mark.host
+def test_the_views_of_a_part_of_a_batch_are_those_that_it_has_in_the_whole() -> None:
+    """So several processes that share a batch see what one process would see."""
+    images = noise_images(6, 16, 16)
+    whole = two_views(images, 3, size=8, names="crop," + ALL)
+    part = two_views(images[2:5], 3, size=8, names="crop," + ALL, within=(2, 6))
+    for one, other in zip(part, whole):
+        np.testing.assert_allclose(one, other[2:5], atol=2e-6)

@@ -111,7 +111,7 @@ def test_few_images_get_a_thousand_steps_of_batches_of_which_an_epoch_has_four(c
 def test_what_the_user_chose_stays() -> None:
     config = Config(batch=32, epochs=7)
     assert fitted(config, 300, given={"batch", "epochs"}) == (config, "")
-    same, said = fitted(Config(batch=32), 300, given={"batch"}, asked=True)
+    same, said = fitted(Config(batch=32), 300, given={"batch"}, name="few-images")
     assert (same.batch, said.partition("chosen: ")[2]) == (
         32,
         "--epochs 112 --lr 0.8 --warmup 0.05, that is 1,008 steps",

@@ -88,6 +88,8 @@ class Config:
     momentum: float = setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
+    # Of the processes that share a batch (collective.py). Local ones save messages, and train another network.
+    batch_norm: str = setting("whole", "statistics: of the whole batch, or of each rank's", choices=("whole", "local"))
 
     # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
     strength: float = setting(
@@ -157,12 +159,14 @@ class Config:
         return np.random.default_rng([self.seed, purpose, index])
 
 
-def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
+def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) -> SimCLR:
     """Build the untrained network of a configuration, on the host: the same weights for the same seed.
 
     product_dtype  the dtype of convolutions and matrix products, if it is not float32 (precision.py chooses it)
     """
-    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0)}
+    # ranks: the processes that share each batch, if there are others (collective.py)
+    norm_ranks = ranks if config.batch_norm == "whole" else None
+    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0), "ranks": norm_ranks}
     stem = config.stem
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
@@ -171,8 +175,8 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     if config.zero_init:
         heads.zero_last_scales(encoder)
     head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
-    loss = objectives.named(config.objective, form=method_of("ntxent", config.method), margin=config.margin)
-    return SimCLR(encoder, head, method=config.method, objective=loss)
+    loss = {"form": method_of("ntxent", config.method), "margin": config.margin, "ranks": ranks}
+    return SimCLR(encoder, head, method=config.method, objective=objectives.named(config.objective, **loss))
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

@@ -1,4 +1,4 @@
-"""Presets: the settings of the paper's experiments, of our own run on a CPU, and for few images.
+"""Presets: the settings of the paper, of our own run on a CPU, and for few images.
 
 `minisimclr pretrain --preset paper-cifar10` begins with these settings; an option that is given beside it wins. The
 table in docs/hyperparameters.md is written from them, and a test compares them with what it says of the paper.
@@ -65,19 +65,21 @@ PEAK = 0.1  # largest learning rate: what the demo's small encoder takes at its 
 TUNED = ("batch", "epochs", "lr", "warmup")  # settings that are chosen by the number of steps
 
 
-def preset(name: str) -> dict[str, Any]:
-    """Return the settings of a preset, for `Config(**preset("paper-cifar10"))`.
+def preset(name: str | None) -> dict[str, Any]:
+    """Return the settings of a preset, for `Config(**preset("paper-cifar10"))`; none for None.
 
     >>> preset("paper-imagenet")["batch"]
     4096
 
     Raises: ValueError for a preset that does not exist.
     """
-    return dict(PRESETS[one_of("preset", name, tuple(PRESETS))])
+    return {} if name is None else dict(PRESETS[one_of("preset", name, tuple(PRESETS))])
 
 
-def for_few(count: int) -> dict[str, Any]:
+def for_few(count: int, batch: int | None = None) -> dict[str, Any]:
     """Return batch, epochs, rate and warm-up for few images: about a thousand steps, a twentieth of them warm-up.
+
+    batch  one that was chosen already
 
     >>> for_few(300)
     {'batch': 64, 'epochs': 250, 'lr': 0.4, 'warmup': 0.05}
@@ -85,30 +87,27 @@ def for_few(count: int) -> dict[str, Any]:
     Raises: ValueError for fewer than two images.
     """
     quarter = whole("the number of images", count, 2) // BATCHES
-    batch = min(max(1 << max(quarter.bit_length() - 1, 0), SMALLEST), LARGEST, count)  # a power of two, if it can be
+    if batch is None:  # a power of two, if it can be
+        batch = min(max(1 << max(quarter.bit_length() - 1, 0), SMALLEST), LARGEST, count)
     epochs = -(-WANTED_STEPS // (count // batch))
     return {"batch": batch, "epochs": epochs, "lr": PEAK * 256 / batch, "warmup": 0.05}
 
 
-def fitted(config: Config, count: int, given: Collection[str] = (), asked: bool = False) -> tuple[Config, str]:
+def fitted(config: Config, count: int, given: Collection[str] = (), name: str | None = None) -> tuple[Config, str]:
     """Return the configuration for this number of images, and a line that says what was chosen, or "".
 
     given  names of the settings that the user chose: they stay. If one of TUNED is among them, nothing is chosen
-    asked  True for the preset few-images: whatever is not given is chosen, however many images there are
+    name   the preset; with few-images whatever is not given is chosen, however many images there are
     """
+    asked, given = name == "few-images", {*given, *preset(name)}
     steps = config.epochs * (count // config.batch)
-    if count < 2 or not (asked or (steps < FEW_STEPS and not set(given) & set(TUNED))):
+    if count < 2 or not (asked or (steps < FEW_STEPS and not given & set(TUNED))):
         return config, ""
-    if asked and "batch" in given and count >= config.batch:
-        chosen = {
-            "epochs": -(-WANTED_STEPS // (count // config.batch)),
-            "lr": PEAK * 256 / config.batch,
-            "warmup": 0.05,
-        }
-    else:
-        chosen = for_few(count)
-    chosen = {name: value for name, value in chosen.items() if name not in given}
+    if "batch" in given and count < config.batch:  # there is no such run, and `pretrain` says so
+        return config, ""
+    chosen = for_few(count, config.batch if "batch" in given else None)
+    chosen = {key: value for key, value in chosen.items() if key not in given}
     fit = dataclasses.replace(config, **chosen)
     done = fit.epochs * (count // fit.batch)
-    words = " ".join(f"--{name} {value:g}" for name, value in chosen.items())
+    words = " ".join(f"--{key} {value:g}" for key, value in chosen.items())
     return fit, f"{count:,} images are few, and {steps} steps too short a run; chosen: {words}, that is {done:,} steps"

@@ -1,4 +1,4 @@
-"""The setting `method`: one form for all operations, or the form of some kinds by name.
+"""The setting `method`: one form for every operation, or one for each kind of operation.
 
 "plain" and "auto" hold for all rooms of the house; "conv=winograd,ntxent=exact" names the forms of two. What each room
 offers, and what it runs by default, is handed in by those who know it (nn.py, training/config.py).

@@ -60,6 +60,7 @@ def two_views(
     blur: bool = False,
     min_area: float = CROP_AREA,
     method: str = "auto",
+    within: tuple[int, int] | None = None,
     names: str = "auto",
 ) -> tuple[Array, Array]:
     """Make two independent random views of each image; a[i] and b[i] are a positive pair.
@@ -67,8 +68,10 @@ def two_views(
     `strength` scales the colour jitter (the paper: 1 on ImageNet, 0.5 on CIFAR-10), and 0 turns all colour distortion
     off, greyscale included. `blur` belongs to ImageNet. A crop covers at least the fraction `min_area` of the image:
     small things in a corner want more than the paper's 0.08. Random numbers come from `rng` alone. `method` is plain
-    (one view at a time, the form to read), batched (many at a time), or auto, which is batched. `names` are those of
-    other changes, in order, as in "crop,flip,colour,cutout": named.py.
+    (one view at a time, the form to read), batched (many at a time), or auto, which is batched.
+    `within` = (first, count) says that the images are those from number `first` on of a batch of `count`: their views
+    are then the ones that they have in that batch, up to rounding. `names` are those of other changes, in order, as in
+    "crop,flip,colour,cutout": named.py.
 
     >>> images = np.zeros((8, 24, 24, 3), np.uint8)
     >>> a, b = two_views(images, np.random.default_rng(0), size=16)
@@ -82,14 +85,17 @@ def two_views(
     count, height, width = check_images(images, size)
     rng, size, blur = generator(rng), int(size), truth("blur", blur)
     strength, min_area = numbers(strength=strength, min_area=min_area)
+    first, total = within or (0, count)
     source = np.tile(np.arange(count), 2)  # (2N,) view i shows images[source[i]]
     papers, blurred = named.is_papers(names)
     if not papers:
         recipe = named.recipe_of(names, blur)
-        drawn = named.draw(rng, recipe, 2 * count, height, width, size, strength, min_area)
-        views = named.make(array_module(images), images, source, drawn, size, _crops, one_of("method", method, METHODS))
+        rows = np.concatenate([np.arange(first, first + count) + k * total for k in (0, 1)])  # (2N,)
+        some = named.draw(rng, recipe, 2 * total, height, width, size, strength, min_area)[rows]
+        views = named.make(array_module(images), images, source, some, size, _crops, one_of("method", method, METHODS))
         return views[:count], views[count:]
-    a, b = (draw_parameters(rng, count, height, width, strength, blur or blurred, min_area) for _ in "ab")
+    drawn = (draw_parameters(rng, total, height, width, strength, blur or blurred, min_area) for _ in "ab")
+    a, b = (parameters[first : first + count] for parameters in drawn)
     # Both views in one call: its groups of images are then twice as large.
     views = make_views(array_module(images), images, source, a + b, size, method)  # (2N,size,size,3)
     return views[:count], views[count:]

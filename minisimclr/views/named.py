@@ -46,7 +46,7 @@ GROUP_PIXELS = 2**15  # pixels that are changed together on a CPU, as in augment
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a view: the law of its crop, then changes in order, each with its probability."""
+    """The steps that make a view: the law of its crop, then changes in order, each with its probability."""
 
     crop: str
     changes: tuple[tuple[str, float], ...]
