@@ -51,6 +51,8 @@ training/workers.py training/precision.py training/archive.py training/checkpoin
 training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
+evaluation/scores.py evaluation/measures.py
+protocols/sgd_probe.py
 protocols/compare.py protocols/embeddings.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
 report/markup.py report/numbers.py report/images.py report/page.py

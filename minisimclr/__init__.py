@@ -5,6 +5,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 -----
 
 First reading, 2,577 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,576 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -34,9 +35,12 @@ First reading, 2,577 lines: the whole of SimCLR, in the order in which one thing
     training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 10,388 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,280 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,182 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,197 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -106,28 +110,34 @@ Second reading, 10,388 lines: the exact, fast, safe and resumable forms of the s
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       94  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      108  A linear classifier on the frozen representation h
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
-    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
+    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          125  The words of a run's page: what each figure means, and where the book says more
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
-    report/numbers.py        155  The sections of a run's page with numbers: curves, accuracies, settings
+    report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
     report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           125  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/console.py           138  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          151  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/pretrain.py          137  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too

@@ -492,9 +492,9 @@ FAULTS = [
     Fault("penalty-doubled-in-the-value", "evaluation", "evaluation/probe.py",
           "0.5 * l2 * float(", "l2 * float(", "evaluate"),
     Fault("probe-without-the-held-out-rows", "evaluation", "evaluation/probe.py",
-          "_fit(x, y, start, l2, iterations), l2)", "start, l2)", "evaluate"),
+          "weights = _fit(x, y, start, l2, iterations)", "weights = start.copy()", "evaluate"),
     Fault("ties-to-the-last-class", "evaluation", "evaluation/knn.py",
-          "(votes.argmax(axis=1) == test_y)", "(votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1) == test_y)",
+          "np.asarray(votes.argmax(axis=1))", "votes.shape[1] - 1 - votes[:, ::-1].argmax(axis=1)",
           "evaluate"),
 
     # ── The command line ──────────────────────────────────────────────────────────────────────────
@@ -672,6 +672,20 @@ FAULTS = [
     Fault("crops-of-uniform-area", "augmentation", "views/named.py",
           "h = low + np.floor(rng.random(shape) * (high - low + 1))",
           "h = low + np.floor(np.sqrt(rng.random(shape)) * (high - low + 1))", "named_views"),
+    Fault("turned-the-wrong-way", "evaluation", "evaluation/probe.py",
+          "weights[:-1] = axes @ weights[:-1]", "weights[:-1] = axes.T @ weights[:-1]", "scores evaluate"),
+    Fault("weights-not-scaled-back", "evaluation", "evaluation/probe.py",
+          "= scale * np.asarray(result.x)", "= np.asarray(result.x)", "scores evaluate"),
+    Fault("confusion-turned-over", "evaluation", "evaluation/scores.py",
+          "np.add.at(counts, (labels, predicted), 1)", "np.add.at(counts, (predicted, labels), 1)",
+          "scores evaluate_data"),
+    Fault("classes-weighted-by-size", "evaluation", "evaluation/scores.py",
+          "(np.diag(self.counts)[rows > 0] / rows[rows > 0]).mean()", "np.diag(self.counts).sum() / rows.sum()",
+          "scores evaluate_data"),
+    Fault("uniformity-with-the-diagonal", "evaluation", "evaluation/measures.py",
+          "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
+    Fault("any-images-will-do", "evaluation", "protocols/compare.py",
+          'if not other and run.images not in ("", fingerprint(train.images)):', "if False:", "evaluate_data"),
     # ── Other objectives, heads, weights in and out ───────────────────────────────────────────────
     Fault("semi-hard-nearer-than-the-positive", "objectives", "objectives/pairs.py",
           "semi = negative & (cosines < cosines", "semi = negative & (cosines > cosines", "own ops"),
@@ -708,6 +722,15 @@ FAULTS = [
           "bar = above - ROUNDING", "bar = above + ROUNDING", "search"),
     Fault("nearest-in-z", "evaluation", "training/trained.py",
           "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
+    # ── The report of a run ───────────────────────────────────────────────────────────────────────
+    Fault("names-as-markup", "report", "report/markup.py",
+          "return escape(one_line(str(value), most=most))", "return one_line(str(value), most=most)", "page doctests"),
+    Fault("the-first-images-only", "report", "report/findings.py",
+          'np.argsort(rank, kind="stable")[:most]', "np.arange(len(rank))[:most]", "findings doctests"),
+    Fault("one-class-counts-as-classes", "report", "report/findings.py",
+          "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
+    Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
+          "itself = test is train  #", "itself = False  #", "findings page"),
 ]
 # fmt: on
 
@@ -726,6 +749,7 @@ AREAS = (
     "training",
     "evaluation",
     "command line",
+    "report",
     "ranks",
 )
 

@@ -151,6 +151,7 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
         "metrics.jsonl",
         "checkpoint.npz",
         "results.json",
+        "confusion.txt",
         "table.txt",
         "report.html",
         "views.png",
@@ -381,12 +382,12 @@ OLD = b"an older file"
 def test_a_command_that_fails_leaves_what_was_there(trained, tmp_path, monkeypatch, capsys, command):
     """The disk is full when the last file is written."""
     run = shutil.copytree(trained, tmp_path / "run")
-    for name in ("table.txt", "results.json", *PICTURES):
+    for name in ("table.txt", "confusion.txt", "results.json", *PICTURES):
         (run / name).write_bytes(OLD)
     (tmp_path / "e.npz").write_bytes(OLD)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     syncs = iter(
-        [*([None] * {"evaluate": 5, "report": 3, "embed": 0}[command]), OSError(28, "No space left on device")]
+        [*([None] * {"evaluate": 6, "report": 3, "embed": 0}[command]), OSError(28, "No space left on device")]
     )
 
     def fsync(descriptor: int) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tqdm.auto
+import tqdm.std
 from PIL import Image
 
-from minisimclr import cli
+from minisimclr import Config, cli
 from minisimclr.cli import console, main, streams
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.name != "posix", reason="descriptors and signals are POSIX's")]
@@ -131,7 +133,7 @@ def test_help_is_shown_in_any_encoding(monkeypatch, name, encoding):
     assert stop.value.code == 0
     text = raw.getvalue().decode(encoding)
     assert "usage: minisimclr" in text
-    assert all(len(line) < 56 or "{" in line for line in text.splitlines())  # a list of choices is one word
+    assert all(len(line) < 56 or "{" in line or " | " in line for line in text.splitlines())  # choices stay together
 
 
 def test_names_do_not_drive_the_terminal(trained, photos, tmp_path, capsys):
@@ -149,6 +151,54 @@ def test_a_line_that_says_what_is_done_is_no_wider_than_the_terminal(monkeypatch
     with console.saying("loading " + "x" * 100):
         pass
     assert max(len(part.removeprefix("\x1b[K")) for part in capsys.readouterr().err.split("\r")) == 39
+
+
+# ── Progress ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def shown_progress(monkeypatch, columns: int, steps: int, done: int = 3) -> list[str]:
+    """The lines that a terminal of this many columns shows, one after the other in one place."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # no thread of its own
+    with console.training(Config(), start=steps - done) as show:
+        for step in range(steps - done, steps):
+            show({"step": step, "steps": steps, "loss": 4.0172, "chance": 6.24, "top1": 1.0, "images_per_second": 9.0})
+    return [line for line in terminal.getvalue().replace("\n", "\r").split("\r") if line.strip()]
+
+
+@pytest.mark.parametrize("steps", [117, 1_234_567])
+@pytest.mark.parametrize("columns", [200, 79, 73, 61, 40, 20])
+def test_progress_is_one_line_of_78_columns_that_shrinks_with_the_terminal(monkeypatch, columns, steps):
+    lines = shown_progress(monkeypatch, columns, steps)
+    assert max(map(len, lines)) <= min(78, columns - 1)
+    assert f"{steps}/{steps}"[: columns - 6] in lines[-1]
+    if columns > 60:
+        assert "loss 4.017" in lines[-1]
+        assert "top-1 100 %" in lines[-1]
+        assert " left" in lines[-1]
+    assert ("(chance 6.24)" in lines[-1]) == (columns > 72)
+
+
+def test_a_notebook_gets_the_bar_of_tqdm_auto(monkeypatch):
+    """ipykernel's stream is known by the name of its module, so that ipykernel need not be there."""
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    made: list[Any] = []
+
+    def bar(*args: Any, **options: Any) -> Any:
+        made.append(tqdm.std.tqdm(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr("tqdm.auto.tqdm", bar)
+    with console.training(Config(), start=0) as show:
+        show({"step": 0, "steps": 2, "loss": 4.0, "chance": 6.24, "top1": 0.5, "images_per_second": 9.0})
+    assert len(made) == 1
+    assert (made[0].total, made[0].n, made[0].ncols) == (2, 1, None)
+    assert "chance 6.24" in stream.getvalue()
 
 
 # ── Ctrl-C ────────────────────────────────────────────────────────────────────────────────────────

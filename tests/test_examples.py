@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,22 @@ def test_the_example_ends_with_a_representation_of_every_image(example: dict[str
     assert z.shape == (128, 128)
     assert np.isfinite(h).all()
     assert np.isfinite(z).all()
+
+
+@pytest.mark.filterwarnings("ignore")  # of protobuf's
+def test_the_metrics_of_a_run_become_curves_of_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: its recipe is not tried")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    lines = [{"step": k, "steps": 3, "loss": 5.5 - k, "chance": 6.25, "top1": k / 4} for k in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runpy.run_path(str(ROOT / "examples" / "to_tensorboard.py"))["main"](str(tmp_path))
+    (written,) = tmp_path.glob("events.out.tfevents.*")
+    events = [event for event in EventFileLoader(str(written)).Load() if event.summary.value]
+    assert [event.step for event in events] == [0, 1, 2]
+    assert {value.tag for value in events[0].summary.value} == {"loss", "chance", "top1"}
+
+
+def test_the_recipe_for_tensorboard_is_short_and_mentioned_where_commands_are_described() -> None:
+    assert len((ROOT / "examples" / "to_tensorboard.py").read_text().splitlines()) <= 30
+    assert "../examples/to_tensorboard.py" in (ROOT / "docs" / "use.md").read_text()

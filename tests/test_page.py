@@ -121,23 +121,25 @@ def test_names_of_any_script_stand_as_they_are():
     assert '<meta charset="utf-8">' in text
 
 
-def test_the_page_of_a_run_without_classes_says_nothing_about_right_and_wrong():
+def test_without_classes_nothing_is_right_or_wrong_on_the_page():
     text = made(("unlabelled",))
     sections = [attributes["id"] for tag, attributes in Elements(text).found if tag == "section"]
     assert sections == ["training", "views", "atlas", "neighbours", "similarity", "worst", "settings"]
     assert "Views that are least alike" in text
     assert "another class" not in Elements(text).text
-    assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["votes"] is None
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert data["votes"] is None
+    assert not any(image in cells for image, cells in enumerate(data["near"]))  # all are on the map, in their order
 
 
 def test_the_curves_are_those_that_the_record_has():
     def titles(**more):
         return re.findall(r"<figure><h3>([^<]*)</h3><svg class=\"curve\"", made(lines=history(**more)))
 
-    plain = ["NT-Xent loss", "Contrastive top-1", "Speed, images per second"]
+    plain = ["Loss", "Contrastive top-1", "Speed, images per second"]
     assert titles() == plain
     assert titles(knn=0.5, alignment=0.4, uniformity=-2.0) == [
-        *("NT-Xent loss", "Contrastive top-1", "kNN accuracy over time", "Alignment", "Uniformity"),
+        *("Loss", "Contrastive top-1", "kNN accuracy over time", "Alignment", "Uniformity"),
         "Speed, images per second",
     ]
     assert titles(knn="many", lr=float("nan"), uniformity=None, alignment=[1]) == plain
@@ -147,6 +149,12 @@ def test_the_loss_stands_between_chance_and_the_floor_of_the_book(usual):
     floor = np.log1p(254 * np.exp(-(1 + 1 / 127) / 0.1))
     assert f"floor, {floor:.2f}" in usual
     assert "log(2N − 1) = 5.54" in usual
+
+
+def test_another_objective_has_its_own_chance_level_and_no_floor():
+    text = made(config=Config(size=16, head_dim=8, batch=128, objective="triplet"))
+    assert "floor" not in Elements(text).text.replace("chance and the floor", "")
+    assert "chance, 5.54" in text
 
 
 def test_a_run_without_a_record_has_a_page():

@@ -22,7 +22,9 @@ from ..training.run import Interrupted, Metrics, NonFiniteError
 LOG_EVERY = 10.0  # seconds between two lines of a log; a terminal shows a bar instead
 LONGEST = 500  # length of an error, characters; ours are shorter, what they quote may not be
 EXPECTED = (ValueError, NonFiniteError, RuntimeError, ImportError)  # errors whose message is made for users
-BAR = "step {n_fmt}/{total_fmt} {bar:20} {desc}, {remaining} left"
+WIDEST, WIDE, NARROW = 78, 72, 50  # columns of the progress: at most; with the chance level; with a bar
+BAR = "step {n_fmt}/{total_fmt} {bar} {desc}, {remaining} left"
+NO_BAR = "step {n_fmt}/{total_fmt} {desc}"
 
 
 def complain(message: str) -> None:
@@ -110,31 +112,44 @@ def saying(task: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
-    """Yield a function that shows the progress of training: a bar on a terminal, else a line now and then."""
-    progress = _Bar(start) if sys.stderr.isatty() else _Log(start, config.batch)
+    """Yield a function that shows the progress of training: a bar on one line, else a line of a log now and then.
+
+    The bar is for a terminal, and for a notebook, where it is a widget.
+    """
+    if type(sys.stderr).__module__.startswith("ipykernel"):
+        from tqdm.auto import tqdm as widget  # only here: it takes its time
+
+        progress: Any = _Bar(start, widget)
+    else:
+        progress = _Bar(start, tqdm, WIDEST) if sys.stderr.isatty() else _Log(start, config.batch)
     try:
         yield progress.show
     finally:
         progress.close()
 
 
-def _summary(metrics: Metrics) -> str:
-    return f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f}), top-1 {100 * metrics['top1']:.0f} %"
+def _summary(metrics: Metrics, width: int = WIDEST) -> str:
+    """Return the numbers of a step; chance is left out where the line is narrow."""
+    chance = f" (chance {metrics['chance']:.2f})" if width >= WIDE else ""
+    return f"loss {metrics['loss']:.3f}{chance}, top-1 {100 * metrics['top1']:.0f} %"
 
 
 class _Bar:
-    """The progress on a terminal."""
+    """The progress on one line, which is never wider than the terminal, nor than `widest`."""
 
-    def __init__(self, start: int) -> None:
-        self.start = start
+    def __init__(self, start: int, kind: Any, widest: int | None = None) -> None:
+        self.start, self.kind, self.widest = start, kind, widest
         self.bar: Any = None  # made at the first step, which knows how many there are
 
     def show(self, metrics: Metrics) -> None:
+        width = WIDEST if self.widest is None else min(_width(), self.widest)  # now: a window may be made smaller
         if self.bar is None:
-            options = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "bar_format": BAR}
-            self.bar = tqdm(total=metrics["steps"], initial=self.start, **options)
-        text = f"{_summary(metrics)}, {metrics['images_per_second']:.0f} images/s"
-        self.bar.set_description_str(text, refresh=False)
+            options = {"smoothing": 0.1, "ncols": self.widest and width, "bar_format": BAR}
+            self.bar = self.kind(total=metrics["steps"], initial=self.start, **options)
+        if self.widest is not None:
+            self.bar.ncols = width
+            self.bar.bar_format = BAR if width >= NARROW else NO_BAR
+        self.bar.set_description_str(_summary(metrics, width), refresh=False)
         self.bar.update()
 
     def close(self) -> None:

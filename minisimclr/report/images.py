@@ -73,8 +73,8 @@ def neighbours(material: Material) -> str:
             f'<button type="button" class="query" aria-label="{name}: show another image">'
             f'{material.thumb("dots", query, name)}</button><div class="found">{found}</div></div>'
         )
-    framed = " Neighbours of another class are framed." if findings.labelled else ""
-    content = f'<p class="small">Click an image on the left to see another one.{framed}</p>{"".join(rows)}'
+    framed = '<p class="small">Neighbours of another class are framed.</p>' if findings.labelled else ""
+    content = f'<p class="hint">Click an image on the left to see another one.</p>{framed}{"".join(rows)}'
     title = f"The nearest of {len(findings.train):,} training images"
     return material.section("neighbours", title, content, "neighbours")
 

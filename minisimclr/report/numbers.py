@@ -80,7 +80,7 @@ def duration(seconds: float) -> str:
 # ── Curves ────────────────────────────────────────────────────────────────────────────────────────
 
 CURVES = {  # what metrics.jsonl may hold: the title, and True for shares
-    "loss": ("NT-Xent loss", False),
+    "loss": ("Loss", False),
     "top1": ("Contrastive top-1", True),
     "knn": ("kNN accuracy over time", True),
     "alignment": ("Alignment", False),
@@ -118,6 +118,8 @@ def levels(findings: Findings) -> list[svg.Level]:
     """Return the two lines between which the loss belongs, (9.1): chance, and the floor that nothing goes below."""
     n, temperature = findings.run.config.batch, findings.run.config.temperature
     chance = float(findings.history[-1]["chance"])
+    if findings.run.config.objective != "nt_xent":  # the others have other floors, or none
+        return [svg.Level(chance, f"chance, {chance:.2f}")]
     exponent = -(1 + 1 / (n - 1)) / temperature  # of a negative, against the positive, if all are equally far away
     floor = math.log1p((2 * n - 2) * math.exp(exponent))
     return [svg.Level(chance, f"chance, log(2N − 1) = {chance:.2f}"), svg.Level(floor, f"floor, {floor:.2f}")]
@@ -184,8 +186,8 @@ def settings(material: Material) -> str:
         facts.append(["training", duration(seconds)])
     facts += [[text(name), text(value)] for name, value in environment(run.folder).items()]
     content = (
-        f"<h3>Environment and cost</h3>{material.meaning('environment')}{table(facts)}"
-        f"<h3>Configuration</h3>{material.meaning('settings')}{table(rows, kind='settings')}"
+        f'<div class="pair made"><div><h3>Environment and cost</h3>{material.meaning("environment")}{table(facts)}'
+        f"</div><div><h3>Configuration</h3>{material.meaning('settings')}{table(rows, kind='settings')}</div></div>"
     )
     return material.section("settings", "How it was made", content)
 
