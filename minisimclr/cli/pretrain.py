@@ -92,7 +92,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     with saying(f"loading {config.data}"):
         images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
     if not options.resume:
-        given = [name for name in TUNED if hasattr(options, name)]
+        given = [item.name for item in dataclasses.fields(Config) if hasattr(options, item.name)]
         config, chosen = fitted(config, len(images), given, options.preset)
         if chosen:
             note(chosen)

@@ -59,10 +59,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 FEW_STEPS = 200  # a run of fewer steps than this ends near its chance level
 WANTED_STEPS = 1000  # steps that a run on few images gets
-BATCHES = 4  # batches in an epoch, at least: with one, every image would be a negative of every other in every step
+BATCHES = 2  # batches in an epoch, at least: with one, every step would compare each image with all others
 LARGEST, SMALLEST = 256, 4  # images in a batch; larger ones cost more than they give, smaller ones have few negatives
-PEAK = 0.1  # largest learning rate: what the demo's small encoder takes at its batch of 128
-TUNED = ("batch", "epochs", "lr", "warmup")  # settings that are chosen by the number of steps
+RATE = 0.2  # learning rate per 256 images, the demo's; at higher ones the loss rises before it falls
+TEMPERATURE = 0.2  # at 0.1 the loss of an untrained network lies far above its chance level, and stays there for long
+TUNED = ("batch", "epochs", "lr", "warmup")  # settings that are chosen by the number of steps, if none is given
 
 
 def preset(name: str | None) -> dict[str, Any]:
@@ -77,20 +78,20 @@ def preset(name: str | None) -> dict[str, Any]:
 
 
 def for_few(count: int, batch: int | None = None) -> dict[str, Any]:
-    """Return batch, epochs, rate and warm-up for few images: about a thousand steps, a twentieth of them warm-up.
+    """Return batch, epochs, rate, warm-up and temperature for few images: about a thousand steps.
 
     batch  one that was chosen already
 
     >>> for_few(300)
-    {'batch': 64, 'epochs': 250, 'lr': 0.4, 'warmup': 0.05}
+    {'batch': 128, 'epochs': 500, 'lr': 0.2, 'warmup': 0.05, 'temperature': 0.2}
 
     Raises: ValueError for fewer than two images.
     """
-    quarter = whole("the number of images", count, 2) // BATCHES
+    most = whole("the number of images", count, 2) // BATCHES
     if batch is None:  # a power of two, if it can be
-        batch = min(max(1 << max(quarter.bit_length() - 1, 0), SMALLEST), LARGEST, count)
+        batch = min(max(1 << max(most.bit_length() - 1, 0), SMALLEST), LARGEST, count)
     epochs = -(-WANTED_STEPS // (count // batch))
-    return {"batch": batch, "epochs": epochs, "lr": PEAK * 256 / batch, "warmup": 0.05}
+    return {"batch": batch, "epochs": epochs, "lr": RATE, "warmup": 0.05, "temperature": TEMPERATURE}
 
 
 def fitted(config: Config, count: int, given: Collection[str] = (), name: str | None = None) -> tuple[Config, str]:
