@@ -118,7 +118,9 @@ def test_what_the_user_chose_stays() -> None:
     )
     chosen, said = fitted(Config(), 300)
     assert (chosen.batch, chosen.epochs) == (128, 500)
-    assert said.startswith("300 images are few, and 20 steps too short a run; chosen: --batch 128 --epochs 500 --lr 0.2")
+    assert said.startswith(
+        "300 images are few, and 20 steps too short a run; chosen: --batch 128 --epochs 500 --lr 0.2"
+    )
 
 
 @pytest.mark.parametrize("count", [2560, 5000, 50_000])
