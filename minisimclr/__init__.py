@@ -36,7 +36,7 @@ First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 11,482 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 11,485 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -135,7 +135,7 @@ Second reading, 11,482 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           121  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          173  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          176  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again

@@ -347,3 +347,10 @@ def test_a_change_of_one_share_alone_leaves_the_other_numbers_as_they_are() -> N
     bare = two_views(images, 2, size=16, names="whole,noise:0")[0]
     for i in range(8):
         assert np.array_equal(some[i], all_[i]) or np.array_equal(some[i], bare[i])
+
+
+@pytest.mark.host
+def test_the_numbers_of_two_changes_lie_apart() -> None:
+    n = drawn("crop,flip,cutout,jitter,jitter-google", 50)
+    assert (n["flip"]["on"] != n["cutout"]["on"]).any()
+    assert not np.array_equal(n["jitter"]["factor"], n["jitter-google"]["factor"])

@@ -49,12 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
-    parser.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        help="settings to begin with; options beside it win (default: the defaults below, or those of few-images where "
-        f"these would make fewer than {FEW_STEPS} steps, and none of --{', --'.join(TUNED)} is given)",
-    )
+    _add_preset(parser)
     parser.add_argument(
         "--monitor",
         type=int,
@@ -165,6 +160,16 @@ def _stored(folder: Path) -> str:
     """Return the configuration and the steps of the checkpoint in a folder, as JSON."""
     found = stored.read_text(folder / "checkpoint.npz")
     return json.dumps({"config": found.config.as_dict(), "steps": found.steps})
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    """Add --preset."""
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings to begin with; options beside it win (default: the defaults below, or those of few-images where "
+        f"these would make fewer than {FEW_STEPS} steps, and none of --{', --'.join(TUNED)} is given)",
+    )
 
 
 def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) -> None:
