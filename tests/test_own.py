@@ -323,7 +323,7 @@ def test_an_objective_is_kept_with_its_run(tmp_path: Path) -> None:
 
 
 def test_the_gradient_of_the_triplet_is_the_closed_form_of_two_planes() -> None:
-    """Each image has a plane of its own, its views at an angle θ there: all negatives have cosine 0, all hinges open."""
+    """Each image has a plane of its own, its views at an angle there: negatives have cosine 0, all hinges are open."""
     c, s = np.cos(0.6), np.sin(0.6)
     za = ms.Tensor(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0]]), requires_grad=True)
     zb = np.array([[c, s, 0, 0], [0, 0, c, s]])
