@@ -358,3 +358,13 @@ def test_a_turn_of_all_embeddings_has_no_gradient_for_any_input(name: str) -> No
     turn = za.data.T @ za.grad + zb.data.T @ zb.grad  # (D,D)
     assert np.abs(turn).max() > 1e-3
     np.testing.assert_allclose(turn, turn.T, atol=1e-12)
+
+
+def test_a_head_of_the_papers_text_is_its_formula() -> None:
+    """z = W₂ max(W₁h + b₁, 0) + b₂, also in training: no row depends on the others."""
+    head = heads.named("mlp2-text", 6, 3)
+    h = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    w1, b1, w2, b2 = (parameter.data for parameter in head.parameters())
+    expected = np.maximum(h @ w1 + b1, 0) @ w2 + b2
+    for train in (False, True):
+        np.testing.assert_allclose(head(ms.Tensor(h), train).data, expected, rtol=1e-5, atol=1e-6)
