@@ -346,3 +346,25 @@ def test_the_gradient_of_nt_logistic_is_the_closed_form_of_two_planes() -> None:
     assert loss.item() == pytest.approx(np.log1p(np.exp(-c / tau)) + np.log(2))
     assert za.grad is not None
     np.testing.assert_allclose(za.grad[0], [0, -pull * s / 2, push * (1 + c) / 4, push * s / 4], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_a_turn_of_all_embeddings_has_no_gradient_for_any_input(name: str) -> None:
+    """To turn all embeddings together changes no cosine, so the gradient has no part along a turn."""
+    rng = np.random.default_rng(7)
+    a, b = rng.standard_normal((2, 5, 4))
+    za, zb = ms.Tensor(a, requires_grad=True), ms.Tensor(a + 0.5 * b, requires_grad=True)
+    objectives.named(name, margin=0.8)(za, zb, 0.3).backward()
+    turn = za.data.T @ za.grad + zb.data.T @ zb.grad  # (D,D)
+    assert np.abs(turn).max() > 1e-3
+    np.testing.assert_allclose(turn, turn.T, atol=1e-12)
+
+
+def test_a_head_of_the_papers_text_is_its_formula() -> None:
+    """z = W₂ max(W₁h + b₁, 0) + b₂, also in training: no row depends on the others."""
+    head = heads.named("mlp2-text", 6, 3)
+    h = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    w1, b1, w2, b2 = (parameter.data for parameter in head.parameters())
+    expected = np.maximum(h @ w1 + b1, 0) @ w2 + b2
+    for train in (False, True):
+        np.testing.assert_allclose(head(ms.Tensor(h), train).data, expected, rtol=1e-5, atol=1e-6)
