@@ -726,7 +726,7 @@ FAULTS = [
     Fault("uniformity-with-the-diagonal", "evaluation", "evaluation/measures.py",
           "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
     Fault("any-images-will-do", "evaluation", "protocols/compare.py",
-          'if not other and run.images not in ("", fingerprint(train)):', "if False:", "evaluate_data"),
+          "if not other and (text := other_images(run, train, source)):", "if False:", "evaluate_data"),
     # ── Other objectives, heads, weights in and out ───────────────────────────────────────────────
     Fault("semi-hard-nearer-than-the-positive", "objectives", "objectives/pairs.py",
           "semi = negative & (cosines < cosines", "semi = negative & (cosines > cosines", "own ops"),
