@@ -125,6 +125,7 @@ from . import ops
 from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
 from .data import DataError, Dataset, load_dataset
 from .engine.autograd import Tensor, no_grad, primitive
+from .engine.drawing import draw
 from .engine.ledger import saved_bytes
 from .evaluation.duplicates import duplicates
 from .evaluation.embed import embed
@@ -162,6 +163,7 @@ __all__ = [
     "check_direction",
     "check_path",
     "contrastive_accuracy",
+    "draw",
     "duplicates",
     "embed",
     "gradcheck",

@@ -11,7 +11,7 @@ from typing import Any
 from ..protocols.compare import Score
 from ..storage import open_regular
 
-LARGEST = 1 << 20  # size of results.json, bytes; ours have 2,000
+LARGEST = 1 << 24  # size of results.json, bytes; ours have 2,000, and with confusions of many classes a few million
 
 
 def table(scores: list[Score]) -> str:
