@@ -160,14 +160,18 @@ def written(page: Path) -> str:
     from cogapp import Cog
 
     cog = Cog()
+    cog.options.end_spec = "]]] -->"  # so that an array of arrays of arrays may be printed
     cog.options.prologue = f"import sys; sys.path.insert(0, {str(HERE)!r}); from book import *"
     _NAMES.pop(str(page), None)
     return str(cog.process_string(text, str(page)))
 
 
 def stale(page: Path) -> list[str]:
-    """Return a complaint if a block of the page is out of date."""
-    return [] if written(page) == page.read_text() else [f"{_name(page)}: out of date: python docs/book.py"]
+    """Return a complaint if a block of the page is out of date, or prints nothing, as one that was misspelt does."""
+    text = page.read_text()
+    if re.search(r"\]\]\] -->\n<!-- \[\[\[end\]\]\]", text):
+        return [f"{_name(page)}: a block prints nothing"]
+    return [] if written(page) == text else [f"{_name(page)}: out of date: python docs/book.py"]
 
 
 def _name(page: Path) -> str:

@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -13,8 +13,8 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     ops/loss.py               34  Softmax cross-entropy: how surprised a classifier is by the right answers
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      53  Convolution of feature maps: the operation, its checks, and the choice among its forms
-    ops/norm/plain.py         35  The plain form of batch norm: each channel's statistics, the formula, its gradient
-    ops/norm/__init__.py     104  Normalization: batch norm over all but the last axis, and rows scaled to unit length
+    ops/norm/plain.py         36  The plain form of batch norm: each channel's statistics, the formula, its gradient
+    ops/norm/__init__.py     106  Normalization: batch norm over all but the last axis, and rows scaled to unit length
     ops/pool/plain.py         33  The plain form of max-pooling: pad with −∞, then take the largest value below the taps
     ops/pool/__init__.py      36  Max-pooling of feature maps: the operation, its checks, and the choice of a form
     ops/__init__.py           11  The functions that a ResNet is made of, each with its derivative right below its value
@@ -22,108 +22,128 @@ First reading, 2,596 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    139  Layers, and the one setting that says in which form each operation of a network runs
-    resnet.py                187  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
-    simclr.py                100  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
+    nn.py                    134  Layers, and the one setting that says in which form each operation of a network runs
+    resnet.py                174  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
+    simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
-    views/__init__.py          8  Two random views of every image: what a SimCLR network learns to see as one thing
+    views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
-    training/optim.py        176  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       155  Every setting of a run, with its unit and its range, and what is built from it
+    training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
+    training/config.py       145  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         71  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         60  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 8,459 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
+    values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        65  The values that come through a door: taken as plain ones, or refused in one line
+    values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               141  Files that are written whole or not at all, and looked at before they are read
+    collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
+    engine/drawing.py        151  The drawing of a recorded graph: a box for each operation, from the leaves above to the loss below, as SVG
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
     ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS
     ops/conv/padded.py       141  Convolution in few large products: the form for a GPU
     ops/conv/winograd.py     244  Winograd's 3×3 convolution: fewer multiplications, for stride 1, padding 1 and float32
-    ops/norm/fused.py        146  Batch norm, shortcut and ReLU in one pass over memory
+    ops/norm/fused.py        149  Batch norm, shortcut and ReLU in one pass over memory
+    ops/norm/shared.py        38  Batch norm of a batch that several processes share
     ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
+    ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
     objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
     objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
     objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
     objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
-    objectives/__init__.py    52  Objectives beside NT-Xent, and the choice by name
+    objectives/__init__.py    58  Objectives beside NT-Xent, and the choice by name
     checks/table.py          452  Every operation beside a reference: sample inputs, and inputs that it must refuse
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
     views/transforms.py      172  Operations on the pixels of a whole stack of images at once
-    views/augment.py         130  Two random views of every image, and their fast form: a whole batch at a time
+    views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
+    views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
+    views/named.py           172  Views by name, in the order in which they are written: "crop,flip,colour,cutout"
+    views/augment.py         144  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
+    data/reading.py           68  The way in which a source is read, where its names leave a choice
+    data/splits.py            71  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/names.py            177  From the names of image files to the split and the class of each
+    data/classes.py           55  The classes of a source: one for each name, however that is written
+    data/left_out.py          66  The files of a source that are no data, each with its cause
+    data/zip_names.py         88  The names in a zip file as text
+    data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
+    data/find.py             174  The images of a folder or a zip file: found, and parted into splits and classes
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
-    data/names.py             86  From the names of image files to the split and the class of each
-    data/files.py            147  Images from a folder or a zip file: find them, choose the split, decode them
-    data/__init__.py          42  The images: built-in doodles, or your own from a folder or a zip file
-    training/workers.py      173  Worker processes that make the views of coming steps ahead of time
-    training/precision.py    126  Number formats: float32, TF32, or half precision with float32 where that matters
+    data/files.py             70  Images from a folder or a zip file: list those of a split, and decode them
+    data/__init__.py          55  The images: built-in doodles, or your own from a folder or a zip file
+    training/workers.py      184  Worker processes that make the views of coming steps ahead of time
+    training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
-    training/checkpoint.py    93  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py       105  The checkpoint of a run, compared with the configuration that it names
+    training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
+    training/stored.py       106  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          191  A run and its folder: what is kept of it, and how it is found again
+    training/run.py          194  A run and its folder: what is kept of it, and how it is found again
+    training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
-    training/session.py      197  A session of training: it records the steps of a run, saves, and stops when asked
-    evaluation/probe.py      108  A linear classifier on the frozen representation h
+    training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
+    evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
-    protocols/compare.py      67  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
+    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
+    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    report/table.py           43  The table of accuracies: as text, and as it was kept
+    report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          125  The words of a run's page: what each figure means, and where the book says more
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
-    report/numbers.py        155  The sections of a run's page with numbers: curves, accuracies, settings
+    report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
     report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py            92  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/common.py             75  The parts that several commands share: options, splits, and a free folder
+    cli/console.py           138  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
+    cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          104  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py           55  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/pretrain.py          137  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              27  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
-    cli/neighbours.py         91  `minisimclr neighbours`: find the images that look most like a picture
+    cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          112  The command line, one file a command
+    cli/__init__.py           99  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below
 from . import ops
 from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
-from .data import DataError, Dataset, load_dataset
+from .data import DataError, Dataset, Reading, load_dataset
 from .engine.autograd import Tensor, no_grad, primitive
 from .engine.drawing import draw
 from .engine.ledger import saved_bytes
@@ -156,6 +176,7 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "ProjectionHead",
+    "Reading",
     "ResNet",
     "Run",
     "SimCLR",

@@ -10,7 +10,7 @@ from . import ops
 from .backend import Array, array_module
 from .engine.autograd import Tensor
 from .module import Module
-from .values import by_default, text
+from .values import by_default, pairs_of, text
 
 # ── Which form of an operation runs ───────────────────────────────────────────────────────────────
 
@@ -35,13 +35,7 @@ def method_of(room: str, method: str) -> str:
     """
     if text("method", method) in ("plain", "auto"):
         return method
-    pairs = [pair.partition("=") for pair in method.split(",")]  # (room, "=", form) each
-    for named, sign, _ in pairs:
-        if named not in ROOMS or not sign:  # a misspelled room must not mean "the default"
-            raise ValueError(
-                f"method must be plain, auto, or pairs room=name with the rooms {', '.join(ROOMS)}; not {method!r}"
-            )
-    return {named: form for named, _, form in pairs}.get(room, ROOMS[room])
+    return {**ROOMS, **pairs_of(method, ROOMS)}[room]
 
 
 # ── Layers ────────────────────────────────────────────────────────────────────────────────────────
@@ -149,8 +143,8 @@ class BatchNorm2d(Module):
     eps = 1e-5  # added to the variance, because a channel that is the same everywhere has none; torch's value
     momentum = 0.1  # share of the batch in the running statistics; torch's value
 
-    def __init__(self, dim: int, *, shift: bool = True, method: str = "auto") -> None:
-        self.method = method
+    def __init__(self, dim: int, *, shift: bool = True, method: str = "auto", ranks: Any = None) -> None:
+        self.method, self.ranks = method, ranks  # ranks: the processes that share each batch, or None (collective.py)
         # At first the layer normalizes and does no more: scale 1, shift 0.
         ones, zeros = np.ones(dim, np.float32), np.zeros(dim, np.float32)  # (C,) each
         self.weight = parameter(ones)
@@ -173,6 +167,8 @@ class BatchNorm2d(Module):
         if train:
             mean, variance = ops.moments(xp, x.data, method=self.method)  # (C,), (C,)
             count = x.data.size // x.shape[-1]  # values per channel
+            # If other processes have a share of the batch, these become the statistics of the whole batch.
+            mean, variance, count = ops.norm.shared.moments(xp, mean, variance, count, self.ranks)
             if count < 2:
                 raise ValueError("batch norm in training needs more than one value per channel; use a larger batch")
             self.running_mean = self._towards(self.running_mean, mean)
@@ -181,7 +177,7 @@ class BatchNorm2d(Module):
         inputs = (x, self.weight, shift) if shortcut is None else (x, self.weight, shift, shortcut)
         settings: dict[str, Any] = {"mean": mean, "variance": variance, "eps": self.eps, "method": self.method}
         # In training the statistics move with x, so gradient flows through them as well.
-        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu)  # (…,C)
+        return ops.batch_norm(*inputs, **settings, batch=train, relu=relu, ranks=self.ranks)  # (…,C)
 
     def _towards(self, running: Array, new: Array) -> Array:
         # We make a new array and do not update in place: the graph of an evaluation may still hold the old one.

@@ -1,8 +1,7 @@
 """Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs.
 
-Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes
-images (N,H,W,3) and returns the representation h (N,features), the mean over the last feature maps.
-Inside the network, feature maps are (H,W,N,C).
+Names and shapes of the parameters are torchvision's, so its weights can be loaded. An encoder takes images (N,H,W,3)
+and returns h (N,features), the mean over the last feature maps. Inside the network, these are (H,W,N,C).
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ Convolution: TypeAlias = "partial[Conv2d]"
 Norm: TypeAlias = "partial[BatchNorm2d]"
 
 
-def _makers(rng: Generator, method: str, product_dtype: Any) -> tuple[Convolution, Norm]:
+def _makers(rng: Generator, method: str, product_dtype: Any, ranks: Any) -> tuple[Convolution, Norm]:
     """Return two constructors, of convolutions and of batch norms, with the settings that all layers share."""
     conv = partial(Conv2d, method=method_of("conv", method), product_dtype=product_dtype, rng=rng)
-    return conv, partial(BatchNorm2d, method=method_of("norm", method))  # only the sizes are left to give
+    return conv, partial(BatchNorm2d, method=method_of("norm", method), ranks=ranks)  # only the sizes are left to give
 
 
 class BasicBlock(Module):
@@ -43,10 +42,7 @@ class BasicBlock(Module):
 
     expansion = 1  # channels of the output, per channel inside
 
-    def __init__(
-        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
-    ) -> None:
-        conv, norm = _makers(rng, method, product_dtype)
+    def __init__(self, in_dim: int, dim: int, stride: int, conv: Convolution, norm: Norm) -> None:
         self.conv1 = conv(in_dim, dim, 3, stride=stride, padding=1)  # padding 1: a 3×3 kernel keeps the size of the map
         self.bn1 = norm(dim)
         self.conv2 = conv(dim, dim, 3, padding=1)
@@ -69,10 +65,7 @@ class Bottleneck(Module):
 
     expansion = 4  # channels of the output, per channel inside
 
-    def __init__(
-        self, in_dim: int, dim: int, stride: int, rng: Generator, method: str = METHOD, product_dtype: Any = None
-    ) -> None:
-        conv, norm = _makers(rng, method, product_dtype)
+    def __init__(self, in_dim: int, dim: int, stride: int, conv: Convolution, norm: Norm) -> None:
         out_dim = dim * self.expansion
         self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
         self.bn1 = norm(dim)
@@ -134,12 +127,13 @@ class ResNet(Module):
         num_classes: int | None = None,
         method: str = METHOD,
         product_dtype: Any = None,
+        ranks: Any = None,  # the processes that share each batch, for batch norm (collective.py)
         rng: Generator | None = None,
     ) -> None:
         rng = generator(rng, seed=0)  # the same weights each time, unless the caller wants others
         stem = one_of("stem", stem, tuple(STEMS))
         self.stem, self.pool, self.stages = stem, method_of("pool", method), len(depths)
-        conv, norm = _makers(rng, method, product_dtype)
+        conv, norm = _makers(rng, method, product_dtype, ranks)
         # Channels that the next block takes, and channels inside it.
         in_dim = dim = whole("base", base, 1) * whole("width", width, 1)
         kernel, stride = STEMS[stem]
@@ -150,7 +144,7 @@ class ResNet(Module):
             blocks = []
             for k in range(depth):
                 stride = 2 if stage > 0 and k == 0 else 1  # only the first block of a stage shrinks the map
-                blocks.append(block(in_dim, dim, stride, rng, method, product_dtype))
+                blocks.append(block(in_dim, dim, stride, conv, norm))
                 in_dim = dim * block.expansion  # the next block takes what this one gives
             setattr(self, f"layer{stage + 1}", Sequential(*blocks))  # "layer1" …: torchvision's names
             dim *= 2
@@ -240,11 +234,5 @@ def resnet_small(**options: Any) -> ResNet:
     return ResNet(BasicBlock, (1, 1, 1), **{"base": 32, "stem": "small", **options})
 
 
-ENCODERS = {  # by the name that Config.encoder and --encoder take
-    "small": resnet_small,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-}
+# By the name that Config.encoder and --encoder take.
+ENCODERS = {"small": resnet_small} | {f.__name__: f for f in (resnet18, resnet34, resnet50, resnet101, resnet152)}

@@ -53,6 +53,7 @@ class ProjectionHead(Module):
         *,
         method: str = METHOD,
         product_dtype: Any = None,
+        ranks: Any = None,  # the processes that share each batch, for batch norm (collective.py)
     ) -> None:
         layers, batch_norm = whole("layers", layers, 1), truth("batch_norm", batch_norm)
         rng = generator(rng, seed=1)  # not 0: a ResNet's first weights would come again
@@ -65,7 +66,7 @@ class ProjectionHead(Module):
             linear = Linear(dims[k - 1], dims[k], bias=not batch_norm, product_dtype=product_dtype, rng=rng)
             setattr(self, f"linear{k}", linear)  # "linear1" …: the names in a checkpoint
             if batch_norm:  # as in Google's code; the paper's text does not mention it
-                setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm))
+                setattr(self, f"bn{k}", BatchNorm2d(dims[k], shift=k < layers, method=norm, ranks=ranks))
 
     def __call__(self, h: Tensor, train: bool = False, layers: range | None = None) -> Tensor:
         x = h  # (N,in_dim)

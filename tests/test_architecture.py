@@ -33,6 +33,7 @@ ROOMS = [
         "cores",
         "processor",
         "storage",
+        "collective",
         "engine",
         "ops",
         "ntxent",

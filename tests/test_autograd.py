@@ -634,7 +634,9 @@ def test_200_training_steps_grow_memory_by_less_than_a_percent(no_gc: None) -> N
 
 def test_a_residual_block_keeps_what_its_gradient_needs_and_no_more() -> None:
     """It keeps the inputs of both convolutions and both norms, and the last ReLU's output: five activations."""
-    block = placed(ms.resnet.BasicBlock(8, 8, 1, np.random.default_rng(0)))
+    block = placed(
+        ms.resnet.BasicBlock(8, 8, 1, *ms.resnet._makers(np.random.default_rng(0), "conv=slabs", None, None))
+    )
     x = leaf(8, 8, 4, 8, dtype=np.float32)
     unit = x.data.nbytes
     y = block(x * 1.0, train=True)

@@ -49,6 +49,17 @@ def test_a_page_that_is_out_of_date_is_noticed(tmp_path: Path, monkeypatch: pyte
     assert book.stale(page)
 
 
+def test_a_block_that_prints_nothing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cogapp", reason='the check of the book was NOT checked: pip install ".[test]"')
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        '<!-- [[[cog from book import show\nshow("minisimclr/nn.py", "Linear") ]]] -->\n<!-- [[[end]]] -->\n'
+    )
+    assert book.written(page) == page.read_text()  # cog runs no code on the line of its end marker
+    assert book.stale(page) == ["page.md: a block prints nothing"]
+
+
 def test_the_snippets_of_a_page_share_their_names(tmp_path: Path) -> None:
     pytest.importorskip("cogapp", reason='the book was NOT checked: pip install ".[test]"')
     page = tmp_path / "page.md"

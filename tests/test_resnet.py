@@ -14,6 +14,7 @@ from devices import assert_close, assert_same, host, on_device, placed, tensor
 from minisimclr import resnet as module
 from minisimclr.checks.table import conv2d_by_loops, max_pool2d_by_loops
 from minisimclr.engine.autograd import Tensor, no_grad
+from minisimclr.nn import METHOD
 from minisimclr.resnet import ENCODERS, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 
 
@@ -32,6 +33,11 @@ def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def count(net: module.ResNet) -> int:
     return sum(p.data.size for p in net.parameters())
+
+
+def makers() -> tuple[module.Convolution, module.Norm]:
+    """The constructors of convolution and batch norm that a block takes."""
+    return module._makers(np.random.default_rng(0), METHOD, None, None)
 
 
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────
@@ -167,7 +173,7 @@ def test_the_gradient_reaches_the_pixels_of_a_tensor():
 
 def test_a_basic_block_is_the_papers_formula():
     """relu(x + bn(conv(relu(bn(conv x))))), with batch norm an identity here and one-pixel kernels that scale."""
-    block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
+    block = placed(module.BasicBlock(2, 2, 1, *makers())).astype(np.float64)
     for conv, factor in ((block.conv1, 3.0), (block.conv2, -2.0)):
         kernel = np.zeros((3, 3, 2, 2))
         kernel[1, 1] = factor * np.eye(2)
@@ -180,7 +186,7 @@ def test_a_basic_block_is_the_papers_formula():
 
 def test_a_block_whose_convolutions_are_silent_hands_gradients_through():
     """relu(x + 0): the shortcut carries the gradient wherever x > 0."""
-    block = placed(module.BasicBlock(2, 2, 1, np.random.default_rng(0))).astype(np.float64)
+    block = placed(module.BasicBlock(2, 2, 1, *makers())).astype(np.float64)
     block.bn2.weight.data = on_device(np.zeros(2))
     x = tensor(np.random.default_rng(1).standard_normal((2, 2, 3, 2)), requires_grad=True)
     block(x).sum().backward()
@@ -223,7 +229,7 @@ def test_closed_values_of_one_bright_pixel_that_four_windows_of_the_stem_see():
 
 def bottleneck(*factors):
     """A block of 4 channels, 1 inside, whose kernels scale: the sum of the channels, then one number, then all four."""
-    block = placed(module.Bottleneck(4, 1, 1, np.random.default_rng(0))).astype(np.float64)
+    block = placed(module.Bottleneck(4, 1, 1, *makers())).astype(np.float64)
     for conv, factor in zip((block.conv1, block.conv2, block.conv3), factors):
         kernel = np.zeros(conv.weight.shape)
         kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = factor

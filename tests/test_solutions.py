@@ -245,6 +245,53 @@ def test_solution_schedules_begin_at_zero_peak_after_the_warm_up_and_end_at_zero
     np.testing.assert_allclose([solutions(8).restarts(t, 100, 10, 2.0) for t in (40, 70)], 2)
 
 
+# ── Chapters 3 and 5 ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_the_gradient_of_a_convolution_is_a_convolution():
+    rng = np.random.default_rng(0)
+    x, w = ms.Tensor(rng.standard_normal((5, 6, 2, 3)), requires_grad=True), rng.standard_normal((3, 3, 3, 4))
+    g = rng.standard_normal((5, 6, 2, 4))
+    ops.conv2d(x, w, stride=1, padding=1, method="plain").backward(g)
+    np.testing.assert_allclose(solutions(3).gradient_by_convolution(g, w), x.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_solution_depthwise_is_a_convolution_with_diagonal_matrices_and_passes_the_gradient_check():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 5, 2, 3)), rng.standard_normal((3, 3, 3))
+    whole = ops.conv2d(x, w[..., None] * np.eye(3), stride=1, padding=1, method="plain").data
+    np.testing.assert_allclose(solutions(3).depthwise(x, w).data, whole, rtol=1e-12, atol=1e-12)
+    assert ms.gradcheck(solutions(3).depthwise, x, w)
+
+
+def test_solution_the_temperatures_gradient_is_that_of_differences_and_positive_for_good_views():
+    rng = np.random.default_rng(0)
+    za = rng.standard_normal((6, 4))
+    for zb, sign in ((rng.standard_normal((6, 4)), None), (za + 0.1 * rng.standard_normal((6, 4)), 1.0)):
+        above, below = (ms.nt_xent_value_and_grad(za, zb, 0.3 + d)[0] for d in (1e-5, -1e-5))
+        found = solutions(5).temperature_gradient(za, zb, 0.3)
+        np.testing.assert_allclose(found, (above - below) / 2e-5, rtol=1e-6)
+        assert sign is None or np.sign(found) == sign
+
+
+def test_solution_one_role_alone_has_half_the_length_and_nearly_the_same_direction():
+    rng = np.random.default_rng(0)
+    za, zb = rng.standard_normal((2, 256, 128))
+    _, dza, dzb = ms.nt_xent_value_and_grad(za, zb, 0.1)
+    right, wrong = np.concatenate([dza, dzb]).ravel(), solutions(5).gradient_of_one_role(za, zb, 0.1).ravel()
+    lengths = np.linalg.norm(right), np.linalg.norm(wrong)
+    assert 0.45 < lengths[1] / lengths[0] < 0.55
+    assert right @ wrong / np.prod(lengths) > 0.999
+
+    @ms.primitive
+    def one_role(xp, za, zb):
+        dz = solutions(5).gradient_of_one_role(za, zb, 0.1)
+        return np.asarray(ms.nt_xent_value_and_grad(za, zb, 0.1)[0]), lambda g: (g * dz[: len(za)], g * dz[len(za) :])
+
+    with pytest.raises(ms.GradcheckError):
+        ms.check_direction(one_role, za[:8], zb[:8])
+
+
 # ── Chapter 7 ─────────────────────────────────────────────────────────────────────────────────────
 
 

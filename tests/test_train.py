@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from minisimclr import backend, processor
-from minisimclr.data import DataError
+from minisimclr.data import DataError, Reading
 from minisimclr.data.doodles import draw_doodles
 from minisimclr.engine.autograd import Tensor
 from minisimclr.ntxent import nt_xent
@@ -190,8 +190,9 @@ def test_lars_trains_too():
 def test_images_come_from_the_data_set_unless_given(monkeypatch):
     asked = []
 
-    def load(source: str, split: str, size: int) -> Any:
+    def load(source: str, split: str, size: int, reading: Reading) -> Any:
         asked.append((source, split, size))
+        assert reading == Reading()
         return type("Dataset", (), {"images": IMAGES})
 
     monkeypatch.setattr(train, "load_dataset", load)

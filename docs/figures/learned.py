@@ -1,9 +1,9 @@
 """Draw what a run has learned, for chapters 6 and 10, beside this file (needs matplotlib: the extra `plot`).
 
-    minisimclr demo --out runs/demo && python docs/figures/learned.py runs/demo
+    minisimclr demo --epochs 3 --out runs/three && python docs/figures/learned.py runs/three
 
-similarity.png: cosines of test images before and after training. map.png: test images at the places of their h, by the
-first two principal components. h_against_z.png: how much of an image is found again in h and in z.
+similarity.png: cosines of test images before and after training. map.png: test images laid out by the first two
+principal components of their h. h_against_z.png: how much of an image is found again in h and in z.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import style
 from matplotlib import pyplot as plt
+from scipy.optimize import linear_sum_assignment
 
 import minisimclr as ms
 from minisimclr.evaluation.knn import unit_rows
 from minisimclr.report.findings import centred_cosines, principal, spread
 from minisimclr.training.config import build_model
 
-MAPPED, PER_CLASS, SEED = 220, 12, 0  # images on the map, and of a class in the matrices
+GRID, PER_CLASS = (11, 22), 12  # rows and columns of the map; images of a class in the matrices
 QUESTIONS = {  # what a linear classifier is asked about an image, each of four classes of equal size
     "which thing it is": None,
     "how bright it is": lambda images: images.mean(axis=(1, 2, 3)),
@@ -31,31 +32,34 @@ QUESTIONS = {  # what a linear classifier is asked about an image, each of four 
 
 def similarity(run: ms.Run, test: ms.Dataset) -> None:
     rows = np.concatenate([np.flatnonzero(test.labels == c)[:PER_CLASS] for c in range(len(test.class_names))])
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     models = {"before training": build_model(run.config), "after training": run.model}
     for ax, (title, model) in zip(axes, models.items()):
-        shown = ax.imshow(centred_cosines(ms.embed(model, test.images[rows])[0]), cmap="PuOr_r", vmin=-1, vmax=1)
+        shown = ax.imshow(centred_cosines(ms.embed(model, test.images[rows])[0]), cmap="PuOr_r", vmin=-1, vmax=1,
+                          interpolation="nearest")  # fmt: skip
         ax.set(title=title, xticks=[])
         ax.set_yticks(np.arange(len(test.class_names)) * PER_CLASS + PER_CLASS / 2 - 0.5, test.class_names, fontsize=8)
         ax.tick_params(length=0)
-    figure.colorbar(shown, ax=axes, shrink=0.85, ticks=[-1, 0, 1], label="cosine of centred h")
-    figure.savefig(style.HERE / "similarity.png")
-
-
-def places_of(h: Any) -> Any:
-    """Places in the unit square, (N,2): the ranks of the principal components, so that the images spread evenly."""
-    return principal(unit_rows(np, h)).argsort(axis=0).argsort(axis=0) / (len(h) - 1)
+    figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[-1, 0, 1], label="cosine of centred h")
+    figure.savefig(style.HERE / "similarity.png", bbox_inches="tight")
 
 
 def embedding_map(run: ms.Run, test: ms.Dataset) -> None:
-    chosen = spread(test.labels, MAPPED)
-    places = places_of(ms.embed(run.model, test.images[chosen])[0])
-    figure, ax = plt.subplots(figsize=(9.6, 6.4), layout="constrained")
-    for k, (x, y) in zip(chosen, places):
-        ax.imshow(test.images[k], extent=(x - 0.02, x + 0.02, y - 0.03, y + 0.03), interpolation="antialiased")
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.04, 1.04), aspect="auto", xticks=[], yticks=[])
-    ax.set(xlabel="first principal component of h (ranks)", ylabel="second (ranks)")
-    figure.savefig(style.HERE / "map.png", dpi=110)
+    """Each image takes a cell of a grid, so that none hides another: the cells that are nearest to their places."""
+    rows, columns = GRID
+    chosen = spread(test.labels, rows * columns)
+    places = principal(unit_rows(np, ms.embed(run.model, test.images[chosen])[0]))
+    places = places.argsort(axis=0).argsort(axis=0) / (len(chosen) - 1)  # ranks, in [0,1]
+    cells = np.stack(np.meshgrid(np.linspace(0, 1, columns), np.linspace(1, 0, rows)), axis=-1).reshape(-1, 2)
+    images, taken = linear_sum_assignment(((places[:, None] - cells) ** 2).sum(axis=2))
+    grid = np.zeros((len(cells), *test.images.shape[1:]), np.uint8)
+    grid[taken] = test.images[chosen[images]]
+    side = grid.shape[1]
+    sheet = grid.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    figure, ax = plt.subplots(figsize=(10, 10 * rows / columns + 0.3), layout="constrained")
+    style.picture(ax, sheet)
+    ax.set(xlabel="first principal component of h", ylabel="second")
+    figure.savefig(style.HERE / "map.png", dpi=120)
 
 
 def h_against_z(run: ms.Run, train: ms.Dataset, test: ms.Dataset) -> None:

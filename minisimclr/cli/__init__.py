@@ -11,12 +11,11 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from .. import backend
 from ..processor import set_threads
+from ..training.distributed import RankError
 from ..training.run import Interrupted
-from ..training.train import NonFiniteError
 from . import demo, duplicates, embed, evaluate, export, gradcheck, neighbours, pretrain, report
-from .console import complain
+from .console import complain, exit_code, explanation
 from .streams import safe_streams
 
 COMMANDS = {
@@ -88,21 +87,9 @@ def _explained(error: Exception) -> int:
     """Print an error as one line and return its exit code."""
     if isinstance(error, Interrupted):
         print(f"minisimclr: {error}", file=sys.stderr)
-        return 128 + error.signum
-    code = 3 if isinstance(error, NonFiniteError) else 4 if isinstance(error, OSError) else 2
-    if isinstance(error, (ValueError, NonFiniteError)):
-        complain(str(error))
-    elif isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        complain(f"{where}{error.strerror or error}")
-    elif isinstance(error, MemoryError):  # CuPy's OutOfMemoryError is one too
-        complain(f"not enough memory{backend.whose_memory(error)}; use a smaller --batch, --size or --width")
-    elif isinstance(error, (RuntimeError, ImportError)):
-        complain(str(error))
-    else:
-        complain(f"unexpected {type(error).__name__}: {error}; --debug shows where it came from")
-        return 1
-    return code
+    elif not isinstance(error, RankError):  # of that one, the rank that failed has spoken
+        complain("".join(f"{note}: " for note in getattr(error, "__notes__", ())) + explanation(error))
+    return exit_code(error)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""The parts that several commands share: options, splits, and a free folder."""
+"""The parts that several commands share: options, the splits of a run, and a free folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import report
-from ..data import DataError, Dataset, load_dataset
+from ..data import Dataset
 from ..protocols.compare import Score
 from ..training import record
 from ..training.folders import require_free
 from ..training.run import Run
 from .console import note, saying
+from .sources import add_reading, chosen_reading, splits
 
 MOST_RUNS = 1000  # number of folders that are tried; the error of the last one is then told
 
@@ -26,32 +27,26 @@ def add_device(
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that looks at a run: --device, --data, and the run itself."""
+    """Add the options of a command that looks at a run: --device, --data, how that is read, and the run itself."""
     add_device(parser)
     parser.add_argument("run", type=path_name, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--data", type=some_text, default=None, help="folder or zip of images (default: those of the run)"
     )
+    add_reading(parser)
 
 
-def splits(run: Run, source: str | None, *, labelled: bool = True) -> tuple[Dataset, dict[str, Dataset]]:
-    """Load the training split, and the splits to test on.
+def splits_of_run(
+    run: Run, options: argparse.Namespace, *, labelled: bool = True
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """Load the training split of a run, or of --data, and the splits to test on.
 
-    labelled  False takes data without classes, too; the training images are then looked at in place of test images
+    labelled  False takes data without labels, too; the training images are then looked at in place of test images
 
-    Raises: DataError for data that cannot be used, or that has no classes.
+    Raises: DataError for data that cannot be used, or that has no labels.
     """
-    source, size = source or run.config.data, run.config.size
-    with saying(f"loading {source}"):
-        train = load_dataset(source, "train", size=size)
-        if len(train.class_names) < 2 and not labelled:
-            return train, {"training": train}
-        if len(train.class_names) < 2:
-            raise DataError(f"{source}: evaluation needs labelled images: at least two folders, one for each class")
-        tests = {"test": load_dataset(source, "test", size=size)}
-        if source == "doodles":
-            tests["unseen style"] = load_dataset(source, "unseen", size=size)
-    return train, tests
+    stored = "" if options.data else run.config.reading  # other data have other names
+    return splits(run, options.data, chosen_reading(options, stored), labelled=labelled)
 
 
 def free_folder(wanted: Path) -> Path:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
 
+from ..backend import whose_memory
 from ..storage import one_line
 from ..training.config import Config
-from ..training.run import Metrics
+from ..training.distributed import RankError
+from ..training.run import Interrupted, Metrics, NonFiniteError
 
 LOG_EVERY = 10.0  # seconds between two lines of a log; a terminal shows a bar instead
 LONGEST = 500  # length of an error, characters; ours are shorter, what they quote may not be
+EXPECTED = (ValueError, NonFiniteError, RuntimeError, ImportError)  # errors whose message is made for users
 WIDEST, WIDE, NARROW = 78, 72, 50  # columns of the progress: at most; with the chance level; with a bar
 BAR = "step {n_fmt}/{total_fmt} {bar} {desc}, {remaining} left"
 NO_BAR = "step {n_fmt}/{total_fmt} {desc}"
@@ -26,6 +30,41 @@ NO_BAR = "step {n_fmt}/{total_fmt} {desc}"
 def complain(message: str) -> None:
     """Print an error as one line."""
     print(f"minisimclr: error: {one_line(message, most=LONGEST)}", file=sys.stderr)
+
+
+def explanation(error: BaseException) -> str:
+    """Return what went wrong, and what to do, in a line."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError):  # CuPy's OutOfMemoryError is one too
+        return f"not enough memory{whose_memory(error)}; use a smaller --batch, --size or --width"
+    if isinstance(error, EXPECTED):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}; --debug shows where it came from"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a command that ends with this error."""
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return 128 + getattr(error, "signum", signal.SIGINT)
+    if isinstance(error, RankError):
+        return error.code
+    if isinstance(error, NonFiniteError):
+        return 3
+    if isinstance(error, OSError):
+        return 4
+    return 2 if isinstance(error, (*EXPECTED, MemoryError)) else 1
+
+
+@contextmanager
+def silent(yes: bool) -> Iterator[None]:
+    """Show nothing inside, if yes; an error is shown outside."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, ExitStack() as stack:
+        if yes:
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
 
 
 def note(message: str) -> None:

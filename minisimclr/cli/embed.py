@@ -12,13 +12,13 @@ from ..storage import require_replaceable, write
 from ..training.run import load_run
 from .common import add_run, path_name
 from .console import show
+from .sources import chosen_reading
 
 HELP = "write h and z of every image to an .npz file"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add --split, --to, and the run."""
-    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    """Add --to, and the run."""
     parser.add_argument("--to", type=path_name, required=True, metavar="FILE.npz", help="file to write")
     add_run(parser)
 
@@ -30,7 +30,9 @@ def run_command(options: argparse.Namespace) -> None:
     """
     require_replaceable(options.to)  # before the work, not after it
     run = load_run(options.run, options.device)
-    data = load_dataset(options.data or run.config.data, options.split, size=run.config.size)
+    reading = chosen_reading(options, "" if options.data else run.config.reading)
+    source = options.data or run.config.data
+    data = load_dataset(source, options.split or "test", size=run.config.size, reading=reading)
     h, z = embed(run.model, data.images)
     names = np.array(data.class_names)
     write(options.to, lambda file: np.savez(file, h=h, z=z, labels=data.labels, class_names=names))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError, load_dataset
+from ..data import DataError, Reading, load_dataset
 from ..evaluation.embed import Matrix
 from ..protocols.embeddings import Embeddings, read_embeddings
 from ..storage import one_line, open_regular, require_replaceable, shown, write
@@ -71,8 +71,8 @@ def run_command(options: argparse.Namespace) -> None:
 
 def _picture(path: Path, size: int) -> NDArray[np.uint8]:
     """Read a picture as `load_dataset` reads one. Raises: DataError if it is none; OSError if it cannot be read."""
+    from ..data.archive import MAX_FILE_BYTES
     from ..data.decode import decode_image
-    from ..data.files import MAX_FILE_BYTES
 
     try:
         descriptor = open_regular(path, MAX_FILE_BYTES)
@@ -96,7 +96,8 @@ def _images(options: argparse.Namespace, run: Run, among: Embeddings, indices: M
     source = options.data or among.data or run.config.data
     split = options.split or among.split or "test"
     with saying(f"loading {source}"):
-        images = load_dataset(source, split, size=run.config.size).images
+        reading = Reading.from_text("" if options.data else run.config.reading)
+        images = load_dataset(source, split, size=run.config.size, reading=reading).images
     wrong = f"{one_line(source)}: the images of the split {one_line(split)!r} are not those of {shown(options.among)}"
     if len(images) != len(among.rows):
         raise DataError(f"{wrong}; say which with --data and --split")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from .. import backend
-from ..data import load_dataset
+from ..collective import ALONE, Ranks, broadcast_text
+from ..data import Reading, load_dataset
+from ..nn import method_of
+from ..processor import set_threads, threads
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
-from ..training.config import OLD_CONV, Config, method_of_conv
+from ..training.config import Config
+from ..training.distributed import mpi_ranks
 from ..training.run import environment_changes
 from ..training.train import pretrain
-from ..values import whole
+from ..values import OLD_CONV, method_of_conv, whole
 from .common import free_folder, path_name
-from .console import note, saying, show, training
+from .console import exit_code, note, saying, show, silent, training
+from .sources import add_reading, chosen_reading
 
 HELP = "pre-train an encoder on images without labels"
 
@@ -39,8 +46,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share each batch among the processes that `mpiexec -n 4 minisimclr pretrain --distributed` starts",
+    )
     for item in dataclasses.fields(Config):
-        _add_setting(parser, item)
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
     parser.add_argument(
         "--conv",
         choices=tuple(OLD_CONV),
@@ -55,20 +69,35 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: what `pretrain` raises, and ValueError for options that do not fit together.
     """
     whole("--workers", options.workers, 0, MOST_WORKERS)
-    config, start = _configuration(options)
+    if not options.distributed:
+        _train(options, ALONE)
+        return
+    with mpi_ranks(exit_code) as ranks, silent(ranks.rank > 0):  # rank 0 speaks for all
+        if options.threads is None and "MINISIMCLR_THREADS" not in os.environ:
+            set_threads(max(1, threads() // ranks.on_this_machine))
+        _train(options, ranks)
+
+
+def _train(options: argparse.Namespace, ranks: Ranks) -> None:
+    config, start = _configuration(options, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, "train", size=config.size).images
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
+    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+    if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
+        note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
+    more = {"workers": options.workers, "ranks": ranks}
     with training(config, start) as progress:
-        run = pretrain(config, images, folder=folder, resume=options.resume, workers=options.workers, progress=progress)
+        run = pretrain(config, images, folder=folder, resume=options.resume, progress=progress, **more)
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
 
 
-def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
+def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, int]:
     """Return the configuration that the options ask for, and the number of steps that are done already."""
     given = {
         item.name: getattr(options, item.name) for item in dataclasses.fields(Config) if hasattr(options, item.name)
@@ -79,19 +108,27 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, int]:
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given)
+        config = Config(**given, reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
-    found = stored.read_text(options.out / "checkpoint.npz")
-    config = dataclasses.replace(found.config, **given)
+    found = json.loads(broadcast_text(ranks, _stored(options.out) if ranks.rank == 0 else ""))
+    config, steps = Config.from_dict(found["config"]), found["steps"]
+    config = dataclasses.replace(config, **given, reading=chosen_reading(options, config.reading).as_text())
     backend.require(config.device)
-    for change in environment_changes(options.out, config):
-        note(f"{change}; the run goes on, but not bit for bit")
-    for line in record.remarks(options.out / "metrics.jsonl", found.steps):
-        note(line)
-    return config, found.steps
+    if ranks.rank == 0:  # the others may be on machines that do not see the folder
+        for change in environment_changes(options.out, config, ranks.size):
+            note(f"{change}; the run goes on, but not bit for bit")
+        for line in record.remarks(options.out / "metrics.jsonl", steps):
+            note(line)
+    return config, steps
+
+
+def _stored(folder: Path) -> str:
+    """Return the configuration and the steps of the checkpoint in a folder, as JSON."""
+    found = stored.read_text(folder / "checkpoint.npz")
+    return json.dumps({"config": found.config.as_dict(), "steps": found.steps})
 
 
 def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) -> None:

@@ -7,7 +7,7 @@ import argparse
 from .. import report
 from ..storage import write_all
 from ..training.run import load_run
-from .common import add_run, remark, reported, splits
+from .common import add_run, remark, reported, splits_of_run
 from .console import show
 
 HELP = "make the page of a run, report.html, and its pictures again"
@@ -21,7 +21,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     run = load_run(options.run, options.device)
     remark(run)
-    train, tests = splits(run, options.data, labelled=False)
+    train, tests = splits_of_run(run, options, labelled=False)
     counts = {name: len(data) for name, data in tests.items()}
     scores = report.read_scores(options.run / "results.json", run.steps, len(train), counts)
     files = reported(run, train, next(iter(tests.values())), scores)

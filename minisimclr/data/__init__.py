@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..values import shown, text, whole
 from .dataset import DataError, Dataset
+from .reading import Reading
 
-__all__ = ["DataError", "Dataset", "load_dataset"]
+__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "splits_of"]
 
 
 def load_dataset(
@@ -20,6 +21,7 @@ def load_dataset(
     size: int = 32,
     limit: int | None = None,
     report: Callable[[str], None] | None = None,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Load the images of a split: uint8 (N,size,size,3), always the same ones in the same order.
 
@@ -52,7 +54,23 @@ def load_dataset(
         return load_doodles(split, size, limit)
     from .files import load_files
 
-    return load_files(Path(source), split, size, limit, report or _to_stderr)
+    return load_files(Path(source), split, size, limit, report or _to_stderr, reading or Reading())
+
+
+def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) -> dict[str, tuple[str, bool]]:
+    """Return the splits of a source: the role of each (train, val, test or unlabeled), and whether it has labels.
+
+    >>> splits_of("doodles")["test"]
+    ('test', True)
+
+    Raises: what `load_dataset` raises.
+    """
+    if source == "doodles":
+        return {"train": ("train", True), "test": ("test", True), "unseen": ("", True)}
+    from .find import found
+
+    layout = found(Path(source), reading or Reading()).layout
+    return {name: (layout.roles[name], layout.has_labels(name)) for name in layout.splits}
 
 
 def _to_stderr(line: str) -> None:

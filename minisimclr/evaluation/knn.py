@@ -65,12 +65,17 @@ def knn_accuracy(
         raise ValueError(f"k must lie in 1…{len(train_h)}, the number of training rows, not {k}")
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature must be positive, not {temperature}")
+    return float((votes_won(train_h, train_y, test_h, k, temperature) == test_y).mean())
+
+
+def votes_won(train_h: Array, train_y: NDArray[np.int64], test_h: Array, k: int, temperature: float) -> Matrix:
+    """Return the class that wins the vote of each test row's neighbours: int64 (N,)."""
     indices, similarities = nearest(train_h, test_h, k)  # (N,k) each
     # Subtracting the largest similarity of a row scales all its votes alike, and exp cannot overflow.
     weights = np.exp((similarities - similarities[:, :1]) / temperature)  # (N,k)
     votes = np.zeros((len(test_h), int(train_y.max()) + 1))  # (N,classes)
     np.add.at(votes, (np.arange(len(test_h))[:, None], train_y[indices]), weights)  # a class may win several votes
-    return float((votes.argmax(axis=1) == test_y).mean())  # at a tie the class with the smaller number wins
+    return np.asarray(votes.argmax(axis=1))  # at a tie the class with the smaller number wins
 
 
 def unit_rows(xp: Any, h: Array) -> Array:

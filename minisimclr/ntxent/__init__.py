@@ -18,7 +18,7 @@ from ..backend import Array, array_module
 from ..engine.autograd import Tensor, Vjp, primitive
 from ..values import by_default, computing_dtype, embeddings, one_of, text
 from . import cuda, exact, plain, tiled
-from .exact import contrastive_accuracy as contrastive_accuracy_on_device
+from .shared import contrastive_accuracy as contrastive_accuracy_on_device
 from .tiled import release  # frees the memory that the tiled form holds for its next call
 
 __all__ = ["contrastive_accuracy", "contrastive_accuracy_on_device", "nt_xent", "nt_xent_value_and_grad", "release"]

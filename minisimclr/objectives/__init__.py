@@ -21,8 +21,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+from ..collective import Ranks
 from ..engine.autograd import Tensor
-from ..ntxent import nt_xent
+from ..ntxent import nt_xent, shared
 from ..values import one_of
 from .dcl import decoupled
 from .hinge import triplet
@@ -36,19 +37,24 @@ Objective: TypeAlias = Callable[..., Tensor]  # za (N,D), zb (N,D), temperature 
 OBJECTIVES = ("nt_xent", "decoupled", "nt_logistic", "nt_logistic_semi_hard", "triplet", "triplet_semi_hard")
 
 
-def named(name: str, *, form: str = "auto", margin: float = 0.4) -> Objective:
+def named(name: str, *, form: str = "auto", margin: float = 0.4, ranks: Ranks | None = None) -> Objective:
     """Return an objective as a function of za, zb and the temperature.
 
     form    that in which NT-Xent runs; the others have one form
     margin  of the triplets, which have no temperature: they take it and do not use it
+    ranks   the processes that share each batch; NT-Xent alone is computed among several
 
     >>> import numpy as np
     >>> round(named("decoupled")(np.eye(2), np.eye(2), 0.5).item(), 4)  # −2 + log(2·e⁰)
     -1.3069
 
-    Raises: ValueError for a name that is not in OBJECTIVES.
+    Raises: ValueError for a name that is not in OBJECTIVES, and for any but NT-Xent with several ranks.
     """
     semi_hard = one_of("objective", name, OBJECTIVES).endswith("_semi_hard")
+    if ranks is not None and ranks.size > 1:
+        if name != "nt_xent":
+            raise ValueError(f"objective {name} needs one process: leave out --distributed, or use nt_xent")
+        return partial(shared.nt_xent, ranks=ranks)
     if name.startswith("triplet"):
         return lambda za, zb, temperature: triplet(za, zb, margin=margin, semi_hard=semi_hard)
     if name.startswith("nt_logistic"):

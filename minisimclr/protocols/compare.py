@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..backend import device_of, to_device
-from ..data import Dataset
+from ..data import DataError, Dataset
 from ..evaluation.embed import Matrix, embed
-from ..evaluation.knn import knn_accuracy
-from ..evaluation.probe import fit_linear_probe
+from ..evaluation.knn import votes_won
+from ..evaluation.probe import TRANSFER_L2_VALUES, LinearProbe, fit_linear_probe
+from ..evaluation.scores import Confusion, confusion
 from ..training.config import build_model
-from ..training.run import Run
+from ..training.run import Run, fingerprint
+from .sgd_probe import fit_sgd_probe
+
+# The linear classifiers, by name: a quick sweep over four penalties, the paper's for transfer, and its SGD.
+PROBES: dict[str, Callable[[Any, Any], LinearProbe]] = {
+    "quick": fit_linear_probe,
+    "transfer": lambda h, y: fit_linear_probe(h, y, l2_values=TRANSFER_L2_VALUES, iterations=200),
+    "sgd": fit_sgd_probe,
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,14 @@ class Score:
     name: str
     knn: dict[str, float]
     probe: dict[str, float]
+    knn_confusion: dict[str, Confusion] = field(default_factory=dict)  # which classes were taken for which
+    probe_confusion: dict[str, Confusion] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what results.json holds: the accuracies, and their means over the classes."""
+        both = {"knn_per_class": self.knn_confusion, "probe_per_class": self.probe_confusion}
+        means = {name: {s: found.per_class for s, found in kind.items()} for name, kind in both.items()}
+        return {"name": self.name, "knn": self.knn, "probe": self.probe, **means}
 
 
 def compare(
@@ -32,11 +50,13 @@ def compare(
     *,
     k: int = 20,
     temperature: float = 0.1,
+    probe: str = "quick",
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Score]:
     """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split.
 
-    All of it is computed on the device of the model. `progress` is called with the name of each representation.
+    All of it is computed on the device of the model. `probe` names the linear classifier (PROBES), and `progress` is
+    called with the name of each representation.
 
     Raises: ValueError for images that the encoder does not take.
     """
@@ -61,19 +81,41 @@ def compare(
     for name, features in sources.items():
         progress(name)
         train_h = to_device(features("", train.images), device)
-        probe = fit_linear_probe(train_h, train.labels)
-        test_h = {split: to_device(features(split, data.images), device) for split, data in tests.items()}
-        scores.append(
-            Score(
-                name,
-                {
-                    split: knn_accuracy(train_h, train.labels, test_h[split], data.labels, k, temperature)
-                    for split, data in tests.items()
-                },
-                {split: probe.accuracy(test_h[split], data.labels) for split, data in tests.items()},
-            )
-        )
+        fitted = PROBES[probe](train_h, train.labels)
+        knn, linear = {}, {}
+        for split, data in tests.items():
+            test_h, classes = to_device(features(split, data.images), device), len(data.class_names)
+            knn[split] = confusion(data.labels, votes_won(train_h, train.labels, test_h, k, temperature), classes)
+            linear[split] = confusion(data.labels, fitted.predict(test_h), classes)
+        by_knn, by_probe = ({split: found.accuracy for split, found in kind.items()} for kind in (knn, linear))
+        scores.append(Score(name, by_knn, by_probe, knn, linear))
     return scores
+
+
+def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str, other: bool) -> list[str]:
+    """Refuse data on which an evaluation would mean nothing, and return remarks, a line each.
+
+    other  True if the data was asked for by name: it may then be other images than the run was trained on
+
+    Raises: DataError for no images, for images of one class, and for others than those of the run.
+    """
+    for name, data in {"train": train, **tests}.items():
+        if not len(data):
+            raise DataError(f"{source}: there are no {name} images to evaluate on")
+    if len(np.unique(train.labels)) < 2:
+        only = train.class_names[train.labels[0]]
+        raise DataError(f"{source}: all {len(train)} training images are of one class, {only}; use --data with two")
+    if not other and run.images not in ("", fingerprint(train.images)):
+        raise DataError(
+            f"{source}: these are not the {run.images.partition(',')[0]} that the run was trained on; "
+            "name the data to evaluate on with --data"
+        )
+    unseen = {split: sorted(set(data.labels) - set(train.labels)) for split, data in tests.items()}
+    return [
+        f"{split}: {len(labels)} of its classes have no training image, and are always missed"
+        for split, labels in unseen.items()
+        if labels
+    ]
 
 
 def colour_statistics(images: Matrix) -> Matrix:

@@ -8,24 +8,55 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.scores import Confusion, uncertainty
 from ..protocols.compare import Score
 from ..storage import open_regular
 
 LARGEST = 1 << 24  # size of results.json, bytes; ours have 2,000, and with confusions of many classes a few million
 
 
-def table(scores: list[Score]) -> str:
-    """Return the accuracies in percent: a row for each representation, kNN and linear probe for each split."""
+def table(scores: list[Score], counts: Mapping[str, int] | None = None) -> str:
+    """Return the accuracies in percent: a row for each representation, kNN and linear probe for each split.
+
+    counts  the number of test images of each split; with them each accuracy has its uncertainty
+    """
     splits = list(scores[0].knn)
     width = max(len(score.name) for score in scores)
+    cell = 11 if counts else 6
+
+    def shown(accuracy: float, split: str) -> str:
+        doubt = f" ±{100 * uncertainty(accuracy, counts[split]):.1f}" if counts else ""
+        return f"{100 * accuracy:.1f}{doubt}"
+
+    heads = f"{'kNN':>{cell}}   {'linear':>{cell}}"
     lines = [
-        " " * width + "".join(f"   {split:^15}" for split in splits).rstrip(),
-        " " * width + "   " + "   ".join("   kNN   linear" for _ in splits),
+        " " * width + "".join(f"   {split:^{len(heads)}}" for split in splits).rstrip(),
+        " " * width + f"   {heads}" * len(splits),
     ]
     for score in scores:
-        cells = [f"{100 * score.knn[s]:6.1f} {100 * score.probe[s]:8.1f}" for s in splits]
+        cells = [f"{shown(score.knn[s], s):>{cell}}   {shown(score.probe[s], s):>{cell}}" for s in splits]
         lines.append(f"{score.name:<{width}}   " + "   ".join(cells))
     return "\n".join(lines)
+
+
+def details(scores: list[Score], class_names: tuple[str, ...]) -> str:
+    """Return what stands below the table, of the linear classifier on h: the majority, the classes, their confusion."""
+    lines = []
+    found = next(score for score in scores if score.name == "SimCLR, h").probe_confusion
+    for split, confusion in found.items():
+        pairs = [f"{class_names[a]} taken for {class_names[b]} {100 * p:.0f} %" for a, b, p in confusion.confused()]
+        mean, largest = 100 * confusion.per_class, 100 * confusion.majority
+        lines.append("; ".join([f"{split}: mean over the classes {mean:.1f}", f"largest class {largest:.1f}", *pairs]))
+    return "\n".join(lines)
+
+
+def confusion_matrix(confusion: Confusion, class_names: tuple[str, ...]) -> str:
+    """Return the counts as text: a row for each class, a column for each class that was given."""
+    width = max(len(name) for name in class_names)
+    cell = max(4, len(str(confusion.counts.max())) + 1)
+    head = " " * width + "".join(f"{name[: cell - 1]:>{cell}}" for name in class_names)
+    numbers = ["".join(f"{n:>{cell}}" for n in row) for row in confusion.counts]
+    return "\n".join([head, *(f"{name:<{width}}{row}" for name, row in zip(class_names, numbers))])
 
 
 def read_scores(path: Path, steps: int, train_images: int, test_images: Mapping[str, int]) -> list[Score]:

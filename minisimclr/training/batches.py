@@ -7,7 +7,7 @@ does not matter who makes the views: with any number of workers (workers.py) the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -59,21 +59,22 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8], own: Any = None) -> Views:
+def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share: Any = None) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
-    steps_per_epoch = len(images) // config.batch
+    steps_per_epoch, share = len(images) // config.batch, share or slice(0, config.batch)  # share: of each batch
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
-    settings = (config.size, config.strength, config.blur, config.min_area)
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings, method=method))
+    # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
+    settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
+    make = own or (lambda batch, rng: two_views(batch, rng, *settings, config.views))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
-        batch, rng = batch_of(batches(epoch)[k]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
+        batch, rng = batch_of(batches(epoch)[k][share]), config.rng(VIEWS, step)  # uint8 (B,H,W,3)
         return make(batch, rng)  # (B,size,size,3) each
 
     return views
@@ -84,7 +85,7 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None) -> Vi
 
 @contextmanager
 def views_ahead(
-    config: Config, images: NDArray[np.uint8], steps: range, workers: int = 0, stop: Sequence[int] = (), own: Any = None
+    config: Config, images: Array, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: Any = None
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
@@ -96,10 +97,10 @@ def views_ahead(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
-        yield step_views(config, images, own)
+        yield step_views(config, images, own, share)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    with team(functools.partial(step_views, own=own), min(workers, len(steps)), config, images, steps, stop) as views:
+    with team(step_views, min(workers, len(steps)), config, images, steps, stop, own=own, share=share) as views:
         yield views

@@ -94,7 +94,7 @@ def part(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix + "/"): array for name, array in arrays.items() if name.startswith(prefix + "/")}
 
 
-def environment(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
+def environment(device: str = "cpu", precision: str = "float32", ranks: int = 1) -> dict[str, Any]:
     """Return all that must be the same, besides the settings, for a resumed run to continue bit for bit."""
     return {
         "numerics": NUMERICS,
@@ -106,6 +106,7 @@ def environment(device: str = "cpu", precision: str = "float32") -> dict[str, An
         "numpy": np.__version__,
         "blas": blas_kernels(),
         "threads": threads(),
+        "ranks": ranks,  # processes that shared each batch: their sums were added in this many parts
     }
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from .. import heads, objectives
+from ..data import Reading
 from ..heads import HEADS
-from ..nn import METHOD, ROOMS, method_of
+from ..nn import METHOD, method_of
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
-from ..values import checked, setting
+from ..values import check_method, checked, method_of_conv, setting
+from ..views import recipe_of
 from .optim import LARS, SGD, Optimizer
 
 # The purposes of random numbers: the first weights, the order of the images in an epoch, the views of a step. Numbers
@@ -35,9 +37,6 @@ METHODS = {
     "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
     "views": ("plain", "batched", "auto"),
 }
-
-# Before version 0.2 one setting, `conv`, chose the form of the convolutions alone.
-OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Config:
 
     # The images and the network.
     data: str = setting("doodles", 'folder or zip laid out as [split/]class/image, or "doodles", the embedded set')
+    reading: str = setting("", "how the names in the data are read, as data/reading.py writes it", metavar="PAIRS")
     size: int = setting(32, "side of the images in pixels", least=8, most=1024)
     encoder: str = setting("small", "network that computes the representation h", choices=tuple(ENCODERS))
     width: int = setting(1, "multiplier of the encoder's channels", least=1, most=16)
@@ -88,6 +88,8 @@ class Config:
     momentum: float = setting(0.9, "momentum of the optimizer", least=0, most=0.9999)
     weight_decay: float = setting(1e-4, "pull of the weights towards 0", least=0, most=1e3)
     warmup: float = setting(0.05, "fraction of the steps in which the learning rate rises", least=0, most=1)
+    # Of the processes that share a batch (collective.py). Local ones save messages, and train another network.
+    batch_norm: str = setting("whole", "statistics: of the whole batch, or of each rank's", choices=("whole", "local"))
 
     # The two views. What is not here, such as the probability of a flip, is the paper's: views/parameters.py.
     strength: float = setting(
@@ -97,6 +99,7 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    views: str = setting("auto", "changes of a view in order, as in crop,flip,colour,cutout:0.5", metavar="NAMES")
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.
     seed: int = setting(0, "seed of all random numbers: weights, order of the images, views", least=0, most=2**63 - 1)
@@ -119,7 +122,9 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
-        _check_method(self.method)  # its values are no list of choices: they are written as pairs
+        Reading.from_text(self.reading)
+        recipe_of(self.views)
+        check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -154,33 +159,14 @@ class Config:
         return np.random.default_rng([self.seed, purpose, index])
 
 
-def _check_method(method: str) -> None:
-    """Refuse a method that names a room or a form that does not exist, or a room twice."""
-    method_of("conv", method)  # the layers would refuse an unknown room in the same words, but after the data is read
-    if method in ("plain", "auto"):
-        return
-    named = [pair.partition("=")[::2] for pair in method.split(",")]  # (room, form) each
-    for room, form in named:
-        if form not in METHODS[room]:
-            raise ValueError(f"method must be one of {', '.join(METHODS[room])} for {room}; not {form!r}")
-    rooms = [room for room, _ in named]
-    if len(rooms) > len(set(rooms)):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(ROOMS)} once; not {method!r}")
-
-
-def method_of_conv(conv: Any) -> str:
-    """Return the method that the setting `conv` of an older version means."""
-    if conv not in OLD_CONV:  # --conv, too, accepts the old names and no others
-        raise ValueError(f"conv must be one of {', '.join(OLD_CONV)}; not {conv!r}")
-    return OLD_CONV[conv]
-
-
-def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
+def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) -> SimCLR:
     """Build the untrained network of a configuration, on the host: the same weights for the same seed.
 
     product_dtype  the dtype of convolutions and matrix products, if it is not float32 (precision.py chooses it)
     """
-    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0)}
+    # ranks: the processes that share each batch, if there are others (collective.py)
+    norm_ranks = ranks if config.batch_norm == "whole" else None
+    how = {"method": config.method, "product_dtype": product_dtype, "rng": config.rng(WEIGHTS, 0), "ranks": norm_ranks}
     stem = config.stem
     if stem == "auto":  # a stride that suits large images would leave nothing of small ones
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
@@ -189,8 +175,8 @@ def build_model(config: Config, product_dtype: Any = None) -> SimCLR:
     if config.zero_init:
         heads.zero_last_scales(encoder)
     head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
-    loss = objectives.named(config.objective, form=method_of("ntxent", config.method), margin=config.margin)
-    return SimCLR(encoder, head, method=config.method, objective=loss)
+    loss = {"form": method_of("ntxent", config.method), "margin": config.margin, "ranks": ranks}
+    return SimCLR(encoder, head, method=config.method, objective=objectives.named(config.objective, **loss))
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

@@ -57,7 +57,7 @@ class Optimizer:
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     @by_default
-    def backward(self, loss: Tensor) -> Array:
+    def backward(self, loss: Tensor, add_up: Any = lambda gradients: None) -> Array:
         """Run the backward pass of a loss, and return the size of the gradient: Σ max|g| over the parameters.
 
         The size is finite exactly if every gradient is. (The squares of the usual norm would overflow float32.)
@@ -72,6 +72,7 @@ class Optimizer:
         gradients = [p.grad for p in self.params if p.grad is not None]
         if not gradients:  # most likely the loss is that of another model
             raise ValueError("the loss depends on none of the optimizer's parameters")
+        add_up(gradients)  # other processes may have a share of the batch: then in place, over all of them
         if scale is not None:  # the gradients are float32, in which dividing loses nothing
             scale.unscale(gradients)
         xp = array_module(gradients[0])

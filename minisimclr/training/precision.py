@@ -32,10 +32,11 @@ LEAST = 1.0  # the smallest loss scale; if gradients overflow even then, the sca
 PATIENCE = 1000  # steps in a row without overflow before the scale doubles
 
 
-def build(config: Config, own: SimCLR | None = None) -> tuple[SimCLR, Optimizer]:
+def build(config: Config, own: SimCLR | None = None, ranks: Any = None) -> tuple[SimCLR, Optimizer]:
     """Build the network of a configuration and its optimizer, on the device and in the precision that it names.
 
-    own  a model to be trained in place of the configuration's; it chose the precision of its products itself
+    own    a model to be trained in place of the configuration's; it chose the precision of its products itself
+    ranks  the processes that share each batch (collective.py)
 
     Raises: RuntimeError, in one line, if the device does not have that precision; ValueError for half precision if
             the model is `own`.
@@ -45,7 +46,7 @@ def build(config: Config, own: SimCLR | None = None) -> tuple[SimCLR, Optimizer]
     use_tf32(config.precision == "tf32", config.device)
     product_dtype = half_dtype(config.precision, config.device)
     loss_scale = LossScale() if config.precision == "float16" else None
-    model = (build_model(config, product_dtype) if own is None else own).to(config.device)
+    model = (build_model(config, product_dtype, ranks) if own is None else own).to(config.device)
     return model, build_optimizer(config, model, loss_scale)
 
 

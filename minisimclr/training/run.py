@@ -52,6 +52,7 @@ class Run(Trained):
     config   the settings                             history  one dictionary of metrics per step
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
+    ranks    number of processes that train it
 
     The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
 
@@ -70,8 +71,10 @@ class Run(Trained):
         history: Iterable[Metrics] = (),
         folder: Path | None = None,
         images: str = "",
+        ranks: int = 1,
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
+        self.ranks = ranks
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
         self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
         self.lock: Lock | None = None  # of the folder, while the run is trained
@@ -179,14 +182,14 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     run.steps = found.steps
 
 
-def environment_changes(folder: str | Path, config: Config) -> list[str]:
+def environment_changes(folder: str | Path, config: Config, ranks: int = 1) -> list[str]:
     """List the differences between this environment and the checkpoint's, a line each, "threads was 2, is 4".
 
     If the list is empty, a run that is resumed with this configuration continues bit for bit.
     """
     found = stored.read_text(Path(folder) / "checkpoint.npz")
     before, then = found.config, found.environment
-    now = checkpoint.environment(config.device, config.precision)
+    now = checkpoint.environment(config.device, config.precision, ranks)
     changes = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
     if any(method_of(room, before.method) != method_of(room, config.method) for room in ROOMS):
         changes.append(f"method was {before.method}, is {config.method}")
@@ -210,7 +213,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "steps": run.steps,
         "images": run.images,
         **({"own": list(run.own)} if run.own else {}),
-        "environment": checkpoint.environment(run.config.device, run.config.precision),
+        "environment": checkpoint.environment(run.config.device, run.config.precision, run.ranks),
     }
     checkpoint.save(run.folder / "checkpoint.npz", arrays, meta)
 

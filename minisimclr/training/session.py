@@ -18,12 +18,13 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
+from ..collective import ALONE, Ranks, add_up, share
 from ..interop import load_into
 from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
 from ..values import instance
-from . import precision
+from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
@@ -40,10 +41,12 @@ def begin(
     resume: bool,
     model: SimCLR | None = None,
     views: object = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Run, Optimizer]:
     """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
 
     model, views  those that the caller brought, or None; the run remembers that it needs them
+    ranks         the processes that share each batch: rank 0 keeps the run, and gives the others its weights
 
     Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
             CheckpointError for a checkpoint that cannot be used; nothing is written by then.
@@ -52,19 +55,22 @@ def begin(
 
     leave_if_only_imported()
     own = {"model": model and instance("model", model, SimCLR), "views": views}
-    model, optimizer = precision.build(config, model)
-    if config.init and not resume:
+    ranks, identity = ranks or ALONE, fingerprint(images)
+    distributed.require_same(ranks, config, identity, own)
+    model, optimizer = precision.build(config, model, ranks)
+    if config.init and not resume and ranks.rank == 0:
         load_into(model.encoder, config.init)
-    path, lock = take_folder(folder, resume)
-    run = Run(config, model, folder=path, images=fingerprint(images))
+    path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
+    run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
     run.own = tuple(name for name, thing in own.items() if thing is not None)
     run.lock = lock
-    if resume:
-        try:
+    try:
+        if resume and ranks.rank == 0:
             restore(run, optimizer.load_state_dict)
-        except BaseException:
-            run.release()
-            raise
+        distributed.take_over(ranks, run, optimizer)
+    except BaseException:
+        run.release()
+        raise
     return run, optimizer
 
 
@@ -79,6 +85,7 @@ class Session:
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
+    ranks     the processes that share each batch; they stop after the same step, whichever of them was asked to
     """
 
     def __init__(
@@ -87,8 +94,11 @@ class Session:
         optimizer: Optimizer,
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress = run, optimizer, progress
+        self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
+        self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
         self.finished: list[Metrics] = []  # metrics that were read in this step, to be written when it ends
@@ -112,11 +122,20 @@ class Session:
             self._rescue(error)
         finally:
             self.close()
-        if self.stop and error is None:  # a signal that came when the last step had been saved
+        if self.asked and error is None:  # a signal that came when the last step had been saved
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.stop[0])
+        return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.asked[0])
+
+    @property
+    def asked(self) -> list[int]:
+        """The signals that asked to stop. Ranks obey one when all know of it, so that none waits for another."""
+        return self.stop if self.ranks.size == 1 else self.agreed
+
+    def add_up(self, gradients: list[Array]) -> None:
+        """Add up the gradients over the ranks, in place."""
+        add_up(self.ranks, gradients)
 
     def _rescue(self, error: BaseException | None) -> None:
         """Save the last whole step, whatever ended the loop after it, if its numbers are finite.
@@ -168,8 +187,11 @@ class Session:
                 leaves the weights as they were.
         """
         self.waiting[-1] |= numbers
+        if self.ranks.size > 1:
+            signum = int(self.ranks.all_gather(np.array(self.stop[0] if self.stop else 0)).max())
+            self.agreed = [signum] if signum else []
         last = self.waiting[-1]["step"] == self.steps[-1]
-        if last or self.stop or len(self.waiting) >= READ_EVERY[self.run.config.device]:
+        if last or self.asked or len(self.waiting) >= READ_EVERY[self.run.config.device]:
             self.finished = self._read()
         self.whole = False  # from here on the optimizer writes the weights
 
@@ -220,9 +242,9 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        must = bool(self.stop) or done == total
+        must = bool(self.asked) or done == total
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
-        if self.stop:
+        if self.asked:
             raise self._interrupted()

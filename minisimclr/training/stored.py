@@ -25,9 +25,10 @@ from .config import WEIGHTS, Config, build_model
 ENTRIES = {  # of the environment, by type; other entries may come with later versions, and must be short
     "numerics": int,
     "threads": int,
+    "ranks": int,
     **dict.fromkeys(("device", "precision", "machine", "processor", "python", "numpy", "blas"), str),
 }
-FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32"}  # before the entry existed
+FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32", "ranks": 1}  # before the entry existed
 SMALL = 4_000_000  # number of weights that may be built in any case, so that an entry can be named: 16 MB
 LONGEST = 300  # length of a text in the environment; names of processors have 50 characters
 

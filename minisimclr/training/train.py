@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, load_dataset
+from ..data import DataError, Reading, load_dataset
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..simclr import SimCLR
@@ -33,6 +33,7 @@ def pretrain(
     views: Callable[..., Any] | None = None,
     workers: int = 0,
     progress: Callable[[Metrics], None] = lambda metrics: None,
+    ranks: Any = None,
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
@@ -43,6 +44,7 @@ def pretrain(
               that returns two views of each, float (B,H,W,3); both in place of what the configuration would make
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
     progress  is called with the metrics of every step
+    ranks     the processes that share each batch: `with mpi_ranks() as ranks` (chapter 14)
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
             there; CheckpointError for a checkpoint that cannot be used; NonFiniteError if the loss, the gradient or
@@ -57,7 +59,8 @@ def pretrain(
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
     if images is None:
-        images = load_dataset(config.data, "train", size=config.size).images  # (N,H,W,3)
+        reading = Reading.from_text(config.reading)
+        images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
     check_images(images)  # before anything is written
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
@@ -65,18 +68,18 @@ def pretrain(
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
-    run, optimizer = begin(config, images, folder, resume, model, views)  # builds the network, or loads it
+    run, optimizer = begin(config, images, folder, resume, model, views, ranks)  # builds the network, or loads it
     with (
-        Session(run, optimizer, total_steps, progress) as session,  # records, saves, stops
-        views_ahead(config, images, session.steps, workers, session.stop, views) as views_of,
+        Session(run, optimizer, total_steps, progress, ranks) as session,  # records, saves, stops
+        views_ahead(config, images, session.steps, workers, session.stop, views, session.share) as views_of,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)
             a, b = views_of(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
             loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
-            size = optimizer.backward(loss)  # Σ max|g|: it is finite exactly if every gradient is
+            size = optimizer.backward(loss, session.add_up)  # Σ max|g|: it is finite exactly if every gradient is
             # A number that is not finite ends the run here, before it gets into the weights or into a checkpoint.
-            session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb))
+            session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb, ranks))
             optimizer.step(lr)
             optimizer.zero_grad()  # else the next backward pass would add to these gradients
     return run

@@ -9,6 +9,7 @@ in use.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import multiprocessing
 import os
@@ -41,19 +42,29 @@ MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8]], Views]  # batches.s
 
 @contextmanager
 def team(
-    make: MakeViews, workers: int, config: Config, images: NDArray[np.uint8], steps: range, stop: Sequence[int] = ()
+    make: MakeViews,
+    workers: int,
+    config: Config,
+    images: NDArray[np.uint8],
+    steps: range,
+    stop: Sequence[int] = (),
+    **options: Any,
 ) -> Iterator[Views]:
     """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
 
+    options  those of `make`: own, and share, the part of each batch whose views are made here
+
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
+    make, count = functools.partial(make, **options), len(range(config.batch)[options.get("share") or slice(None)])
     shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
     np.copyto(_array(shared, np.uint8, images.shape), images)
     started: list[_Worker] = []
     try:
         for k in range(workers):
             # worker k makes every n-th step from the k-th on, so no worker waits for another
-            started.append(_Worker(f"{k + 1} of {workers}", make, config, shared, images.shape, steps[k::workers]))
+            label, own = f"{k + 1} of {workers}", steps[k::workers]
+            started.append(_Worker(label, make, config, shared, images.shape, own, count))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)  # the workers take turns
@@ -95,9 +106,10 @@ class _Worker:
         shared_images: Any,
         images_shape: tuple[int, ...],
         steps: range,
+        count: int,
     ) -> None:
         self.label = label
-        shape = SLOTS, 2, config.batch, config.size, config.size, 3
+        shape = SLOTS, 2, count, config.size, config.size, 3
         memory = _CONTEXT.RawArray("B", 4 * math.prod(shape))
         self.slots = _array(memory, np.float32, shape)  # (SLOTS,2,B,size,size,3)
         self.connection, there = _CONTEXT.Pipe()

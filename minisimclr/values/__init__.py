@@ -17,6 +17,7 @@ from .arrays import (
     refuse_hidden,
     taken_as_they_are,
 )
+from .methods import OLD_CONV, check_method, method_of_conv, pairs_of
 from .settings import (
     by_default,
     checked,
@@ -36,7 +37,9 @@ from .settings import (
 
 __all__ = [
     "NUMBERS",
+    "OLD_CONV",
     "by_default",
+    "check_method",
     "check_pixels",
     "checked",
     "class_labels",
@@ -49,11 +52,13 @@ __all__ = [
     "generator",
     "instance",
     "members",
+    "method_of_conv",
     "need_array",
     "not_negative",
     "number",
     "numbers",
     "one_of",
+    "pairs_of",
     "plain_array",
     "readers_of",
     "refuse_hidden",

@@ -6,6 +6,7 @@
 """
 
 from .augment import METHODS, two_views  # draws the parameters, then lets one of the forms make the pixels
+from .named import recipe_of  # the names of other changes, in order
 from .transforms import check_images, to_float  # from bytes to [0,1]: all that evaluation does to an image
 
-__all__ = ["METHODS", "check_images", "to_float", "two_views"]
+__all__ = ["METHODS", "check_images", "recipe_of", "to_float", "two_views"]

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..backend import Array, array_module
 from ..processor import parallel, pieces
 from ..values import by_default, generator, numbers, one_of, truth
-from . import plain
+from . import named, plain
 from .parameters import CROP_AREA, ViewParameters, draw_parameters
 from .transforms import (
     brightness,
@@ -60,6 +60,8 @@ def two_views(
     blur: bool = False,
     min_area: float = CROP_AREA,
     method: str = "auto",
+    within: tuple[int, int] | None = None,
+    names: str = "auto",
 ) -> tuple[Array, Array]:
     """Make two independent random views of each image; a[i] and b[i] are a positive pair.
 
@@ -67,6 +69,9 @@ def two_views(
     off, greyscale included. `blur` belongs to ImageNet. A crop covers at least the fraction `min_area` of the image:
     small things in a corner want more than the paper's 0.08. Random numbers come from `rng` alone. `method` is plain
     (one view at a time, the form to read), batched (many at a time), or auto, which is batched.
+    `within` = (first, count) says that the images are those from number `first` on of a batch of `count`: their views
+    are then the ones that they have in that batch, up to rounding. `names` are those of other changes, in order, as in
+    "crop,flip,colour,cutout": named.py.
 
     >>> images = np.zeros((8, 24, 24, 3), np.uint8)
     >>> a, b = two_views(images, np.random.default_rng(0), size=16)
@@ -80,9 +85,18 @@ def two_views(
     count, height, width = check_images(images, size)
     rng, size, blur = generator(rng), int(size), truth("blur", blur)
     strength, min_area = numbers(strength=strength, min_area=min_area)
-    a, b = (draw_parameters(rng, count, height, width, strength, blur, min_area) for _ in "ab")
-    # Both views in one call: its groups of images are then twice as large.
+    first, total = within or (0, count)
     source = np.tile(np.arange(count), 2)  # (2N,) view i shows images[source[i]]
+    papers, blurred = named.is_papers(names)
+    if not papers:
+        recipe = named.recipe_of(names, blur)
+        rows = np.concatenate([np.arange(first, first + count) + k * total for k in (0, 1)])  # (2N,)
+        some = named.draw(rng, recipe, 2 * total, height, width, size, strength, min_area)[rows]
+        views = named.make(array_module(images), images, source, some, size, _crops, one_of("method", method, METHODS))
+        return views[:count], views[count:]
+    drawn = (draw_parameters(rng, total, height, width, strength, blur or blurred, min_area) for _ in "ab")
+    a, b = (parameters[first : first + count] for parameters in drawn)
+    # Both views in one call: its groups of images are then twice as large.
     views = make_views(array_module(images), images, source, a + b, size, method)  # (2N,size,size,3)
     return views[:count], views[count:]
 

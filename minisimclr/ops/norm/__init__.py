@@ -14,7 +14,7 @@ from ...engine.autograd import Tensor, Vjp, primitive
 from ...values import by_default, need_array, truth
 from .. import basic
 from ..shapes import cast, sum_dtype
-from . import fused, plain
+from . import fused, plain, shared
 
 METHODS = ("plain", "fused", "auto")
 # Two primitives stand behind one function: in the plain form shortcut and ReLU are nodes of their own in the graph.
@@ -53,6 +53,7 @@ def batch_norm(
     batch: bool,  # without a default: neither answer is right for most calls
     relu: bool = False,
     method: str = "auto",
+    ranks: Any = None,  # the processes that share the batch, if x is one process's share of it (collective.py)
 ) -> Tensor:
     """Normalize each channel: x̂ = (x − mean)/√(variance + ε), then y = scale·x̂ + shift.
 
@@ -77,7 +78,8 @@ def batch_norm(
     _check_method("batch_norm", method)
     _check_shapes(x, (scale, shift, mean, variance), shortcut)
     # Keyword arguments are constants to autograd. That mean and variance depend on x, the vjp itself knows.
-    statistics = {"mean": mean, "variance": variance, "eps": eps, "batch": batch}
+    totals = shared.totals_of(ranks) if truth("batch_norm: batch", batch) else None
+    statistics = {"mean": mean, "variance": variance, "eps": eps, "totals": totals}
     if method == "plain":  # up to three nodes in the graph
         return _in_steps(_plain_batch_norm(x, scale, shift, **statistics), shortcut, relu, x.dtype)
     return _fused_batch_norm(x, scale, shift, *shortcut, **statistics, relu=relu)  # one node

@@ -74,7 +74,7 @@ def batch_norm(
     mean: Array,
     variance: Array,
     eps: float,
-    batch: bool,
+    totals: Any,
     relu: bool,
 ) -> tuple[Array, Vjp]:
     """Batch norm, then the shortcut and the ReLU if there are any: see `minisimclr.ops.batch_norm`.
@@ -97,7 +97,10 @@ def batch_norm(
         opened = xp.empty(table.shape, g.dtype) if relu else g  # g where the ReLU is open
         sums = _opened_and_summed(xp, opened, g, y, table, mean, relu)  # (2,C)
         dshift, dscale = sums[0], sums[1] * inverse
-        terms = (dshift / len(table), dscale * inverse / len(table)) if batch else None
+        terms = None
+        if totals is not None:  # in training; other processes may have rows of the batch, too
+            all_shift, all_scale, M = totals(dshift, dscale, len(table))
+            terms = (all_shift / M, all_scale * inverse / M)
         dx = _input_gradient(xp, opened, table, mean, slope, terms)
         return dx.reshape(shape), dscale, dshift, *[opened.reshape(shape)] * others
 

@@ -30,9 +30,9 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
 
 
 def batch_norm(
-    xp: Any, x: Array, scale: Array, shift: Array, *, mean: Array, variance: Array, eps: float, batch: bool
+    xp: Any, x: Array, scale: Array, shift: Array, *, mean: Array, variance: Array, eps: float, totals: Any
 ) -> tuple[Array, Vjp]:
-    """Normalize each channel, then scale and shift it. batch=True says that the statistics are those of x.
+    """Normalize each channel, then scale and shift it. `totals` is None if the statistics are not those of x.
 
     Shapes: x (…,C), scale (C,), shift (C,) -> y (…,C)
     VJP:    dscale = Σ g·x̂,  dshift = Σ g  (4.4),  dx by (4.7)
@@ -43,9 +43,11 @@ def batch_norm(
 
     def vjp(g: Array) -> tuple[Array, Array, Array]:  # g (…,C)
         dshift, dscale = g.sum(axis=rows), (g * xhat).sum(axis=rows)  # (C,), (C,)  (4.4)
-        if batch:
+        if totals is not None:
+            # Other processes may have rows of the batch, too. Then these are the sums over all rows, else the same.
+            all_shift, all_scale, all_M = totals(dshift, dscale, M)  # (C,), (C,), rows
             # Moving all x alike, or stretching them, leaves x̂ as it is. So we take both directions out of g.
-            g = g - (dshift + xhat * dscale) / M  # (…,C)  (4.7)
+            g = g - (all_shift + xhat * all_scale) / all_M  # (…,C)  (4.7)
         return scale / sigma * g, dscale, dshift
 
     return scale * xhat + shift, vjp

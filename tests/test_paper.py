@@ -1,0 +1,161 @@
+"""The paper lab: its experiments fit the package, its rivals learn, and a run that is stored is not run again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minisimclr as ms
+from minisimclr.data import Dataset
+
+pytestmark = pytest.mark.host  # the lab trains on the host
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RIVALS = ("supervised", "rotation", "instance", "masked")
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("paper")
+    for name in ("paper", "rivals"):
+        sys.modules.pop(name, None)
+
+
+def small(count: int = 16, size: int = 16, classes: int = 2) -> Dataset:
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    images = rng.integers(0, 64, (count, size, size, 3)) + 190 * labels[:, None, None, None]  # dark and bright
+    return Dataset(images.astype(np.uint8), labels, ("dark", "bright"))
+
+
+CONFIG = ms.Config(batch=8, epochs=1, size=16, warmup=0.0)
+
+
+def test_every_run_of_every_experiment_is_a_valid_configuration(lab: Any) -> None:
+    labels = 0
+    for name, experiment in lab.EXPERIMENTS.items():
+        runs = list(experiment.runs())
+        assert len({(run.label, run.seed) for run in runs}) == len(runs), f"{name}: two runs of one name"
+        for run in runs:
+            settings = {key: value for key, value in run.settings.items() if key != "task"}
+            ms.Config(**lab.BASE | settings, seed=run.seed)
+        assert experiment.paper.keys() <= experiment.settings.keys(), f"{name}: the paper's rows are among ours"
+        labels += len(experiment.settings)
+    assert labels > 25
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_each_rival_has_a_gradient_for_all_its_weights_and_moves_them(lab: Any, name: str) -> None:
+    data, losses = small(), []
+    rival = lab.train(name, CONFIG, data.images, data.labels, lambda step, loss: losses.append(loss))
+    fresh = lab.RIVALS[name](CONFIG, data.images, data.labels)
+    assert len(losses) == 2
+    for (place, now), before in zip(rival.named_parameters(), fresh.parameters()):
+        assert (now.data != before.data).any(), f"{place} has not moved"
+
+
+def test_an_untrained_rotation_classifier_is_near_chance(lab: Any) -> None:
+    data = small()
+    rival = lab.RIVALS["rotation"](CONFIG, data.images, data.labels)
+    loss = rival.loss(data.images.astype(np.float32) / 255, np.arange(16), np.random.default_rng(0)).item()
+    assert abs(loss - np.log(4)) < 0.5
+
+
+def test_only_hidden_patches_count_in_masked_modelling(lab: Any) -> None:
+    """A decoder that paints black errs by the mean square of the hidden pixels: 1 on white images, 0 on black ones."""
+    data = small()
+    rival = lab.RIVALS["masked"](CONFIG, data.images, data.labels)
+    x = data.images.astype(np.float32) / 255
+    for parameter in rival.decoder.parameters():
+        parameter.data = np.zeros_like(parameter.data)
+    white = np.ones_like(x)
+    assert rival.loss(white, np.arange(16), np.random.default_rng(0)).item() == pytest.approx(1, rel=1e-6)
+    assert rival.loss(np.zeros_like(x), np.arange(16), np.random.default_rng(0)).item() == 0
+
+
+def test_the_memory_bank_keeps_unit_vectors_and_moves_only_those_that_were_seen(lab: Any) -> None:
+    data = small()
+    rival = lab.RIVALS["instance"](CONFIG, data.images, data.labels)
+    before = rival.bank.copy()
+    rival.loss(data.images[:4].astype(np.float32) / 255, np.arange(4), np.random.default_rng(0))
+    rival.after_step()
+    np.testing.assert_allclose(np.linalg.norm(rival.bank, axis=1), 1, rtol=1e-6)
+    assert (rival.bank[:4] != before[:4]).any(axis=1).all()
+    np.testing.assert_array_equal(rival.bank[4:], before[4:])
+
+
+def test_the_loss_without_lengths_is_nt_xent_where_all_lengths_are_1(lab: Any) -> None:
+    za, zb = np.random.default_rng(0).standard_normal((2, 6, 4))
+    za, zb = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (za, zb))
+    expected = ms.nt_xent(za, zb, 0.5).item()
+    assert lab.dot_products(ms.Tensor(za), ms.Tensor(zb), 0.5).item() == pytest.approx(expected, rel=1e-6)
+    assert lab.dot_products(ms.Tensor(3 * za), ms.Tensor(zb), 0.5).item() != pytest.approx(expected, rel=1e-2)
+
+
+def test_what_was_done_to_an_image_is_labelled_as_it_was_done(lab: Any) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    turned, turns = lab.CHANGES["rotation"](images, np.random.default_rng(0))
+    for image, result, k in zip(images, turned, turns):
+        np.testing.assert_array_equal(result, np.rot90(image, k))
+    assert set(turns) == {0, 1, 2, 3}
+    for name in ("colour", "noise", "Sobel"):
+        changed, yes = lab.CHANGES[name](images, np.random.default_rng(0))
+        np.testing.assert_array_equal((changed != images).any(axis=(1, 2, 3)), yes == 1)
+        assert changed.dtype == np.uint8
+
+
+def test_the_first_images_have_every_class_alike(lab: Any) -> None:
+    data = lab.first(small(count=40, classes=2), 10)
+    assert np.bincount(data.labels).tolist() == [5, 5]
+    assert len(lab.first(small(count=40), 100).images) == 40  # no more than there are
+
+
+def test_a_stored_run_is_not_run_again_and_other_settings_are_refused(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def instead(run: Any, base: Any, sets: Any) -> dict[str, Any]:
+        made.append((run.label, run.seed))
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return {"label": run.label, "seed": run.seed, "settings": run.settings, "h kNN": 50.0 + run.seed, "seconds": 0}
+
+    monkeypatch.setattr(lab, "performed", instead)
+    path = tmp_path / "head-doodles.json"
+    with pytest.raises(KeyboardInterrupt):
+        lab.conduct("head", "doodles", 2, path, images=32)
+    assert len(json.loads(path.read_text())["runs"]) == 3  # what was done before the interrupt is kept
+    runs = lab.conduct("head", "doodles", 2, path, images=32)
+    assert len(runs) == 8
+    assert len(made) == 9  # the one that was broken off, again
+    assert "| none | 50.5 ± 0.7 |" in lab.table(lab.EXPERIMENTS["head"], runs)
+    with pytest.raises(ValueError, match="other settings"):
+        lab.conduct("head", "doodles", 2, path, images=48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["SimCLR", *RIVALS, "untrained"])
+def test_a_run_is_judged_on_both_h_and_z(lab: Any, label: str) -> None:
+    experiment = lab.EXPERIMENTS["families"]
+    run = lab.Run(label, experiment.settings[label], 0)
+    found = lab.performed(run, {"batch": 8, "epochs": 2, "size": 16}, (small(64), small(32)))
+    assert {"h kNN", "h linear", "z kNN", "z linear"} <= found.keys()
+    assert all(0 <= found[key] <= 100 for key in ("h kNN", "h linear"))
+    assert found["h linear"] > 90  # dark and bright are told apart by any of them
+
+
+@pytest.mark.slow
+def test_what_h_keeps_is_asked_of_h_and_z(lab: Any) -> None:
+    found = lab.performed(
+        lab.Run("SimCLR", {"task": "keeps"}, 0), {"batch": 8, "epochs": 1, "size": 16}, (small(64), small(32))
+    )
+    assert {f"{name} {question}" for name in "hz" for question in lab.CHANGES} <= found.keys()
