@@ -49,7 +49,7 @@ Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the s
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
-    engine/drawing.py        151  The drawing of a recorded graph: a box for each operation, from the leaves above to the loss below, as SVG
+    engine/drawing.py        151  The drawing of a recorded graph, as SVG: boxes from the leaves above to the loss below
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
     ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS

@@ -723,10 +723,10 @@ FAULTS = [
     Fault("nearest-in-z", "evaluation", "training/trained.py",
           "others = self.embed(among)[0] if", "others = self.embed(among)[1] if", "search"),
     # ── The drawing of a graph ────────────────────────────────────────────────────────────────────
-    Fault("drawn-above-its-parent", "report", "engine/drawing.py",
-          "row[node] = 1 + max((row[parent]", "row[node] = 1 + min((row[parent]", "drawing doctests"),
-    Fault("boxes-on-one-another", "report", "engine/drawing.py",
-          "right = x[box] + half + GAP", "right = x[box] - half", "drawing doctests"),
+    Fault("leaves-drawn-as-operations", "report", "engine/drawing.py",
+          'kind = "leaf" if node.leaf is not None else', 'kind = "leaf" if node.leaf is None else', "drawing doctests"),
+    Fault("elements-for-bytes", "report", "engine/drawing.py",
+          "{id(array): array.nbytes", "{id(array): array.size", "drawing doctests"),
     # ── The report of a run ───────────────────────────────────────────────────────────────────────
     Fault("names-as-markup", "report", "report/markup.py",
           "return escape(one_line(str(value), most=most))", "return one_line(str(value), most=most)", "page doctests"),

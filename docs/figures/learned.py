@@ -9,7 +9,6 @@ principal components of their h. h_against_z.png: how much of an image is found 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 import style
