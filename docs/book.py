@@ -10,8 +10,8 @@ A page carries blocks such as
     <!-- [[[end]]] -->
 
 Cog runs the code of the first line and writes what it prints between the two. A code host shows the result only,
-because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`, `settings`
-and `compared`; what one `run` defines, the later ones of the page know.
+because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`,
+`from_figures`, `settings` and `compared`; what one `run` defines, the later ones of the page know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -110,6 +112,13 @@ def table(file: str, row: str, words: dict[str, str] | None = None) -> None:
             raise KeyError(f"the table of {file} has no {word!r}")
         found = found.replace(word, other)
     _print(f"\n{found}")
+
+
+def from_figures(script: str) -> None:
+    """Print the table that docs/figures/SCRIPT.py makes of the results that are stored."""
+    sys.path.insert(0, str(HERE / "figures"))
+    module = importlib.import_module(script)
+    _print("\n" + module.table(json.loads(module.RESULTS.read_text())["runs"]) + "\n")
 
 
 def _default(value: Any) -> str:

@@ -38,7 +38,7 @@ cores.py processor.py storage.py collective.py
 engine/guard.py engine/surface.py engine/ledger.py engine/drawing.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/norm/shared.py ops/pool/threaded.py ops/operators.py
-ntxent/exact.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
+ntxent/exact.py ntxent/few.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py
 objectives/pairs.py objectives/logistic.py objectives/hinge.py objectives/dcl.py objectives/supervised.py
 objectives/__init__.py
 checks/table.py checks/report.py
@@ -47,17 +47,20 @@ views/transforms.py views/colours.py views/changes.py views/named.py views/augme
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
 data/find.py data/decode.py data/files.py data/__init__.py
-training/workers.py training/precision.py training/archive.py training/checkpoint.py training/stored.py
-training/record.py training/folders.py training/trained.py training/run.py
+training/large_batch.py training/workers.py training/precision.py training/archive.py training/checkpoint.py
+training/stored.py training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py
 protocols/sgd_probe.py
 protocols/compare.py protocols/embeddings.py
+protocols/monitor.py protocols/finetune.py protocols/sklearn.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
+report/label_curve.py
 report/markup.py report/numbers.py report/images.py report/page.py
 display.py
 cli/streams.py cli/console.py cli/sources.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py
+cli/finetune.py
 cli/report.py cli/embed.py cli/export.py cli/neighbours.py cli/duplicates.py cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 

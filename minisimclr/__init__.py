@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -30,13 +30,14 @@ First reading, 2,580 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       145  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       72  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    training/config.py       148  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       74  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         79  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 11,373 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -60,7 +61,8 @@ Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the s
     ops/pool/threaded.py      46  Max-pooling on threads: the plain form uses one core, and makes and keeps a padded map
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
-    ntxent/tiled.py          277  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/few.py             47  NT-Xent of few images: the whole matrix in one piece
+    ntxent/tiled.py          273  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
@@ -93,17 +95,18 @@ Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the s
     data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
     data/files.py             70  Images from a folder or a zip file: list those of a split, and decode them
     data/__init__.py          55  The images: built-in doodles, or your own from a folder or a zip file
+    training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/workers.py      184  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
-    training/stored.py       106  The checkpoint of a run, compared with the configuration that it names
+    training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
-    training/folders.py       59  Folders of runs: which are ours, which are free, and which hold files of somebody else
+    training/folders.py       69  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          194  A run and its folder: what is kept of it, and how it is found again
+    training/run.py          202  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
-    training/signals.py       33  Signals that ask a run to stop: the first waits for the end of the step
+    training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
@@ -112,6 +115,9 @@ Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the s
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
     protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
+    protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/finetune.py    157  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
@@ -119,25 +125,27 @@ Second reading, 10,748 lines: the exact, fast, safe and resumable forms of the s
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          125  The words of a run's page: what each figure means, and where the book says more
+    report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
     report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           138  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           118  The options that say how a source is read, and the splits that an evaluation takes
+    cli/console.py           154  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/sources.py           121  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          137  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          159  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py           99  The command line, one file a command
+    cli/__init__.py          100  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below
@@ -154,6 +162,9 @@ from .evaluation.probe import linear_probe
 from .interop import load_torchvision, save_torchvision
 from .ntxent import contrastive_accuracy, nt_xent, nt_xent_value_and_grad
 from .processor import set_threads
+from .protocols.finetune import finetune
+from .protocols.monitor import Monitor
+from .protocols.sklearn import SimCLRTransformer
 from .resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 from .simclr import ProjectionHead, SimCLR
 from .training.checkpoint import CheckpointError
@@ -174,12 +185,14 @@ __all__ = [
     "Dataset",
     "GradcheckError",
     "Interrupted",
+    "Monitor",
     "NonFiniteError",
     "ProjectionHead",
     "Reading",
     "ResNet",
     "Run",
     "SimCLR",
+    "SimCLRTransformer",
     "Tensor",
     "check_direction",
     "check_path",
@@ -187,6 +200,7 @@ __all__ = [
     "draw",
     "duplicates",
     "embed",
+    "finetune",
     "gradcheck",
     "knn_accuracy",
     "linear_probe",

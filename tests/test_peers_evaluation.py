@@ -56,3 +56,25 @@ def test_nearest_neighbours_have_the_same_accuracy(k):
     (h, y), (test_h, test_y) = features(3000), features(3000, seed=1)
     theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp(-d / 0.1), algorithm="brute").fit(h, y)
     assert abs(evaluation.knn_accuracy(h, y, test_h, test_y, k=k) - theirs.score(test_h, test_y)) <= 0.002
+
+
+def test_the_transformer_works_in_a_pipeline_and_in_a_search(tmp_path):
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    import minisimclr as ms
+
+    rng, y = np.random.default_rng(0), np.arange(60) % 2
+    images = rng.integers(0, 100, (60, 16, 16, 3)).astype(np.uint8)
+    images[y == 1, :, :, 0] += 150
+    run = ms.pretrain(ms.Config(size=16, batch=4, epochs=1), images, folder=tmp_path)
+    for which in (run, str(tmp_path)):
+        pipeline = make_pipeline(ms.SimCLRTransformer(which), StandardScaler(), LogisticRegression())
+        assert pipeline.fit(images, y).score(images, y) == 1
+        assert clone(pipeline).fit(images.reshape(60, -1), y).score(images.reshape(60, -1), y) == 1
+        search = GridSearchCV(pipeline, {"simclrtransformer__part": ["h", "z"]}, cv=2).fit(images, y)
+        assert search.best_score_ > 0.9
+        assert "SimCLRTransformer" in repr(pipeline)

@@ -399,9 +399,10 @@ def test_the_end_of_the_terminal_stops_a_run_and_nohup_does_not(tmp_path, whole)
 def test_a_signal_that_comes_while_the_last_step_is_saved_is_carried_out(tmp_path, monkeypatch):
     original = session.save
 
-    def save(*args: Any) -> None:
-        original(*args)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def save(run: Run, *args: Any) -> None:
+        original(run, *args)
+        if run.steps == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(session, "save", save)
     with pytest.raises(Interrupted, match="stopped after step 6 of 6"):

@@ -292,6 +292,21 @@ def test_solution_one_role_alone_has_half_the_length_and_nearly_the_same_directi
         ms.check_direction(one_role, za[:8], zb[:8])
 
 
+# ── Chapter 11 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solutions_of_chapter_11_print_what_they_say():
+    result = doctest.testmod(solutions(11))
+    assert (result.failed, result.attempted) == (0, 3)
+
+
+def test_solution_paired_differences_are_surer_than_their_lists():
+    seeds = np.random.default_rng(0).normal(70, 3, 8)
+    mean, error = solutions(11).paired(list(seeds + 1), list(seeds))
+    assert np.isclose(mean, 1)
+    assert error < 1e-12
+
+
 # ── Chapter 7 ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -360,3 +375,34 @@ def test_solution_the_path_check_has_a_blind_spot_that_the_elements_do_not_have(
 def test_solution_the_sixth_order_quotient_gains_three_digits_on_the_fourth():
     error = abs(solutions(12).sixth_order(np.sin, 1.0, 0.1) / np.cos(1.0) - 1)
     assert 1e-9 < error < 1e-8
+
+
+# ── Chapter 14 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solution_accumulation_is_exact_for_a_mean_over_rows_if_parts_count_by_their_size():
+    rows = np.random.default_rng(0).standard_normal((10, 3))
+    parts = [slice(0, 7), slice(7, 9), slice(9, 10)]
+
+    def gradient_of_mean(x: Any) -> Any:
+        w = ms.Tensor(np.ones(3), requires_grad=True)
+        ops.exp(ms.Tensor(x) @ w).mean().backward()
+        return w.grad
+
+    np.testing.assert_allclose(solutions(14).accumulated(gradient_of_mean, rows, parts), gradient_of_mean(rows))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_solution_the_gradient_cut_at_h_is_that_of_one_graph_where_the_encoder_sees_the_same(train):
+    """With running statistics in any parts, and with those of the batch in one part."""
+    a, b = np.random.default_rng(0).random((2, 6, 8, 8, 3))
+    encoder = ms.resnet_small(base=4)
+    model = ms.SimCLR(encoder, ms.ProjectionHead(16, 16, 8)).astype(np.float64)
+    _, z = model(np.concatenate([a, b]), train)
+    ms.nt_xent(z[:6], z[6:], 0.5).backward()
+    whole = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    parts = [slice(0, 6)] if train else [slice(0, 2), slice(2, 6)]
+    solutions(14).gradient_cut_at_h(model, a, b, parts, 0.5, train)
+    for p, expected in zip(model.parameters(), whole):
+        np.testing.assert_allclose(p.grad, expected, atol=1e-10 * abs(expected).max())

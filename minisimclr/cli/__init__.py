@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..processor import set_threads
 from ..training.distributed import RankError
 from ..training.run import Interrupted
-from . import demo, duplicates, embed, evaluate, export, gradcheck, neighbours, pretrain, report
+from . import demo, duplicates, embed, evaluate, export, finetune, gradcheck, neighbours, pretrain, report
 from .console import complain, exit_code, explanation
 from .streams import safe_streams
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": demo,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "finetune": finetune,
     "report": report,
     "embed": embed,
     "export": export,

@@ -26,14 +26,14 @@ def add_device(
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"{help} (default: cpu)")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: argparse.ArgumentParser, labels: str = "--labels") -> None:
     """Add the options of a command that looks at a run: --device, --data, how that is read, and the run itself."""
     add_device(parser)
     parser.add_argument("run", type=path_name, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--data", type=some_text, default=None, help="folder or zip of images (default: those of the run)"
     )
-    add_reading(parser)
+    add_reading(parser, labels=labels)
 
 
 def splits_of_run(

@@ -128,13 +128,27 @@ def training(config: Config, start: int) -> Iterator[Callable[[Metrics], None]]:
         progress.close()
 
 
-def _summary(metrics: Metrics, width: int = WIDEST) -> str:
-    """Return the numbers of a step; chance is left out where the line is narrow."""
-    chance = f" (chance {metrics['chance']:.2f})" if width >= WIDE else ""
-    return f"loss {metrics['loss']:.3f}{chance}, top-1 {100 * metrics['top1']:.0f} %"
+class _Progress:
+    """The numbers of a step, with the last measurement of the monitor, and its advice."""
+
+    measured = ""
+
+    def summary(self, metrics: Metrics, width: int = WIDEST) -> str:
+        """Return the numbers of a step; where the line is narrow, without chance and what was measured."""
+        if "rank" in metrics:
+            knn = f"kNN {100 * metrics['knn']:.0f} %, " if "knn" in metrics else ""
+            self.measured = f", {knn}rank {metrics['rank']:.0f}"
+        chance, measured = (f" (chance {metrics['chance']:.2f})", self.measured) if width >= WIDE else ("", "")
+        chance = "" if measured and width <= WIDEST else chance  # one line has no room for both
+        return f"loss {metrics['loss']:.3f}{chance}, top-1 {100 * metrics['top1']:.0f} %{measured}"
+
+    def advise(self, metrics: Metrics) -> None:
+        """Print the advice of this step, if there is one."""
+        if "advice" in metrics:
+            note(f"step {metrics['step'] + 1}: {metrics['advice']}")
 
 
-class _Bar:
+class _Bar(_Progress):
     """The progress on one line, which is never wider than the terminal, nor than `widest`."""
 
     def __init__(self, start: int, kind: Any, widest: int | None = None) -> None:
@@ -149,7 +163,10 @@ class _Bar:
         if self.widest is not None:
             self.bar.ncols = width
             self.bar.bar_format = BAR if width >= NARROW else NO_BAR
-        self.bar.set_description_str(_summary(metrics, width), refresh=False)
+        if "advice" in metrics:
+            self.bar.clear()
+            self.advise(metrics)
+        self.bar.set_description_str(self.summary(metrics, width), refresh=False)
         self.bar.update()
 
     def close(self) -> None:
@@ -157,7 +174,7 @@ class _Bar:
             self.bar.close()
 
 
-class _Log:
+class _Log(_Progress):
     """The progress in a file: a line every LOG_EVERY seconds, and one at the end."""
 
     def __init__(self, start: int, batch: int) -> None:
@@ -166,11 +183,13 @@ class _Log:
 
     def show(self, metrics: Metrics) -> None:
         done, steps, now = metrics["step"] + 1, metrics["steps"], time.monotonic()
+        summary = self.summary(metrics, LONGEST)
+        self.advise(metrics)
         if done < steps and now - self.spoke <= LOG_EVERY:
             return
         rate = (done - self.start) / (now - self.began)  # steps per second
         left = tqdm.format_interval((steps - done) / rate)
-        text = f"step {done}/{steps}  {_summary(metrics)}, {rate * self.batch:.0f} images/s, {left} left"
+        text = f"step {done}/{steps}  {summary}, {rate * self.batch:.0f} images/s, {left} left"
         print(text, file=sys.stderr, flush=True)
         self.spoke = now
 

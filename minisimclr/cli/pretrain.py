@@ -14,10 +14,12 @@ from ..collective import ALONE, Ranks, broadcast_text
 from ..data import Reading, load_dataset
 from ..nn import method_of
 from ..processor import set_threads, threads
+from ..protocols.monitor import Monitor
 from ..training import record, stored
 from ..training.batches import MOST_WORKERS, resident
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
+from ..training.large_batch import remarks, require_room
 from ..training.run import environment_changes
 from ..training.train import pretrain
 from ..values import OLD_CONV, method_of_conv, whole
@@ -47,6 +49,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the views are the same with any number (default: 0: the training process makes them)",
     )
     parser.add_argument(
+        "--monitor",
+        type=int,
+        default=None,
+        metavar="N",
+        help="epochs between two measurements, of kNN on a held-out tenth of the labelled training images and of "
+        "collapse; 0: none; the run is the same with any (default: a tenth of the run)",
+    )
+    parser.add_argument(
         "--distributed",
         action="store_true",
         help="share each batch among the processes that `mpiexec -n 4 minisimclr pretrain --distributed` starts",
@@ -69,6 +79,8 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: what `pretrain` raises, and ValueError for options that do not fit together.
     """
     whole("--workers", options.workers, 0, MOST_WORKERS)
+    if options.monitor is not None:
+        whole("--monitor", options.monitor, 0)
     if not options.distributed:
         _train(options, ALONE)
         return
@@ -80,18 +92,23 @@ def run_command(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
+    require_room(config, options.workers, None, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        images = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note).images
+        train = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note)
+        images = train.images
     note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
     if config.device != "cpu":
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+    for line in remarks(config):
+        note(line)
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
         note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
-    more = {"workers": options.workers, "ranks": ranks}
+    monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)
+    more = {"workers": options.workers, "monitor": monitor, "ranks": ranks}
     with training(config, start) as progress:
         run = pretrain(config, images, folder=folder, resume=options.resume, progress=progress, **more)
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
@@ -120,6 +137,11 @@ def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, i
     if ranks.rank == 0:  # the others may be on machines that do not see the folder
         for change in environment_changes(options.out, config, ranks.size):
             note(f"{change}; the run goes on, but not bit for bit")
+        if config.epochs > found["config"]["epochs"]:
+            note(
+                f"the run of {found['config']['epochs']} epochs becomes one of {config.epochs}: from step {steps:,} "
+                "on, the learning rate is that of the longer schedule"
+            )
         for line in record.remarks(options.out / "metrics.jsonl", steps):
             note(line)
     return config, steps

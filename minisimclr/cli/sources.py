@@ -19,8 +19,11 @@ NO_LABELS = (
 )
 
 
-def add_reading(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
-    """Add the options that settle how the names of a source are understood; `split` adds the one for training."""
+def add_reading(parser: argparse.ArgumentParser, *, split: bool = True, labels: str = "--labels") -> None:
+    """Add the options that settle how the names of a source are understood; `split` adds the one for training.
+
+    labels  the name of the option that says where labels come from
+    """
     if split:
         parser.add_argument("--split", metavar="NAME", help="split to train on (default: train)")
     parser.add_argument(
@@ -34,7 +37,8 @@ def add_reading(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
         help="meaning of the folders at the top: splits, classes or nothing (default: auto)",
     )
     parser.add_argument(
-        "--labels",
+        labels,
+        dest="labels",
         metavar="HOW",
         help="folders; names, where cat.12.jpg is a cat; or a CSV file with columns file_name and label "
         "(default: folders)",

@@ -5,7 +5,8 @@ cosines is symmetric, so half of its products and exponentials are computed twic
 
 Here no matrix is ever whole, and each entry is computed once. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E
 is computed anew); the plain form, as NumPy users write it, takes 1.2 s and 1,037 MiB. At N = 256 the times are 1.67
-and 3.97 ms (two threads, benchmarks/README.md). The results are those of `exact.py`, up to rounding.
+and 3.97 ms (two threads, benchmarks/README.md). The results are those of `exact.py`, up to rounding. Of few images the
+matrix is one tile: few.py.
 
 The matrix is computed in tiles that fit a core's cache. Each pair of blocks (I, J) is computed once and serves the rows
 of I and those of J:
@@ -37,6 +38,7 @@ import numpy as np
 
 from ..backend import Array
 from ..processor import blas_at_one_thread, blocks, parallel
+from . import few
 from .exact import HIGH_TEMPERATURE, unit_rows
 
 TILE = 256  # rows of a block: a tile and its weights, 2 · 256 KiB in float32, then stay in a core's L2 cache
@@ -57,6 +59,8 @@ def value_and_grad(
     Memory: u, (2N,D); two tiles per thread; E of up to `keep_bytes`.
     """
     with blas_at_one_thread():
+        if 2 * len(za) <= TILE and few.suits(len(za), temperature, za.dtype):
+            return few.value_and_grad(za, zb, temperature)
         problem = _Problem(za, zb, temperature, keep_bytes)
         try:
             return problem.solve()
@@ -217,11 +221,7 @@ class _Problem:
             rows = rows * self.dtype.type(factor)
         np.matmul(rows, self.u[self.blocks[j]].T, out=out)
         if j in (i, i + self.half):  # on the diagonal of such a tile each row meets itself, or its partner
-            nothing = 0 if self.base else -np.inf  # a tile that holds E − 1 takes 0: e⁰ − 1 = 0
-            np.fill_diagonal(out, nothing)
-            if len(self.blocks) == 1:  # a tile of both views also has the partners, on the diagonals of two quarters
-                np.fill_diagonal(out[: self.images, self.images :], nothing)
-                np.fill_diagonal(out[self.images :, : self.images], nothing)
+            np.fill_diagonal(out, 0 if self.base else -np.inf)  # a tile that holds E − 1 takes 0: e⁰ − 1 = 0
         return out
 
     def exponentials(self, pair: Pair, out: Array) -> Array:
@@ -319,12 +319,7 @@ def _column_sums(e: Array) -> Array:
 
 
 def _blocks(images: int) -> list[slice]:
-    """Cut each view into blocks of at most TILE rows, all of nearly one size: first one view's, then the other's.
-
-    A few images are one block of both views: three small tiles would cost more calls than the symmetry saves.
-    """
-    if 2 * images <= TILE:
-        return [slice(0, 2 * images)]
+    """Cut each view into blocks of at most TILE rows, all of nearly one size: first one view's, then the other's."""
     count = max(-(-images // TILE), 2 if images > SINGLE_THREAD_N else 1)  # three pairs are too few for two threads
     edges = [images * k // count for k in range(count + 1)]
     one = [slice(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -20,6 +20,7 @@ from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
+from .large_batch import made_late, two_views_late
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -70,7 +71,8 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share
     batch_of, method = batch_source(images, config.device), method_of("views", config.method)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
-    make = own or (lambda batch, rng: two_views(batch, rng, *settings, config.views))
+    made = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
+    make = own or (lambda batch, rng: made(batch, rng, *settings, config.views))
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is

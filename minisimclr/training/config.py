@@ -73,6 +73,7 @@ class Config:
 
     # The training.
     batch: int = setting(256, "images per step; the network sees twice as many views", least=2, most=1 << 20)
+    chunk: int = setting(0, "images in the network at a time, if all do not fit; 0: all", least=0, most=1 << 20)
     epochs: int = setting(20, "passes over the images", least=1, most=1_000_000)
     temperature: float = setting(  # 0.1 is the best of the four that the paper tried on ImageNet, Table 5
         0.1, "temperature τ of the NT-Xent loss; small values weigh the hardest negatives more", above=0, most=1e6
@@ -122,6 +123,8 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
+        if 0 < self.chunk < self.batch and self.batch // -(-self.batch // self.chunk) < 2:  # of the smallest chunk
+            raise ValueError(f"chunk must be 0, or leave 2 images in each chunk: not {self.chunk} of {self.batch}")
         Reading.from_text(self.reading)
         recipe_of(self.views)
         check_method(self.method, METHODS)  # its values are no list of choices: they are written as pairs

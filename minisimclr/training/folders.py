@@ -13,7 +13,17 @@ from .config import Config
 
 # The files that a run writes into its folder, by the commands that write them.
 PICTURES = ("report.html", "views.png", "neighbours.png", "similarity.png")
-NAMES = ("config.json", "metrics.jsonl", "checkpoint.npz", "table.txt", "confusion.txt", "results.json", *PICTURES)
+FINETUNED = ("finetune.json", "finetune.png")
+NAMES = (
+    "config.json",
+    "metrics.jsonl",
+    "checkpoint.npz",
+    "table.txt",
+    "confusion.txt",
+    "results.json",
+    *FINETUNED,
+    *PICTURES,
+)
 LARGEST = 1 << 16  # size of config.json, bytes; ours have 500
 
 

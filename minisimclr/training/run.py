@@ -29,8 +29,8 @@ from .record import Metrics as Metrics
 from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
-# not what is computed.
-MAY_CHANGE = ("device", "precision", "method")
+# not what is computed. The images are known by their checksum, however their path is spelled. A run can be made longer.
+MAY_CHANGE = ("data", "reading", "epochs", "device", "precision", "method")
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
@@ -52,6 +52,7 @@ class Run(Trained):
     config   the settings                             history  one dictionary of metrics per step
     model    the network, as it is now                folder   where it is kept; None: nowhere
     steps    how many steps are done                  images   fingerprint of the training images
+    extended [(step, epochs before), …]: from such a step on, the schedule is that of more epochs
     ranks    number of processes that train it
 
     The history is read from the folder when it is asked for. Without a folder it is that of the last 10,000 steps.
@@ -76,6 +77,7 @@ class Run(Trained):
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.ranks = ranks
         self.recent: deque[Metrics] = deque(history, maxlen=RECENT)
+        self.extended: list[tuple[int, int]] = []
         self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
         self.lock: Lock | None = None  # of the folder, while the run is trained
 
@@ -114,6 +116,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = 
         model = build_model(found.config.to_evaluate(device))
     run = Run(found.config, model, found.steps, (), folder, found.images)
     run.own = found.own
+    run.extended = found.extended
     run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
     return run
@@ -174,12 +177,16 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     ]
     if differing:
         raise ValueError(f"cannot resume {run.folder}: it was made with another {', '.join(differing)}")
+    if run.config.epochs < found.config.epochs:
+        raise ValueError(f"cannot resume {run.folder}: its {found.config.epochs} epochs can only become more")
     if found.images != run.images:
         raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
     with checkpoint.explained(path):
         run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
         load_optimizer(found.arrays)
-    run.steps = found.steps
+    run.steps, run.extended = found.steps, found.extended
+    if run.config.epochs > found.config.epochs:
+        run.extended = [*found.extended, (found.steps, found.config.epochs)]
 
 
 def environment_changes(folder: str | Path, config: Config, ranks: int = 1) -> list[str]:
@@ -212,6 +219,7 @@ def save(run: Run, optimizer_state: Mapping[str, Any]) -> None:
         "config": run.config.as_dict(),
         "steps": run.steps,
         "images": run.images,
+        **({"extended": run.extended} if run.extended else {}),
         **({"own": list(run.own)} if run.own else {}),
         "environment": checkpoint.environment(run.config.device, run.config.precision, run.ranks),
     }

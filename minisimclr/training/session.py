@@ -28,10 +28,11 @@ from . import distributed, precision
 from .config import Config
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
-from .signals import stop_signals
+from .signals import returns_run, stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
-SAVE_EVERY = 60.0  # seconds between checkpoints, at least: a crash loses a minute; one more is written at the end
+SAVE_EVERY = 60.0  # seconds between checkpoints, at least; more are written after the first epoch and at the end
+Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the last steps -> what else to record
 
 
 def begin(
@@ -62,8 +63,7 @@ def begin(
         load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
     run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
-    run.own = tuple(name for name, thing in own.items() if thing is not None)
-    run.lock = lock
+    run.own, run.lock = tuple(name for name, thing in own.items() if thing is not None), lock
     try:
         if resume and ranks.rank == 0:
             restore(run, optimizer.load_state_dict)
@@ -79,12 +79,12 @@ class Session:
 
     with Session(run, optimizer, total_steps) as session:     # whatever ends the loop, the last whole step is saved
         for step in session:                                  # saves in between, and stops when a signal asks for it
-            ...
             session.record(loss=loss.data, gradient=size)     # raises if one of them is not finite
             optimizer.step(lr)
 
     steps     a range: the steps that are left
     progress  is called with the metrics of every step
+    monitor   is called with the model and the metrics of the steps just read; what it returns is recorded with them
     ranks     the processes that share each batch; they stop after the same step, whichever of them was asked to
     """
 
@@ -94,9 +94,11 @@ class Session:
         optimizer: Optimizer,
         total_steps: int,
         progress: Callable[[Metrics], None] = lambda metrics: None,
+        monitor: Monitor | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.monitor = monitor if self.ranks.rank == 0 else None
         self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
         self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
@@ -117,13 +119,15 @@ class Session:
         self.saved = time.monotonic()  # when the last checkpoint was written
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         try:
             self._rescue(error)
         finally:
             self.close()
-        if self.asked and error is None:  # a signal that came when the last step had been saved
-            raise self._interrupted()
+        late = self._interrupted() if self.asked and error is None else None  # the last step had been saved already
+        if late and not returns_run(late):
+            raise late
+        return bool(late) or returns_run(error)
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"stopped after step {self.run.steps} of {self.steps.stop}", self.asked[0])
@@ -198,12 +202,8 @@ class Session:
     def _settle(self) -> None:
         """Note that a step is whole. Running statistics are replaced and never overwritten: to keep them is enough."""
         if self.run.folder is not None:
-            self.buffers = [
-                (module, name, value)
-                for _, module in self.run.model.modules()
-                for name, value in vars(module).items()
-                if is_array(value)
-            ]
+            modules = [module for _, module in self.run.model.modules()]
+            self.buffers = [(m, name, value) for m in modules for name, value in vars(m).items() if is_array(value)]
         self.whole = True
 
     def _read(self) -> list[Metrics]:
@@ -224,17 +224,16 @@ class Session:
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             late = self.waiting[-1]["step"] - step
-            consequence = (
-                f"noticed {late} step{'s' * (late > 1)} later, and not saved"
-                if late
-                else "the weights were left as they were"
-            )
-            raise NonFiniteError(
-                f"the {name} became {value} at step {step}; {consequence}; try a lower lr or a higher temperature"
-            )
+            noticed = f"noticed {late} step{'s' * (late > 1)} later, and not saved"
+            then = noticed if late else "the weights were left as they were"
+            advice = "try a lower lr or a higher temperature"
+            raise NonFiniteError(f"the {name} became {value} at step {step}; {then}; {advice}")
 
     def _keep(self) -> None:
         """Write the metrics that were read, and a checkpoint if it is time; stop if a signal asked for it."""
+        if self.monitor is not None:
+            self.finished[-1] |= self.monitor(self.run.model, self.finished)
+            self.since = time.perf_counter()  # the speed is that of training
         lines = list(self.finished)
         while self.finished:  # one that was written is not written again, whatever becomes of the others
             self.write(self.finished[0])
@@ -242,7 +241,8 @@ class Session:
         for line in lines:
             self.progress(line)
         done, total = self.run.steps, self.steps.stop
-        must = bool(self.asked) or done == total
+        first = self.kept == 0 and done >= total // self.run.config.epochs  # a run can be looked at early
+        must = bool(self.asked) or done == total or first
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done

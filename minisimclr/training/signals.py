@@ -7,6 +7,7 @@ looks at what was noted when a step is whole, saves, and raises Interrupted, who
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,3 +42,12 @@ def stop_signals() -> Iterator[list[int]]:
         yield received
     finally:
         put_back()
+
+
+def returns_run(error: BaseException | None) -> bool:
+    """Return True for an interrupt in a notebook, and say so: `pretrain` then returns the run as far as it came."""
+    ipython = sys.modules.get("IPython")  # whoever runs a notebook has imported it
+    if getattr(error, "signum", None) != signal.SIGINT or not ipython or not ipython.get_ipython():
+        return False
+    print(f"minisimclr: {error}; this is the run so far", file=sys.stderr)
+    return True

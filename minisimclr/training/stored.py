@@ -30,6 +30,7 @@ ENTRIES = {  # of the environment, by type; other entries may come with later ve
 }
 FIRST_ENVIRONMENT = {"numerics": 1, "device": "cpu", "precision": "float32", "ranks": 1}  # before the entry existed
 SMALL = 4_000_000  # number of weights that may be built in any case, so that an entry can be named: 16 MB
+MOST_EXTENSIONS = 1000  # number of times that a run was made longer
 LONGEST = 300  # length of a text in the environment; names of processors have 50 characters
 
 
@@ -43,6 +44,7 @@ class Stored:
     environment: dict[str, Any]
     arrays: dict[str, np.ndarray[Any, Any]]
     own: tuple[str, ...]
+    extended: list[tuple[int, int]]
 
 
 def read(path: Path, model: Module | None = None) -> Stored:
@@ -86,7 +88,16 @@ def _checked(meta: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -
     own = meta.get("own", [])
     if not isinstance(own, list) or own not in ([], ["model"], ["views"], ["model", "views"]):
         raise ValueError("own must name model, views, or both")
-    return Stored(config, steps, images, _environment(meta.get("environment", {})), dict(arrays or {}), tuple(own))
+    environment, extended = _environment(meta.get("environment", {})), _extended(meta.get("extended", []))
+    return Stored(config, steps, images, environment, dict(arrays or {}), tuple(own), extended)
+
+
+def _extended(given: Any) -> list[tuple[int, int]]:
+    pairs: list[Any] = given if isinstance(given, list) and len(given) <= MOST_EXTENSIONS else [given]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 <= n < 2**53 for n in pair)):
+            raise ValueError("extended must be a list of pairs: a step, and the epochs before it")
+    return [(step, epochs) for step, epochs in pairs]
 
 
 def _environment(given: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from ..values import instance, whole
 from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
 from .config import Config
+from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
 from .run import Metrics, NonFiniteError, Run
-from .session import Session, begin
+from .session import Monitor, Session, begin
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -33,6 +35,7 @@ def pretrain(
     views: Callable[..., Any] | None = None,
     workers: int = 0,
     progress: Callable[[Metrics], None] = lambda metrics: None,
+    monitor: Monitor | None = None,
     ranks: Any = None,
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
@@ -43,7 +46,7 @@ def pretrain(
     model     a SimCLR of your own encoder and head; views: your own function of images uint8 (B,H,W,3) and a generator
               that returns two views of each, float (B,H,W,3); both in place of what the configuration would make
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
-    progress  is called with the metrics of every step
+    progress  is called with the metrics of every step; monitor: ms.Monitor(config, images, labels) adds measurements
     ranks     the processes that share each batch: `with mpi_ranks() as ranks` (chapter 14)
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
@@ -58,6 +61,7 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
+    require_room(config, workers, views, ranks)
     if images is None:
         reading = Reading.from_text(config.reading)
         images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
@@ -69,14 +73,16 @@ def pretrain(
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
     run, optimizer = begin(config, images, folder, resume, model, views, ranks)  # builds the network, or loads it
+    # With --chunk the loss is the same, but a graph never holds more than a chunk of the batch: chapter 14.
+    loss_of = partial(loss_by_chunks, run.model, chunk=config.chunk) if in_chunks(config) else run.model.loss
     with (
-        Session(run, optimizer, total_steps, progress, ranks) as session,  # records, saves, stops
+        Session(run, optimizer, total_steps, progress, monitor, ranks) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers, session.stop, views, session.share) as views_of,
     ):
         for step in session:  # a resumed run begins where the checkpoint was written
             lr = warmup_cosine(step, total_steps, warmup_steps, peak)
             a, b = views_of(step)  # (B,size,size,3) each: a[i] and b[i] are a positive pair
-            loss, za, zb = run.model.loss(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
+            loss, za, zb = loss_of(a, b, config.temperature)  # scalar, (B,head_dim), (B,head_dim)
             size = optimizer.backward(loss, session.add_up)  # Σ max|g|: it is finite exactly if every gradient is
             # A number that is not finite ends the run here, before it gets into the weights or into a checkpoint.
             session.record(lr=lr, loss=loss.data, gradient=size, top1=contrastive_accuracy_on_device(za, zb, ranks))

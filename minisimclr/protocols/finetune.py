@@ -1,0 +1,196 @@
+"""Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch.
+
+A linear probe asks what a frozen encoder knows. Fine-tuning asks what it is worth to somebody who has some labels: the
+accuracy beside that of the same network, trained on the same labels from random weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import device_of, to_device, to_numpy
+from ..data import DataError, Dataset
+from ..engine.autograd import Tensor, no_grad
+from ..evaluation.scores import confusion
+from ..module import Module
+from ..nn import Linear
+from ..ops import cross_entropy
+from ..processor import blas_at_one_thread, blocks, keep_freed_memory
+from ..training.config import build_model
+from ..training.optim import SGD, warmup_cosine
+from ..training.run import Run, fingerprint
+from ..values import not_negative, one_of, whole
+from ..views import check_images, to_float, two_views
+
+STARTS = ("simclr", "scratch")
+# Rates for 256 images: the paper's for fine-tuning (B.5), and the usual one of a ResNet from scratch (He et al. 2016).
+RATES = {"simclr": 0.05, "scratch": 0.1}
+WARMUP = {"simclr": 0.0, "scratch": 0.05}  # random weights need one; the paper's fine-tuning has none
+LEAST_STEPS = 200  # the paper's 60 epochs of 1 % of ImageNet are 190 steps; of a few labels they would be a handful
+CURVE = (10, 20, 50, 100, 200, 500)  # labels a class of the label-efficiency curve
+
+
+class Classifier(Module):
+    """An encoder and a linear layer: model(images) returns logits.
+
+    Shapes: float images (N,H,W,3) in [0,1] -> (N,classes)
+    """
+
+    def __init__(self, encoder: Any, classes: int, rng: np.random.Generator) -> None:
+        self.encoder, self.fc = encoder, Linear(encoder.features, classes, rng=rng)
+        self.fc.weight.data = np.zeros_like(self.fc.weight.data)  # all classes alike, so that the first gradients
+        self.fc.bias.data = np.zeros_like(self.fc.bias.data)  # into the encoder are small
+
+    def __call__(self, images: Any, train: bool = False) -> Tensor:
+        return self.fc(self.encoder(images, train), train)
+
+    def predict(self, images: NDArray[np.uint8], batch: int = 500) -> NDArray[np.int64]:
+        """Return the class of each image: uint8 (N,H,W,3) -> (N,), on the host."""
+        count, device = check_images(images)[0], device_of(self.fc.weight.data)
+        with no_grad():
+            parts = [self(to_float(to_device(images[part], device))).data for part in blocks(count, batch)]
+        return np.concatenate([to_numpy(logits.argmax(axis=1)) for logits in parts])
+
+
+def labels_of_each(labels: NDArray[np.int64], amount: str | int, seed: int = 0) -> NDArray[np.int64]:
+    """Choose training images with as many labels of each class as of any other, and return their numbers.
+
+    amount  "1%" of all labels, shared by the classes; or the number of labels a class, 10 or "10". A class with fewer
+            images gives all.
+
+    >>> labels_of_each(np.arange(40) % 4, "30%").shape, labels_of_each(np.arange(40) % 4, 2).shape
+    ((12,), (8,))
+
+    Raises: ValueError for an amount that is neither.
+    Source: §4.3 of the paper: 1 % or 10 % of the labels, sampled in a class-balanced way.
+    """
+    classes = np.unique(labels)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(amount))
+    if share and 0 < float(share[1]) <= 100:
+        each = max(1, round(float(share[1]) / 100 * len(labels) / len(classes)))
+        each = len(labels) if float(share[1]) == 100 else each
+    elif re.fullmatch(r"[1-9]\d{0,8}", str(amount)):
+        each = int(amount)
+    else:
+        raise ValueError(f'labels must be a share such as "1%", or a number for each class, not {str(amount)[:40]!r}')
+    rng = np.random.default_rng(seed)
+    # One order of all images for any amount: the labels of a larger amount include those of a smaller one.
+    order = rng.permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == label][:each] for label in classes]))
+
+
+def finetune(
+    run: Run,
+    train: Dataset,
+    *,
+    labels: str | int = "1%",
+    start: str = "simclr",
+    epochs: int | None = None,
+    batch: int = 128,
+    lr: float | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Classifier:
+    """Train a classifier on some labels, from the run's encoder or from scratch, and return it.
+
+    labels    how many: labels_of_each says it
+    start     "simclr", or "scratch": the network's first weights
+    epochs    by default the paper's, 60 for less than 10 % of the labels and 30 else, and at least 200 steps
+    lr        for 256 images, by default 0.05 (the paper's) or, from scratch, 0.1; it falls along a cosine
+    progress  is called with the number of each step, the number of all steps, and the loss
+
+    Images are cropped and flipped at random, and their colours stay.
+
+    >>> import minisimclr as ms
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    >>> train = ms.Dataset(images, np.arange(8) % 2, ("cat", "dog"))
+    >>> run = ms.pretrain(ms.Config(size=16, batch=4, epochs=1), images)
+    >>> ms.finetune(run, train, labels=2, epochs=2).predict(images).shape
+    (8,)
+
+    Raises: ValueError for a setting, DataError for labels of one class.
+    Source: §4.3 and appendix B.5 of the paper: Nesterov momentum 0.9, no decay, no warm-up.
+    """
+    one_of("start", start, STARTS)
+    batch, seed = whole("batch", batch, 1), whole("seed", seed, 0)
+    chosen = labels_of_each(train.labels, labels, seed)
+    images, y = train.images[chosen], train.labels[chosen]
+    if len(np.unique(y)) < 2:
+        raise DataError("fine-tuning needs labelled images of two classes at least")
+    batch = min(batch, len(y))
+    steps = total_steps(len(y), len(train), batch, epochs)
+    peak = (RATES[start] if lr is None else not_negative("lr", lr)) * batch / 256
+    device = device_of(run.model.parameters()[0].data)
+    model = classifier(run, len(train.class_names), start, device, seed)
+    optimizer = SGD(model.parameters(), peak, momentum=0.9, nesterov=True)
+    keep_freed_memory()
+    with blas_at_one_thread():
+        for step in range(steps):
+            epoch, k = divmod(step, len(y) // batch)
+            rows = np.random.default_rng([seed, 1, epoch]).permutation(len(y))[k * batch : (k + 1) * batch]  # (B,)
+            rng, config = np.random.default_rng([seed, 2, step]), run.config
+            # strength 0 leaves crop and flip; a second view of each image is made and not used
+            x, _ = two_views(to_device(images[rows], device), rng, config.size, 0.0, False, config.min_area)
+            loss = cross_entropy(model(x, train=True), labels=to_device(y[rows], device))
+            loss.backward()
+            optimizer.step(warmup_cosine(step, steps, round(WARMUP[start] * steps), peak))
+            optimizer.zero_grad()
+            progress(step, steps, loss.item())
+    return model
+
+
+def total_steps(count: int, of: int, batch: int, epochs: int | None) -> int:
+    """Return the number of steps for `count` labels of a set of `of`."""
+    if epochs is not None:
+        return whole("epochs", epochs, 1) * (count // batch)
+    return max(LEAST_STEPS, (60 if count < 0.1 * of else 30) * (count // batch))
+
+
+def classifier(run: Run, classes: int, start: str, device: str, seed: int) -> Classifier:
+    """Build a classifier on a copy of the run's encoder, or on the encoder as it was before training."""
+    if start == "scratch" and "model" in run.own:
+        raise ValueError("from scratch needs the network of a configuration, and this run has a model of one's own")
+    encoder = copy.deepcopy(run.model if start == "simclr" else build_model(run.config.to_evaluate(device))).encoder
+    model = Classifier(encoder, classes, np.random.default_rng([seed, 0]))
+    model.to(device)
+    return model
+
+
+# ── What is kept of it ────────────────────────────────────────────────────────────────────────────
+
+
+def point(
+    run: Run, train: Dataset, tests: Mapping[str, Dataset], labels: str | int, start: str, **options: Any
+) -> dict[str, Any]:
+    """Fine-tune, score the classifier on each test split, and return all that finetune.json keeps of it."""
+    began = time.monotonic()
+    model = finetune(run, train, labels=labels, start=start, **options)
+    scores = {}
+    for split, data in tests.items():
+        found = confusion(data.labels, model.predict(data.images), len(train.class_names))
+        scores[split] = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}
+    return {
+        **identity(run, train, labels, start, **options),
+        "count": len(labels_of_each(train.labels, labels, options.get("seed", 0))),
+        "scores": scores,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def identity(run: Run, train: Dataset, labels: str | int, start: str, **options: Any) -> dict[str, Any]:
+    """Return what a point is known by: two with the same would have the same scores."""
+    settings = {name: value for name, value in options.items() if name != "progress"}
+    return {"images": fingerprint(train.images), "run_steps": run.steps, "labels": str(labels), "start": start,
+            **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings}  # fmt: skip
+
+
+def found_among(points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the stored point that was made with these settings, if there is one."""
+    return next((p for p in points if all(p.get(name) == value for name, value in wanted.items())), None)

@@ -1,0 +1,234 @@
+"""Fine-tuning: which labels are taken, that it trains, and that what was made is kept and not made again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import devices
+import numpy as np
+import pytest
+from devices import host
+from PIL import Image
+
+import minisimclr as ms
+from minisimclr.cli import finetune as command
+from minisimclr.cli import main
+from minisimclr.protocols import finetune as protocol
+from minisimclr.protocols.finetune import labels_of_each, total_steps
+from minisimclr.report.label_curve import label_curve
+from minisimclr.resnet import ENCODERS, resnet_small
+from minisimclr.training.config import build_model
+from minisimclr.training.run import Run
+
+Array = np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder of 4 channels in place of 32."""
+    monkeypatch.setitem(ENCODERS, "small", lambda **options: resnet_small(**{"base": 4, **options}))
+
+
+def dataset(n: int, seed: int = 0) -> ms.Dataset:
+    """Images of two classes; one is red."""
+    labels = np.arange(n) % 2
+    images = np.random.default_rng(seed).integers(0, 100, (n, 8, 8, 3)).astype(np.uint8)
+    images[labels == 1, :, :, 0] += 150
+    return ms.Dataset(images, labels, ("grey", "red"))
+
+
+def untrained() -> Run:
+    config = ms.Config(size=8, head_dim=8, device=devices.DEVICE)
+    return Run(config, build_model(config).to(devices.DEVICE), steps=7)
+
+
+def state(module: Any) -> dict[str, Array]:
+    return {name: host(array).copy() for name, array in module.state_dict().items()}
+
+
+# ── Which labels ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_share_is_balanced_over_the_classes_and_a_number_is_of_each():
+    y = np.repeat([0, 1, 2], [600, 300, 100])
+    assert np.bincount(y[labels_of_each(y, "3%")]).tolist() == [10, 10, 10]
+    assert np.bincount(y[labels_of_each(y, 25)]).tolist() == [25, 25, 25]
+    assert np.bincount(y[labels_of_each(y, "60%")]).tolist() == [200, 200, 100]  # a small class gives all
+    assert len(labels_of_each(y, "100%")) == 1000
+    assert np.bincount(y[labels_of_each(y, "0.01%")]).tolist() == [1, 1, 1]
+
+
+def test_the_same_seed_takes_the_same_labels_and_more_labels_include_the_fewer():
+    y = np.random.default_rng(0).integers(0, 4, 200)
+    few, more = labels_of_each(y, 5), labels_of_each(y, 20)
+    assert np.array_equal(few, labels_of_each(y, "5"))
+    assert set(few) < set(more)
+    assert set(few) != set(labels_of_each(y, 5, seed=1))
+    assert len(set(few)) == 20
+
+
+@pytest.mark.parametrize("bad", ["0%", "101%", "", "ten", "-3", "0", 0, -1, "1 percent", "1%%", 2.5, None])
+def test_an_amount_that_is_neither_a_share_nor_a_number_is_refused(bad):
+    with pytest.raises(ValueError, match="labels must be a share"):
+        labels_of_each(np.arange(10) % 2, bad)
+
+
+def test_the_number_of_steps_is_the_papers_but_never_a_handful():
+    assert total_steps(13_000, 1_300_000, 4096, None) == 200  # 60 epochs are 180
+    assert total_steps(130_000, 1_300_000, 4096, None) == 30 * 31
+    assert total_steps(12_800, 1_300_000, 128, None) == 60 * 100
+    assert total_steps(40, 1000, 10, 3) == 12
+
+
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_few_labels_are_learned_and_the_runs_own_model_stays_as_it_was():
+    run, train, test = untrained(), dataset(60), dataset(40, seed=1)
+    before = state(run.model)
+    losses: list[float] = []
+    model = ms.finetune(run, train, labels=8, epochs=30, lr=4.0, progress=lambda step, steps, loss: losses.append(loss))
+    assert (model.predict(test.images) == test.labels).mean() > 0.9
+    assert losses[0] == pytest.approx(np.log(2), rel=1e-5)  # the first answer: both classes alike
+    assert losses[-1] < 0.3
+    after = state(run.model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert not np.array_equal(state(model.encoder)["conv1.weight"], state(run.model.encoder)["conv1.weight"])
+
+
+def test_it_starts_at_the_runs_encoder_or_at_the_first_weights_of_its_network():
+    run = untrained()
+    run.model.load_state_dict({name: array + 0.1 for name, array in run.model.state_dict().items()})
+    for start, expected in (("simclr", run.model), ("scratch", build_model(run.config))):
+        model = protocol.classifier(run, 2, start, devices.DEVICE, 0)
+        theirs = state(expected.encoder)
+        assert all(np.array_equal(array, theirs[name]) for name, array in state(model.encoder).items())
+
+
+def test_the_same_seed_gives_the_same_classifier_and_another_seed_another():
+    run, train = untrained(), dataset(20)
+    first, again, other = (
+        state(ms.finetune(run, train, labels=4, epochs=2, seed=seed))["fc.weight"] for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_crops_and_flips_are_drawn_and_colours_stay(monkeypatch):
+    seen: list[Array] = []
+    views = protocol.two_views
+
+    def spy(*args: Any) -> Any:
+        found = views(*args)
+        seen.append(host(found[0]))
+        return found
+
+    monkeypatch.setattr(protocol, "two_views", spy)
+    colours = np.array([[10, 200, 90], [250, 3, 120]], np.uint8)
+    images = np.broadcast_to(colours[:, None, None, :], (2, 8, 8, 3)).copy()
+    ms.finetune(untrained(), ms.Dataset(images, np.array([0, 1]), ("a", "b")), labels=1, epochs=5)
+    for batch in seen:
+        for image in batch:
+            assert min(abs(image - colour / np.float32(255)).max() for colour in colours) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"start": "there"}, "start must be"), ({"epochs": 0}, "epochs"), ({"batch": 0}, "batch"), ({"lr": -1}, "lr")],
+)
+def test_settings_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        ms.finetune(untrained(), dataset(8), labels=2, **options)
+
+
+def test_labels_of_one_class_are_refused():
+    images = dataset(6).images
+    with pytest.raises(ms.DataError, match="two classes"):
+        ms.finetune(untrained(), ms.Dataset(images, np.zeros(6, int), ("a", "b")), labels=2)
+
+
+# ── The command ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a run; its images lie beside it."""
+    for split, n in (("train", 24), ("test", 8)):
+        data = dataset(n, seed=len(split))
+        for k, image in enumerate(data.images):
+            place = tmp_path / "photos" / split / data.class_names[data.labels[k]]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{k:02}.png")
+    config = ms.Config(data=str(tmp_path / "photos"), size=8, batch=4, epochs=1, head_dim=8)
+    ms.pretrain(config, folder=tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.host
+def test_the_curve_is_made_of_points_that_are_kept_and_not_made_again(folder, capsys, monkeypatch):
+    monkeypatch.setattr(command, "CURVE", (2, 4, 500))
+    made: list[tuple[str, str]] = []
+    point = command.point
+
+    def broken(run: Run, train: Any, tests: Any, labels: str, start: str, **options: Any) -> Any:
+        if (labels, start) == ("4", "scratch") and not made[3:]:
+            made.append((labels, "broken off"))
+            raise KeyboardInterrupt
+        made.append((labels, start))
+        return point(run, train, tests, labels, start, **options)
+
+    monkeypatch.setattr(command, "point", broken)
+    curve = ["finetune", str(folder), "--curve", "--epochs", "1"]
+    assert main(curve) == 130
+    assert len(json.loads((folder / "finetune.json").read_text())["points"]) == 3
+    assert main(curve) == 0
+    printed = capsys.readouterr()
+    assert made == [("2", "simclr"), ("2", "scratch"), ("4", "simclr"), ("4", "broken off"), ("4", "scratch")]
+    assert "no class has more than 12 labelled images: the curve ends at 4" in printed.err
+    with Image.open(folder / "finetune.png") as picture:
+        assert picture.size > (300, 200)
+    points = json.loads((folder / "finetune.json").read_text())["points"]
+    assert {(p["labels"], p["start"], p["count"]) for p in points} == {
+        (str(n), start, 2 * n) for n in (2, 4) for start in ("simclr", "scratch")
+    }
+    assert all(0 <= p["scores"]["test"]["accuracy"] <= 1 and p["data"].endswith("photos") for p in points)
+    assert main([*curve, "--seed", "1", "--curve"]) == 0  # another seed is another point
+    assert len(made) == 9
+
+
+@pytest.mark.host
+def test_one_point_prints_a_line_with_its_uncertainty(folder, capsys):
+    assert main(["finetune", str(folder), "--labels", "25%", "--from", "scratch", "--epochs", "1"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("scratch")
+    assert "25% (6 images)" in line
+    assert "±" in line
+
+
+@pytest.mark.host
+def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
+    for content in ("[]", "{}", '{"points": [{"scores": {"test": {"accuracy": "x"}}}]}', "no json"):
+        (folder / "finetune.json").write_text(content)
+        assert main(["finetune", str(folder), "--labels", "1"]) == 2
+        assert "finetune.json holds no points" in capsys.readouterr().err
+        assert (folder / "finetune.json").read_text() == content
+    if os.name == "posix":
+        (folder / "finetune.json").unlink()
+        os.mkfifo(folder / "finetune.json")
+        assert main(["finetune", str(folder), "--labels", "1"]) == 4
+
+
+@pytest.mark.host
+def test_wrong_labels_are_refused_before_anything_is_trained(folder, capsys, monkeypatch):
+    monkeypatch.setattr(command, "point", lambda *args, **options: 1 / 0)
+    assert main(["finetune", str(folder), "--labels", "many"]) == 2
+    assert "labels must be a share" in capsys.readouterr().err
+
+
+@pytest.mark.host
+def test_the_curve_can_be_drawn_of_a_single_point():
+    point = {"labels": "10", "start": "simclr", "scores": {"test": {"accuracy": 1.0, "images": 4}}}
+    assert label_curve([point], "test", "title").startswith(b"\x89PNG")
