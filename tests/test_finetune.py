@@ -108,6 +108,15 @@ def test_it_starts_at_the_runs_encoder_or_at_the_first_weights_of_its_network():
         assert all(np.array_equal(array, theirs[name]) for name, array in state(model.encoder).items())
 
 
+@pytest.mark.parametrize("start", ["simclr", "scratch"])
+def test_with_a_rate_of_zero_the_encoder_stays_as_it_was(start):
+    run = untrained()
+    first = state(run.model.encoder)["conv1.weight"]
+    run.model.load_state_dict({name: array + 0.1 for name, array in run.model.state_dict().items()})
+    tuned = state(ms.finetune(run, dataset(8), labels=2, epochs=2, lr=0.0, start=start).encoder)["conv1.weight"]
+    np.testing.assert_array_equal(tuned, first + np.float32(0.1) if start == "simclr" else first)
+
+
 def test_the_same_seed_gives_the_same_classifier_and_another_seed_another():
     run, train = untrained(), dataset(20)
     first, again, other = (

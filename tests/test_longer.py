@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_goes_on_by_the_schedule_of_the_longer_run(tmp_path):
     ms.pretrain(SHORT, IMAGES, folder=tmp_path)
     run = ms.pretrain(LONG, IMAGES, folder=tmp_path, resume=True)
-    assert run.steps == 12
+    assert (run.steps, run.extended) == (12, [(6, 2)])
     rates = [line["lr"] for line in run.history]
     peak = LONG.lr * LONG.batch / 256
     assert rates[:6] == [ms.warmup_cosine(step, 6, 0, peak) for step in range(6)]

@@ -42,14 +42,15 @@ CONFIG = ms.Config(batch=8, epochs=1, size=16, warmup=0.0)
 def test_every_run_of_every_experiment_is_a_valid_configuration(lab: Any) -> None:
     labels = 0
     for name, experiment in lab.EXPERIMENTS.items():
-        runs = list(experiment.runs())
+        runs = list(experiment.runs([{"label": label, "h linear": 50.0} for label in experiment.settings]))
         assert len({(run.label, run.seed) for run in runs}) == len(runs), f"{name}: two runs of one name"
         for run in runs:
             settings = {key: value for key, value in run.settings.items() if key != "task"}
             ms.Config(**lab.BASE | settings, seed=run.seed)
         assert experiment.paper.keys() <= experiment.settings.keys(), f"{name}: the paper's rows are among ours"
         labels += len(experiment.settings)
-    assert labels > 25
+    assert labels > 50
+    assert len(lab.EXPERIMENTS["pairs"].settings) == 28  # unordered pairs of seven changes, and each alone
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -140,6 +141,18 @@ def test_a_stored_run_is_not_run_again_and_other_settings_are_refused(
     assert "| none | 50.5 ± 0.7 |" in lab.table(lab.EXPERIMENTS["head"], runs)
     with pytest.raises(ValueError, match="other settings"):
         lab.conduct("head", "doodles", 2, path, images=48)
+
+
+def test_the_best_the_worst_and_crop_with_colour_are_repeated_with_other_seeds(lab: Any) -> None:
+    pairs, done = lab.EXPERIMENTS["pairs"], []
+    for run in pairs.runs(done):
+        score = {"crop": 90.0, "noise": 10.0}.get(run.label, 50.0)
+        done.append({"label": run.label, "seed": run.seed, "h linear": score})
+    assert len(done) == 28 + 6
+    again = {(run["label"], run["seed"]) for run in done[28:]}
+    assert again == {(label, seed) for label in ("crop + colour", "crop", "noise") for seed in (1, 2)}
+    assert pairs.settings["sobel"] == {"views": "whole,sobel"}
+    assert pairs.settings["crop + noise"] == {"views": "crop,noise"}
 
 
 @pytest.mark.slow

@@ -165,6 +165,29 @@ def test_the_transfer_protocol_tries_the_papers_45_penalties_from_strong_to_weak
     assert found.accuracy(on_device(test_h), test_y) > 0.6
 
 
+def test_the_sweep_needs_fewer_evaluations_than_fits_from_zero_or_on_the_features_as_they_came(monkeypatch):
+    """Warm starts and the turn to the principal axes each save some, and the penalty that is chosen stays near."""
+    rng, y = np.random.default_rng(0), np.random.default_rng(0).integers(0, 3, 600)
+    mixed = rng.standard_normal((24, 24)) * np.logspace(0, -1, 24)
+    h = ((rng.standard_normal((3, 24))[y] + 2 * rng.standard_normal((600, 24))) @ mixed).astype(np.float32)
+    calls: list[int] = []
+    operation, fit = probe.value_and_vjp, probe._fit
+    monkeypatch.setattr(probe, "value_and_vjp", lambda *a, **options: calls.append(1) or operation(*a, **options))
+
+    def evaluations() -> int:
+        calls.clear()
+        evaluation.fit_linear_probe(on_device(h), y, l2_values=probe.TRANSFER_L2_VALUES, iterations=300)
+        return len(calls)
+
+    ours = evaluations()
+    assert ours < 16 * 46  # for each of the 45 penalties and for all rows at the end, 16 at most
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "WIDEST", 3)
+        assert ours < 0.7 * evaluations()
+    monkeypatch.setattr(probe, "_fit", lambda x, y, start, l2, iterations: fit(x, y, 0 * start, l2, iterations))
+    assert ours < 0.9 * evaluations()
+
+
 def test_sgd_comes_close_to_the_minimum_that_lbfgs_finds():
     (h, y), (test_h, test_y) = features(300, alike=0.2), features(400, seed=1, alike=0.2)
     ours = sgd_probe.fit_sgd_probe(on_device(h), y, batch=64, lr=4.0)
