@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from minisimclr.backend import device_of, is_array, to_device, to_numpy
+
 SECONDS = 60  # a rank that waits longer for the others is stuck
 
 
@@ -26,14 +28,15 @@ class ThreadRanks:
 
     def all_gather(self, array: Any) -> Any:
         """Stack the arrays of all ranks. A shape or dtype that differs is refused, as MPI would mix up the bytes."""
-        assert isinstance(array, np.ndarray), type(array)  # a number has no dtype to send
+        assert is_array(array), type(array)  # a number has no dtype to send
+        device, array = device_of(array), to_numpy(array)  # a GPU's arrays travel through the host
         self.sent += array.nbytes
         self._slots[self.rank] = array.copy()
         self._barrier.wait()
         given = list(self._slots)
         self._barrier.wait()  # nobody writes before all have read
         assert len({(a.shape, a.dtype) for a in given}) == 1, [(a.shape, a.dtype) for a in given]
-        return np.stack(given)
+        return to_device(np.stack(given), device)
 
     def all_reduce(self, array: Any) -> Any:
         """Add up in the order of the ranks."""

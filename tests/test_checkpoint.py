@@ -72,7 +72,7 @@ def test_part_takes_one_prefix_away():
 def test_the_environment_names_what_decides_the_last_bit():
     here = checkpoint.environment()
     assert set(here) == {
-        *("numerics", "device", "precision", "machine", "processor", "python", "numpy", "blas", "threads")
+        *("numerics", "device", "precision", "machine", "processor", "python", "numpy", "blas", "threads", "ranks")
     }
     assert here["numpy"] == np.__version__
     assert json.loads(json.dumps(here)) == here

@@ -287,7 +287,7 @@ def test_resuming_with_another_setting_is_refused_with_code_2(trained, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_no_bad_checkpoint(photos, tmp_path, capsys, monkeypatch):
-    def backward(optimizer: Optimizer, loss: Tensor) -> Any:
+    def backward(optimizer: Optimizer, loss: Tensor, add_up: Any) -> Any:
         return loss.data * np.nan
 
     monkeypatch.setattr(Optimizer, "backward", backward)

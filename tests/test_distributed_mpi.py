@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 SECONDS = 30  # in which all ranks must end, whatever happened to one of them
-OPTIONS = ["--size", "8", "--batch", "7", "--head-dim", "8", "--method", "views=plain"]
+OPTIONS = ["--size", "8", "--batch", "7", "--head-dim", "8", "--method", "views=plain", "--monitor", "0"]
 CONFIG = Config(size=8, batch=7, epochs=3, head_dim=8, lr=0.5, warmup=0.2, method="views=plain")
 ENVIRONMENT = os.environ | {
     "OPENBLAS_NUM_THREADS": "1",

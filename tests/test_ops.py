@@ -38,7 +38,7 @@ from minisimclr.checks.table import (
     statistics,
 )
 from minisimclr.ops.conv import products, slabs
-from minisimclr.ops.norm import fused
+from minisimclr.ops.norm import fused, shared
 
 Array = np.ndarray[Any, Any]
 
@@ -88,6 +88,7 @@ def in_float32(settings: dict[str, Any]) -> dict[str, Any]:
 INSIDE = {
     ntxent.plain.nt_xent_plain,
     ntxent.nt_xent_at_once,
+    ntxent.shared.nt_xent_of_some_rows,
     objectives.logistic.nt_logistic_of_units,
     objectives.hinge.triplet_of_units,
     objectives.dcl.decoupled_of_units,
@@ -181,7 +182,8 @@ def test_no_gradient_of_a_float32_op_is_computed_in_float64_and_rounded_later(
 @pytest.mark.parametrize("form", ["plain", "fused"])
 def test_batch_norm_of_float32_is_not_computed_in_float64_and_rounded_later(form: str, batch: bool) -> None:
     x, scale, shift = (on_device(a.astype(np.float32)) for a in (normal(4, 5, 3), positive(3), normal(3)))
-    settings = {**statistics(x), "eps": 1e-5, "batch": batch, **({"relu": True} if form == "fused" else {})}
+    totals = shared.totals_of(None) if batch else None
+    settings = {**statistics(x), "eps": 1e-5, "totals": totals, **({"relu": True} if form == "fused" else {})}
     function = importlib.import_module(f"minisimclr.ops.norm.{form}").batch_norm
     value, vjp = function(array_module(x), x, scale, shift, **settings)
     assert {a.dtype for a in (value, *vjp(on_device(np.ones(value.shape, np.float32))))} == {np.dtype(np.float32)}

@@ -631,8 +631,8 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[SimCLR]:
     """Every model that pretrain builds, so that a failed run's can be looked at."""
     built: list[SimCLR] = []
 
-    def build(config: Config, product_dtype: Any = None) -> SimCLR:
-        built.append(build_model(config, product_dtype))
+    def build(config: Config, product_dtype: Any = None, ranks: Any = None) -> SimCLR:
+        built.append(build_model(config, product_dtype, ranks))
         return built[-1]
 
     monkeypatch.setattr(precision, "build_model", build)

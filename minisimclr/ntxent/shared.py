@@ -5,7 +5,7 @@ But no rank needs the whole matrix of cosines. With n of the N images, a rank co
 things that it gathers complete them:
 
     u       the unit rows of all ranks                       to compare its anchors with
-    level   positive + τ·loss of all anchors, 2N numbers     P of the others' anchors is exp((cosine − level)/τ)  (5.7)
+    level   positive + τ·loss of all anchors, 2N numbers     P of the others' anchors is exp((cosine − level)/τ)
 
 For the gradient (5.10) needs P_ij and P_ji: row i, in which i is the anchor, and column i, in which i is a choice of
 the others. Both are functions of the same cosine, so no gradient is sent back from rank to rank, and time and memory
@@ -39,11 +39,11 @@ def nt_xent(za: Any, zb: Any, temperature: float = 0.1, *, ranks: Ranks) -> Tens
 
     Shapes: za (n,D), zb (n,D) -> scalar, the same on every rank; from it the gradient of this rank's rows flows back
     """
-    return _nt_xent(za, zb, temperature=temperature, ranks=ranks)
+    return nt_xent_of_some_rows(za, zb, temperature=temperature, ranks=ranks)
 
 
 @primitive
-def _nt_xent(xp: ModuleType, za: Array, zb: Array, *, temperature: float, ranks: Any) -> tuple[Array, Vjp]:
+def nt_xent_of_some_rows(xp: ModuleType, za: Array, zb: Array, *, temperature: float, ranks: Any) -> tuple[Array, Vjp]:
     """The operation behind `nt_xent`.
 
     Shapes: za (n,D), zb (n,D) -> scalar, the same on every rank
@@ -148,8 +148,8 @@ def _pushed(anchors: _Anchors, level: Array, temperature: float, ranks: Ranks) -
 
     def of_some(rows: slice) -> None:
         cosine = anchors.negatives(rows)  # (r,2N)
-        p = xp.exp((cosine - level[rows, None]) / temperature)  # (r,2N), P_ij: this rank's anchors choose  (5.7)
-        p += xp.exp((cosine - all_levels) / temperature)  # (r,2N), P_ji: the others choose them
+        p = xp.exp((cosine - level[rows, None]) / temperature)  # (r,2N), P_ij: this rank's anchors choose  (14.3)
+        p += xp.exp((cosine - all_levels) / temperature)  # (r,2N), P_ji: the others choose them         (14.3)
         du[rows] = p @ anchors.everyone  # (r,D)
 
     _in_strips(xp, of_some, len(du))

@@ -13,8 +13,8 @@ Two things are not left to MPI.
   then end, with one line from the rank that failed. If a process is killed, `mpiexec` ends the others.
 
 A sum is taken in the order of the ranks, wherever MPI would choose an order of its own. So every rank has the same
-bits, and so has a run that is repeated on as many ranks. A GPU's arrays travel through the host; this was tested
-with the stand-in for CuPy only, since no two GPUs were ever at hand.
+bits, and so has a run that is repeated on as many ranks. A GPU's arrays travel through the host. No two GPUs were ever
+at hand, so that path was run on the stand-in for CuPy alone, with threads in place of processes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .config import Config
 from .run import Run
 
 FIRST_SLEEP, LONGEST_SLEEP = 2e-5, 1e-3  # seconds between two looks at a message: short at first, then twice as long
-SHORT = 1 << 16  # bytes up to which all ranks add up a whole array: one message instead of two
+SHORT = 1 << 18  # bytes that a rank receives if all add up the whole array; up to here one message is better than two
 PATIENCE = 20.0  # seconds that a rank waits for the others to end, after one has failed; they may be saving
 
 
@@ -76,7 +76,7 @@ class MPIRanks:
 
     def all_reduce(self, array: Array) -> Array:
         """Return the sum over all ranks, added in their order."""
-        if array.nbytes <= SHORT:
+        if array.nbytes * self.size <= SHORT:
             return _added(self.all_gather(array))
         # Each rank adds up one slice, so that nobody receives more than twice the array, however many ranks there are.
         given = to_numpy(array)

@@ -4,7 +4,7 @@ The plain and the fused form know the rows of one process alone, its *rank*. If 
 own share, W processes would train another network than one process does. Two short messages for each layer mend that:
 
 forward    every rank gets the number of rows, the mean and the variance of all ranks, and combines them by (4.10)
-backward   the two sums of (4.4) are added up over the ranks, and (4.7) takes them in the place of its own
+backward   the two sums of (4.4) are added up over the ranks, and (4.7) takes them in the place of its own (14.4)
 
 The gradients of scale and shift stay those of the rank: the training loop adds them up with all other gradients.
 Messages are in float64: they are short, and a number of rows beyond 2²⁴ would not fit into float32.
