@@ -36,7 +36,7 @@ First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 11,524 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -127,7 +127,7 @@ Second reading, 11,524 lines: the exact, fast, safe and resumable forms of the s
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         121  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
