@@ -4,16 +4,18 @@
     python benchmarks/augment.py --threads 2 --peers        # two processes, too, with half of the images each
     python benchmarks/augment.py --json out.json --plot out.png
 
-Each contestant makes two views of every image of the batch, from uint8 images in memory to float32 views. They live
-in processes of their own and take turns (arena.py). The floor is a single copy of the views. `mean` is the
-mean of all pixels: it shows that all do about the same (tests/test_views.py holds each image to the definitions).
+Each contestant makes two views of every image of the batch, from uint8 images in memory, or from JPEG files, to float32
+views. They live in processes of their own and take turns (arena.py). The floor is a single copy of the views. `mean` is
+the mean of all pixels: it shows that all do about the same (tests/test_views.py holds each image to the definitions).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ CASES: dict[str, arena.Case] = {
     "256 images of 32": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": False},
     "256 images of 32, blur": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": True},
     "32 images, 224 of 256": {"images": 32, "side": 256, "size": 224, "strength": 1.0, "blur": True},
+    "32 JPEG files of 400x300, 224": {"images": 32, "file": [400, 300], "size": 224, "strength": 1.0, "blur": True},
+    "4 JPEG files of 12 megapixels, 224": {
+        "images": 4,
+        "file": [4000, 3000],
+        "size": 224,
+        "strength": 1.0,
+        "blur": True,
+    },
 }
 
 
@@ -41,7 +51,50 @@ def images_of(case: arena.Case) -> Any:
     return blocks.repeat(case["side"] // 8, 1).repeat(case["side"] // 8, 2)
 
 
+@functools.cache
+def folder_of(width: int, height: int, count: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder of JPEG files: blurred blocks of random colour with some noise, as photos have."""
+    from PIL import Image
+
+    folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
+    for k in range(count):
+        blocks = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        noise = rng.integers(-10, 11, (height, width, 1))
+        pixels = np.clip(np.asarray(blocks) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(f"{folder.name}/{k}.jpg", quality=90)
+    return folder
+
+
+def from_files(case: arena.Case) -> Any:
+    """Photos that are read from their files each time; `decoding` is the decoder's share of the time."""
+    from minisimclr.data import files, load_dataset
+    from minisimclr.training.config import Config
+    from minisimclr.training.photos import photo_views
+
+    files.IN_MEMORY = 0  # none of them stays decoded
+    config = Config(size=case["size"], batch=case["images"], strength=case["strength"], blur=case["blur"])
+    photos: Any = load_dataset(folder_of(*case["file"], case["images"]).name, size=config.size)
+    chosen, rng = np.arange(len(photos)), np.random.default_rng(1)
+
+    def run() -> Any:
+        with processor.blas_at_one_thread():
+            return photo_views(config, photos, None, slice(None), chosen, rng)
+
+    def answer(views: Any) -> dict[str, Any]:
+        begin = time.perf_counter()
+        for k in chosen:
+            photos.read(int(k))
+        middle = time.perf_counter()
+        run()
+        share = (middle - begin) / (time.perf_counter() - middle)
+        return {"mean": np.mean([v.mean() for v in views]), "decoding": share}
+
+    return run, answer
+
+
 def ours(case: arena.Case) -> Any:
+    if "file" in case:
+        return from_files(case)
     images, rng = images_of(case), np.random.default_rng(1)
 
     def run() -> Any:
@@ -66,10 +119,12 @@ def torchvision_transforms(version: int) -> arena.Prepare:
         torch.set_num_threads(1)  # as in a worker of a DataLoader
         from PIL import Image
 
+        if version == 2 and "file" in case:
+            raise ValueError("its files are read by Pillow: see the first one")
         if version == 1:
             from torchvision import transforms as t
 
-            images = [Image.fromarray(image) for image in images_of(case)]
+            images = [] if "file" in case else [Image.fromarray(image) for image in images_of(case)]
             finish = [t.ToTensor()]
         else:
             from torchvision.transforms import v2 as t
@@ -85,6 +140,10 @@ def torchvision_transforms(version: int) -> arena.Prepare:
         ])  # fmt: skip
 
         def run() -> Any:
+            if "file" in case:  # as an ImageFolder and a transform of two views do it: each file is decoded once
+                names = sorted(Path(folder_of(*case["file"], case["images"]).name).iterdir())
+                pairs = [[pipeline(image) for _ in "ab"] for image in (Image.open(n).convert("RGB") for n in names)]
+                return [torch.stack(views) for views in zip(*pairs)]
             return [torch.stack([pipeline(image) for image in images]) for _ in "ab"]
 
         return run, lambda views: {"mean": np.mean([float(v.mean()) for v in views])}

@@ -46,14 +46,15 @@ interop.py heads/__init__.py
 views/transforms.py views/colours.py views/changes.py views/named.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
-data/find.py data/decode.py data/files.py data/__init__.py
-training/large_batch.py training/workers.py training/precision.py training/archive.py training/checkpoint.py
+data/find.py data/decode.py data/stores.py data/stream.py data/cache.py data/files.py data/__init__.py
+training/large_batch.py training/photos.py training/workers.py training/precision.py training/archive.py
+training/checkpoint.py
 training/stored.py training/record.py training/folders.py training/trained.py training/run.py
 training/distributed.py training/signals.py training/session.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py
 protocols/sgd_probe.py
-protocols/compare.py protocols/embeddings.py
+protocols/compare.py protocols/table.py protocols/embeddings.py
 protocols/monitor.py protocols/finetune.py protocols/sklearn.py
 report/sheet.py report/table.py report/findings.py report/thumbs.py report/pictures.py report/svg.py report/words.py
 report/label_curve.py

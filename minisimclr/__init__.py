@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -25,18 +25,19 @@ First reading, 2,590 lines: the whole of SimCLR, in the order in which one thing
     nn.py                    134  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                174  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
-    views/parameters.py      102  All that is random about a view, drawn on the host before any pixel is touched
+    views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       148  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       74  The two views of each step, made when the step asks for them or ahead of time
-    training/train.py         79  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
-    evaluation/embed.py       38  Representations of images: the outputs of the frozen encoder and of the head
+    training/config.py       149  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       78  The two views of each step, made when the step asks for them or ahead of time
+    training/train.py         76  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
+    evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 12,221 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -74,11 +75,11 @@ Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the s
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
-    views/transforms.py      172  Operations on the pixels of a whole stack of images at once
+    views/transforms.py      173  Operations on the pixels of a whole stack of images at once
     views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
     views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
     views/named.py           172  Views by name, in the order in which they are written: "crop,flip,colour,cutout"
-    views/augment.py         144  Two random views of every image, and their fast form: a whole batch at a time
+    views/augment.py         149  Two random views of every image, and their fast form: a whole batch at a time
     data/doodles/raster.py   114  From curves to polygons, and from polygons to pixels, the same on every computer
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
@@ -91,19 +92,23 @@ Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the s
     data/zip_names.py         88  The names in a zip file as text
     data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
     data/find.py             174  The images of a folder or a zip file: found, and parted into splits and classes
-    data/decode.py            51  From the bytes of an image file to a small square of pixels; the file is untrusted
-    data/files.py             70  Images from a folder or a zip file: list those of a split, and decode them
-    data/__init__.py          55  The images: built-in doodles, or your own from a folder or a zip file
+    data/decode.py            77  From the bytes of an image file to a small square of pixels; the file is untrusted
+    data/stores.py            86  The pixels of photos: how one is kept, and where it is found when it is wanted
+    data/stream.py           137  Photos: images in files, of any size, that are decoded when they are asked for
+    data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
+    data/files.py            187  Images from a folder or a zip file: which can be used, and where they are kept
+    data/__init__.py          86  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
-    training/workers.py      184  Worker processes that make the views of coming steps ahead of time
+    training/photos.py       112  The two views of photos: decoded, cropped from their own pixels, and resized once
+    training/workers.py      187  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       69  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/trained.py       40  A trained model in use: embed images, and find those that look alike to it
-    training/run.py          202  A run and its folder: what is kept of it, and how it is found again
+    training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
+    training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
@@ -113,6 +118,7 @@ Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the s
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
     protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    157  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
@@ -131,17 +137,17 @@ Second reading, 11,525 lines: the exact, fast, safe and resumable forms of the s
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
-    cli/console.py           154  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           121  The options that say how a source is read, and the splits that an evaluation takes
+    cli/console.py           162  The lines that a command shows: progress and notes on stderr, one line for an error
+    cli/sources.py           134  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          159  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          195  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              29  `minisimclr embed`: write h and z of every image to an .npz file
+    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
-    cli/neighbours.py         92  `minisimclr neighbours`: find the images that look most like a picture
+    cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          100  The command line, one file a command

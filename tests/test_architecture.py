@@ -136,12 +136,14 @@ EXCEPTIONS = {  # … and those that one file may, each with its reason; this li
     "engine/autograd.py": {"engine/surface.py": "what Python and NumPy see of a tensor: the engine works without it"},
     "training/batches.py": {
         "training/workers.py": "the fast form of making views; batches chooses, like a door",
+        "training/photos.py": "the form for images of several sizes: read, cropped and resized one by one",
         "training/large_batch.py": "views that are made chunk by chunk; batches chooses",
     },
     "training/train.py": {
         "training/large_batch.py": "the loss in chunks, which needs less memory; the loop chooses, like a door",
         "training/session.py": "records, saves, stops: the loop says when",
         "training/run.py": "the run that the loop returns",
+        "training/photos.py": "the images that a configuration names, of whatever size",
     },
 }
 

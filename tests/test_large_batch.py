@@ -160,6 +160,13 @@ def test_gradients_that_are_there_are_added_to_as_by_any_other_backward_pass():
     assert distance(gradient(model, loss_by_chunks(model, a, b, chunk=3, train=False)[0]), 2 * alone) < 1e-12
 
 
+def test_two_backward_passes_in_chunks_leave_twice_the_gradient():
+    model, a, b = model_and_views()
+    once = gradient(model, loss_by_chunks(model, a, b, chunk=3, train=False)[0])
+    loss_by_chunks(model, a, b, chunk=4, train=False)[0].backward()
+    assert distance(gradient(model, loss_by_chunks(model, a, b, chunk=3, train=False)[0]), 2 * once) < 1e-12
+
+
 def test_a_failure_in_a_chunk_leaves_the_gradients_as_they_were(monkeypatch):
     model, a, b = model_and_views()
     one_graph(model, a, b).backward()
@@ -234,7 +241,7 @@ def test_a_chunk_of_no_images_is_refused():
 
 
 @pytest.mark.parametrize("method", ["plain", "batched"])
-def test_views_made_late_are_those_made_at_once(method):
+def test_views_made_late_agree_with_those_made_at_once(method):
     settings = (8, 0.5, True, 0.3)
     images = on_device(IMAGES)
     at_once = two_views(images, np.random.default_rng(4), *settings, method=method)

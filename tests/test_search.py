@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(data.images[0]).save(folder / "photos" / "train" / "cat" / "0.png")
     Image.fromarray(data.images[3]).save(folder / "photos" / "test" / data.class_names[3] / "copy.png")
     ms.pretrain(ms.Config(data=str(folder / "photos"), size=16, batch=8, epochs=1), data.images, folder=folder / "run")
-    embed = ["embed", str(folder / "run"), "--to", str(folder / "photos.npz"), *THERE]
+    embed = ["embed", str(folder / "run"), "--split", "test", "--to", str(folder / "photos.npz"), *THERE]
     assert main(embed) == 0
     Image.fromarray(data.images[3]).save(folder / "query.png")
     return folder

@@ -80,6 +80,16 @@ def show(*texts: str) -> None:
     sys.stdout.flush()
 
 
+def largest_memory() -> str:
+    """Return, in words, the largest memory of this process so far."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "memory unknown"
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return f"memory up to {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
+
+
 def _width() -> int:
     """Return the number of columns that a line on stderr may take, and at least 1."""
     try:

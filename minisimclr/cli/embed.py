@@ -1,39 +1,50 @@
-"""`minisimclr embed`: write h and z of every image to an .npz file."""
+"""`minisimclr embed`: write h and z of every image, with its file, class and split."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-import numpy as np
-
-from ..data import load_dataset
-from ..evaluation.embed import embed
-from ..storage import require_replaceable, write
+from ..protocols.table import ENDINGS, Rows, require_writer, written
+from ..storage import require_replaceable, shown, write
 from ..training.run import load_run
 from .common import add_run, path_name
-from .console import show
-from .sources import chosen_reading
+from .console import note, saying, show
+from .sources import all_splits, chosen_reading
 
-HELP = "write h and z of every image to an .npz file"
+HELP = "write h and z of every image, with its file, class and split"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --to, and the run."""
-    parser.add_argument("--to", type=path_name, required=True, metavar="FILE.npz", help="file to write")
+    help = f"file to write, by its ending: {', '.join(ENDINGS)}"
+    parser.add_argument("--to", type=path_name, required=True, metavar="FILE", help=help)
     add_run(parser)
 
 
 def run_command(options: argparse.Namespace) -> None:
-    """Embed a split of a data set.
+    """Embed all splits of a data set, or the one that --split names.
 
-    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
+    Raises: CheckpointError for a run that cannot be loaded; DataError for data that cannot be used; ValueError for an
+            ending that is not known.
     """
+    require_writer(options.to)
     require_replaceable(options.to)  # before the work, not after it
     run = load_run(options.run, options.device)
-    reading = chosen_reading(options, "" if options.data else run.config.reading)
     source = options.data or run.config.data
-    data = load_dataset(source, options.split or "test", size=run.config.size, reading=reading)
-    h, z = embed(run.model, data.images)
-    names = np.array(data.class_names)
-    write(options.to, lambda file: np.savez(file, h=h, z=z, labels=data.labels, class_names=names))
-    show(f"{options.to}: h {h.shape}, z {z.shape}, labels, class_names")
+    reading = chosen_reading(options, "" if options.data else run.config.reading)
+    with saying(f"loading {source}"):
+        found = all_splits(run, source, reading, options.split)
+    rows = Rows(source)
+
+    def content(file: object) -> None:
+        for split, data in found.items():
+            with saying(f"embedding {split}"):
+                rows.add(split, data, *run.embed(data))
+        written(file, options.to, rows)
+
+    # The file is open before the first image is embedded: a folder that cannot be written to is noticed now.
+    write(Path(options.to), content)
+    for line in rows.left_out:
+        note(line)
+    show(f"{shown(options.to)}: {rows.words()}")

@@ -76,7 +76,7 @@ def evaluated(
         k = len(train)
     with saying("comparing representations") as say:
         scores = compare(run, train, tests, k=k, temperature=temperature, probe=probe, progress=say)
-    images, name = fingerprint(train.images), shown(Path(source).name or source)
+    images, name = fingerprint(train), shown(Path(source).name or source)
     own = run.images in ("", images)
     made = {"data": source, "images": images, "steps": run.steps, "k": k, "temperature": temperature, "probe": probe}
     contents = _contents(scores, train, tests, made, name)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import DataError, Reading, load_dataset
+from ..data import DataError, Reading, taken
 from ..evaluation.embed import Matrix
 from ..protocols.embeddings import Embeddings, read_embeddings
 from ..storage import one_line, open_regular, require_replaceable, shown, write
 from ..training.run import Run, load_run
 from .common import add_device, path_name, some_text
 from .console import saying, show
+from .sources import all_splits
 
 HELP = "find the images that look most like a picture"
 SAME = 0.999  # least cosine of an image's h, computed again, with that of the file: rounding takes 1e-5 of it
@@ -94,14 +95,16 @@ def _images(options: argparse.Namespace, run: Run, among: Embeddings, indices: M
     Raises: DataError if they are not.
     """
     source = options.data or among.data or run.config.data
-    split = options.split or among.split or "test"
+    split = options.split or among.split
     with saying(f"loading {source}"):
         reading = Reading.from_text("" if options.data else run.config.reading)
-        images = load_dataset(source, split, size=run.config.size, reading=reading).images
-    wrong = f"{one_line(source)}: the images of the split {one_line(split)!r} are not those of {shown(options.among)}"
-    if len(images) != len(among.rows):
+        splits = all_splits(run, source, reading, split or None)
+    which = f"of the split {one_line(split)!r}" if split else "of all splits"
+    wrong = f"{one_line(source)}: the images {which} are not those of {shown(options.among)}"
+    if sum(map(len, splits.values())) != len(among.rows):
         raise DataError(f"{wrong}; say which with --data and --split")
-    found = images[indices.ravel()]  # (Q·k,size,size,3)
+    places = [(taken(data), slice(k, k + 1)) for data in splits.values() for k in range(len(data))]  # (N,)
+    found = np.concatenate([images[row] for images, row in map(places.__getitem__, indices.ravel())])  # (Q·k,S,S,3)
     again, before = run.embed(found)[0], among.rows[indices.ravel()]
     length = np.linalg.norm(again, axis=1) * np.linalg.norm(before, axis=1)
     if not ((again * before).sum(axis=1) >= SAME * length).all():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import backend
 from ..collective import ALONE, Ranks, broadcast_text
-from ..data import Reading, load_dataset
+from ..data import Reading, taken
 from ..nn import method_of
 from ..processor import set_threads, threads
 from ..protocols.monitor import Monitor
@@ -20,11 +23,12 @@ from ..training.batches import MOST_WORKERS, resident
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
 from ..training.large_batch import remarks, require_room
-from ..training.run import environment_changes
+from ..training.photos import training_images
+from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
 from ..values import OLD_CONV, method_of_conv, whole
 from .common import free_folder, path_name
-from .console import exit_code, note, saying, show, silent, training
+from .console import exit_code, largest_memory, note, saying, show, silent, training
 from .sources import add_reading, chosen_reading
 
 HELP = "pre-train an encoder on images without labels"
@@ -40,6 +44,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with the run in --out, with its configuration, from its last checkpoint",
     )
+    _add_ways(parser)
+    for item in dataclasses.fields(Config):
+        if item.name != "reading":  # has an option for each of its choices
+            _add_setting(parser, item)
+    add_reading(parser)
+    parser.add_argument(
+        "--conv",
+        choices=tuple(OLD_CONV),
+        default=argparse.SUPPRESS,
+        help="deprecated spelling of --method conv=NAME, until version 0.4",
+    )
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change how a run is computed and watched, and not what it is."""
     parser.add_argument(
         "--workers",
         type=int,
@@ -47,6 +66,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=path_name,
+        metavar="FILE",
+        help="file in which photos are kept decoded, for sets larger than memory; it is built if it is not there",
     )
     parser.add_argument(
         "--monitor",
@@ -60,16 +85,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--distributed",
         action="store_true",
         help="share each batch among the processes that `mpiexec -n 4 minisimclr pretrain --distributed` starts",
-    )
-    for item in dataclasses.fields(Config):
-        if item.name != "reading":  # has an option for each of its choices
-            _add_setting(parser, item)
-    add_reading(parser)
-    parser.add_argument(
-        "--conv",
-        choices=tuple(OLD_CONV),
-        default=argparse.SUPPRESS,
-        help="deprecated spelling of --method conv=NAME, until version 0.4",
     )
 
 
@@ -96,10 +111,11 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
-        train = load_dataset(config.data, reading.split, size=config.size, reading=reading, report=note)
-        images = train.images
-    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}")
-    if config.device != "cpu":
+        train = training_images(config, options.cache, note)
+        images = taken(train)
+    kept = getattr(images, "kept", "")  # of photos; an array needs no word
+    note(f"{config.data}: {len(images):,} images of the split {reading.split!r}{', ' if kept else ''}{kept}")
+    if config.device != "cpu" and not kept:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
@@ -110,8 +126,35 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)
     more = {"workers": options.workers, "monitor": monitor, "ranks": ranks}
     with training(config, start) as progress:
-        run = pretrain(config, images, folder=folder, resume=options.resume, progress=progress, **more)
+        clock = Clock(progress)
+        run = pretrain(config, images, folder=folder, resume=options.resume, progress=clock.show, **more)
+    for line in clock.lines(config.batch):
+        note(line)
     show(f"trained {run.steps:,} steps; next: minisimclr evaluate {folder}")
+
+
+class Clock:
+    """The time and the memory that training took; it shows the metrics of each step by a function that is given."""
+
+    def __init__(self, show: Callable[[Metrics], None]) -> None:
+        self.next = show
+        self.began = time.monotonic()
+        self.steps: list[float] = []  # when the first step ended, and when the last one did
+        self.count = 0
+
+    def show(self, metrics: Metrics) -> None:
+        """Note that a step ended."""
+        self.steps = [*self.steps[:1], time.monotonic()]
+        self.count += 1
+        self.next(metrics)
+
+    def lines(self, batch: int) -> list[str]:
+        """Return a line with the time to the first step, images per second after it, and the largest memory so far."""
+        if self.count < 2:
+            return []
+        first, last = self.steps
+        rate = batch * (self.count - 1) / (last - first) if last > first else math.inf
+        return [f"first step after {first - self.began:.1f} s, then {rate:,.0f} images/s; {largest_memory()}"]
 
 
 def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import Counter
+from typing import Any
 
 from ..data import DataError, Dataset, Reading, load_dataset, splits_of
 from ..data.classes import few, lacking
@@ -76,21 +77,36 @@ def splits(
     size, reading = run.config.size, reading or Reading.from_text(run.config.reading)
     source = source or run.config.data
     said: dict[str, None] = {}  # the splits of one source have the same to say
+    how: dict[str, Any] = {"size": size, "reading": reading, "cache_side": run.config.cache_side}
     with saying(f"loading {source}"):
         there = splits_of(source, reading)
-        train = load_dataset(source, reading.split, size=size, reading=reading, report=said.setdefault)
+        train = load_dataset(source, reading.split, **how, report=said.setdefault)
         if not labelled and not any(known for role, known in there.values() if role != "train"):
             return train, {"training": train}
         name = test_split(source, there, reading.test_split)
         if len(train.class_names) < 2:
             raise DataError(f"{source}: {NO_LABELS}")
-        tests = {name: load_dataset(source, name, size=size, reading=reading, report=said.setdefault)}
+        tests = {name: load_dataset(source, name, **how, report=said.setdefault)}
         if source == "doodles" and not reading.test_split:
             tests["unseen style"] = load_dataset(source, "unseen", size=size)
     for line in said:
         note(line)
     say_what_is_uneven(source, train, tests)
     return train, tests
+
+
+def all_splits(run: Run, source: str, reading: Reading, wanted: str | None) -> dict[str, Dataset]:
+    """Load the split that is wanted, or every split of a source, as the run read its images.
+
+    Raises: DataError for data that cannot be used.
+    """
+    said: dict[str, None] = {}  # the splits of one source have the same to say
+    how: dict[str, Any] = {"size": run.config.size, "reading": reading, "cache_side": run.config.cache_side}
+    names = [wanted] if wanted else list(splits_of(source, reading))
+    found = {name: load_dataset(source, name, **how, report=said.setdefault) for name in names}
+    for line in said:
+        note(line)
+    return found
 
 
 def test_split(source: str, there: dict[str, tuple[str, bool]], wanted: str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..values import shown, text, whole
+from ..views import check_images
 from .dataset import DataError, Dataset
 from .reading import Reading
 
-__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "splits_of"]
+__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "splits_of", "taken"]
 
 
 def load_dataset(
@@ -22,6 +25,8 @@ def load_dataset(
     limit: int | None = None,
     report: Callable[[str], None] | None = None,
     reading: Reading | None = None,
+    cache_side: int = -1,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Load the images of a split: uint8 (N,size,size,3), always the same ones in the same order.
 
@@ -32,9 +37,13 @@ def load_dataset(
         cat/1.jpg, dog/2.jpg                "test" is a tenth, chosen by name; "train" is the rest
         1.jpg, 2.jpg                        for pre-training only: all are "train", of one class
 
-    Images of another size are resized (the shorter side) and cropped at the centre. To train on random crops of a large
-    `size`, load somewhat larger images. `limit` keeps that many images, evenly spread. An unreadable image is left out,
-    and `report` is called with a line that names it (default: print to stderr).
+    `limit` keeps that many images, evenly spread. An unreadable image is left out, and `report` is called with a line
+    that names it (default: print to stderr).
+
+    The `images` are the central squares of the files, uint8 (N,size,size,3). Photos are files larger than 96 pixels, or
+    of several sizes. They are also kept for random crops, at a shorter side of `cache_side` pixels: −1 for 4·size, 0
+    for every pixel, −2 for the squares alone. They are in memory, or if they do not fit, decoded each time; with a path
+    `cache` they are decoded once, into that file. `read(index)` returns one of them.
 
     >>> data = load_dataset("doodles", "test", limit=20)
     >>> data.images.shape, data.class_names[data.labels[0]]
@@ -54,7 +63,35 @@ def load_dataset(
         return load_doodles(split, size, limit)
     from .files import load_files
 
-    return load_files(Path(source), split, size, limit, report or _to_stderr, reading or Reading())
+    return load_files(
+        Path(source),
+        split,
+        size,
+        limit,
+        report or _to_stderr,
+        reading or Reading(),
+        cache_side=whole("cache_side", cache_side, -2),
+        cache=None if cache is None else Path(cache),
+    )
+
+
+def taken(images: Any) -> Any:
+    """Return images as an array, uint8 (N,H,W,3), or as photos, which are read one by one; both have a length.
+
+    Raises: TypeError if they are neither; ValueError for a wrong shape.
+    """
+    if isinstance(images, Dataset):
+        if type(images) is not Dataset:
+            return images
+        images = images.images
+    check_images(images)
+    return images
+
+
+def marked(images: Any, rows: Any) -> Any:
+    """Return the rows with NaN for each photo that could not be decoded; an array of images has none."""
+    rows[list(getattr(images, "unreadable", ()))] = math.nan
+    return rows
 
 
 def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) -> dict[str, tuple[str, bool]]:

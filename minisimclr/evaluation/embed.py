@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import device_of, to_device, to_numpy
+from ..data import marked, taken
 from ..engine.autograd import no_grad
 from ..module import Module
 from ..processor import blocks, keep_freed_memory
 from ..simclr import SimCLR
 from ..values import instance, whole
-from ..views import check_images, to_float
+from ..views import to_float
 
 Matrix: TypeAlias = NDArray[Any]  # on the host; its shape is written where it is used
 
 
-def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tuple[Matrix, Matrix]:
+def embed(model: SimCLR, images: Any, *, batch: int = 500) -> tuple[Matrix, Matrix]:
     """Compute representations h and embeddings z of images, `batch` at a time.
 
     Evaluation uses h. The head is trained to forget all that tells two views of an image apart; h still has it.
@@ -31,11 +32,12 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
     >>> h.shape, z.shape
     ((3, 128), (3, 16))
 
-    Shapes: images uint8 (N,H,W,3) -> h (N,features), z (N,out_dim), float32; images and results are on the host
+    Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32; all are on the host
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
     Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
     """
-    count = whole("the number of images", check_images(images)[0], 1)
+    # An array, or photos, of which a block at a time is decoded.
+    count = whole("the number of images", len(images := taken(images)), 1)
     instance("model", model, Module)
     keep_freed_memory()  # each block of images reuses the memory of the block before
     device = device_of(model.parameters()[0].data)
@@ -46,4 +48,4 @@ def embed(model: SimCLR, images: NDArray[np.uint8], *, batch: int = 500) -> tupl
             h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))
-    return np.concatenate(hs), np.concatenate(zs)  # (N,features), (N,out_dim)
+    return marked(images, np.concatenate(hs)), marked(images, np.concatenate(zs))  # (N,features), (N,out_dim)

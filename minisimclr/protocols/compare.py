@@ -105,7 +105,7 @@ def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str,
     if len(np.unique(train.labels)) < 2:
         only = train.class_names[train.labels[0]]
         raise DataError(f"{source}: all {len(train)} training images are of one class, {only}; use --data with two")
-    if not other and run.images not in ("", fingerprint(train.images)):
+    if not other and run.images not in ("", fingerprint(train)):
         raise DataError(
             f"{source}: these are not the {run.images.partition(',')[0]} that the run was trained on; "
             "name the data to evaluate on with --data"

@@ -187,7 +187,7 @@ def point(
 def identity(run: Run, train: Dataset, labels: str | int, start: str, **options: Any) -> dict[str, Any]:
     """Return what a point is known by: two with the same would have the same scores."""
     settings = {name: value for name, value in options.items() if name != "progress"}
-    return {"images": fingerprint(train.images), "run_steps": run.steps, "labels": str(labels), "start": start,
+    return {"images": fingerprint(train), "run_steps": run.steps, "labels": str(labels), "start": start,
             **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings}  # fmt: skip
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, free_bytes, to_device
-from ..data import DataError
+from ..data import DataError, Dataset
 from ..nn import method_of
 from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
 from .large_batch import made_late, two_views_late
+from .photos import photo_views
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -60,7 +61,7 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
     return lambda chosen: on_device[to_device(chosen, device)]  # (B,H,W,3); only the B numbers go through the bus
 
 
-def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share: Any = None) -> Views:
+def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = None, share: Any = None) -> Views:
     """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
     steps_per_epoch, share = len(images) // config.batch, share or slice(0, config.batch)  # share: of each batch
 
@@ -68,8 +69,11 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share
     def batches(epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
-    batch_of, method = batch_source(images, config.device), method_of("views", config.method)
+    batch_of = (lambda chosen: chosen) if isinstance(images, Dataset) else batch_source(images, config.device)
+    if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
+        own, share = functools.partial(photo_views, config, images, own, share), slice(0, config.batch)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
+    method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
     made = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
     make = own or (lambda batch, rng: made(batch, rng, *settings, config.views))
@@ -87,7 +91,7 @@ def step_views(config: Config, images: NDArray[np.uint8], own: Any = None, share
 
 @contextmanager
 def views_ahead(
-    config: Config, images: Array, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: Any = None
+    config: Config, images: Any, steps: range, workers: int = 0, stop: Any = (), own: Any = None, share: Any = None
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 

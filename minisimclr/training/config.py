@@ -100,6 +100,7 @@ class Config:
         0.08, "smallest random crop, as a fraction of the image; small things want more", above=0, most=1
     )
     blur: bool = setting(False, "blur half of the views (ImageNet; not for 32-pixel images)")
+    cache_side: int = setting(-1, "shorter side of photos; -1: 4·size, 0: all pixels, -2: squares", least=-2, most=8192)
     views: str = setting("auto", "changes of a view in order, as in crop,flip,colour,cutout:0.5", metavar="NAMES")
 
     # The computation. A resumed run may change all but the seed; its last bits are then others.

@@ -13,8 +13,8 @@ depends on its own image alone. That holds without batch norm, and where batch n
 In training, batch norm mixes the images of a batch. Here it takes its statistics from each chunk, both views of its
 images together, and gradient flows through these. So what is computed is the exact gradient of another function:
 the NT-Xent loss of all embeddings, of a network that normalizes chunk by chunk. Measured on doodles with the small
-encoder at random weights, its cosine with the gradient of the whole batch of 256 images is 0.97 in chunks of 128, 0.86
-in chunks of 32, and 0.54 in chunks of 4 (chapter 14). The running statistics move once for each chunk.
+encoder after 100 steps, its cosine with the gradient of the whole batch of 256 images is 0.97 in chunks of 128, 0.84 of
+32, and 0.35 of 4 (chapter 14). The running statistics move once for each chunk.
 
 A step costs one forward pass more: about a third of its time, measured in benchmarks/README.md.
 """
@@ -219,5 +219,5 @@ def remarks(config: Config) -> list[str]:
         return []
     return [
         f"batch norm takes its statistics from each chunk of {config.chunk:,} images, not from all "
-        f"{config.batch:,}; measured with 256, their gradients have cosine 0.97 in chunks of 128, 0.86 of 32"
+        f"{config.batch:,}; measured with 256, their gradients have cosine 0.97 in chunks of 128, 0.84 of 32"
     ]

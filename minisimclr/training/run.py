@@ -11,7 +11,6 @@ This file keeps a run and does not know how it is trained: the optimizer's part 
 from __future__ import annotations
 
 import json
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +24,13 @@ from ..simclr import SimCLR
 from ..storage import Lock, open_to_append, remove_leftovers, shown, write
 from . import checkpoint, folders, record, stored
 from .config import Config, build_model
+from .photos import fingerprint as fingerprint
 from .record import Metrics as Metrics
 from .trained import Trained
 
 # Settings that may differ when a run is resumed: they change where, how exactly and by which form it is computed,
-# not what is computed. The images are known by their checksum, however their path is spelled. A run can be made longer.
-MAY_CHANGE = ("data", "reading", "epochs", "device", "precision", "method")
+# not what is computed. The images are known by their checksum, wherever they are kept. A run can be made longer.
+MAY_CHANGE = ("data", "reading", "cache_side", "epochs", "device", "precision", "method")
 RECENT = 10_000  # number of steps whose metrics a run without a folder remembers: 12 MB
 
 
@@ -73,6 +73,7 @@ class Run(Trained):
         folder: Path | None = None,
         images: str = "",
         ranks: int = 1,
+        news: Callable[[], Metrics] = dict,
     ) -> None:
         self.config, self.model, self.steps, self.folder, self.images = config, model, steps, folder, images
         self.ranks = ranks
@@ -80,6 +81,7 @@ class Run(Trained):
         self.extended: list[tuple[int, int]] = []
         self.own: tuple[str, ...] = ()  # what the caller brought, and a configuration cannot make: "model", "views"
         self.lock: Lock | None = None  # of the folder, while the run is trained
+        self.news = news  # what the images have to tell since it was called last
 
     @property
     def history(self) -> list[Metrics]:
@@ -120,11 +122,6 @@ def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = 
     run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
     run.model.to(device)
     return run
-
-
-def fingerprint(images: np.ndarray[Any, Any]) -> str:
-    """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
-    return f"{len(images)} images, crc32 {zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 def take_folder(folder: str | Path | None, resume: bool) -> tuple[Path | None, Lock | None]:
@@ -180,7 +177,9 @@ def restore(run: Run, load_optimizer: Callable[[Mapping[str, Any]], None]) -> No
     if run.config.epochs < found.config.epochs:
         raise ValueError(f"cannot resume {run.folder}: its {found.config.epochs} epochs can only become more")
     if found.images != run.images:
-        raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with")
+        begun, now = found.config.cache_side, run.config.cache_side
+        how = "" if begun == now else f", or were kept with cache_side {begun}, not {now}: set it to {begun}"
+        raise ValueError(f"cannot resume {run.folder}: the training images are not those it began with{how}")
     with checkpoint.explained(path):
         run.model.load_state_dict(checkpoint.part(found.arrays, "model"))
         load_optimizer(found.arrays)

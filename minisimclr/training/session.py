@@ -37,7 +37,7 @@ Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the la
 
 def begin(
     config: Config,
-    images: np.ndarray[Any, Any],
+    images: Any,
     folder: str | Path | None,
     resume: bool,
     model: SimCLR | None = None,
@@ -62,7 +62,7 @@ def begin(
     if config.init and not resume and ranks.rank == 0:
         load_into(model.encoder, config.init)
     path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
-    run = Run(config, model, folder=path, images=identity, ranks=ranks.size)
+    run = Run(config, model, folder=path, images=identity, ranks=ranks.size, news=getattr(images, "news", dict))
     run.own, run.lock = tuple(name for name, thing in own.items() if thing is not None), lock
     try:
         if resume and ranks.rank == 0:
@@ -190,7 +190,7 @@ class Session:
         Raises: NonFiniteError if a number that is read is not finite. Called before the optimizer's step, this
                 leaves the weights as they were.
         """
-        self.waiting[-1] |= numbers
+        self.waiting[-1] |= numbers | self.run.news()
         if self.ranks.size > 1:
             signum = int(self.ranks.all_gather(np.array(self.stop[0] if self.stop else 0)).max())
             self.agreed = [signum] if signum else []

@@ -78,7 +78,7 @@ def _checked(meta: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -
     settings, steps, images = meta.get("config"), meta.get("steps"), meta.get("images", "")
     if not isinstance(settings, dict):
         raise ValueError("config must be a table of settings")
-    config = Config.from_dict(settings)
+    config = Config.from_dict({"cache_side": -2} | settings)  # before version 0.2 photos were kept as squares
     counted = re.fullmatch(r"(\d{1,12}) images, crc32 [0-9a-f]{8}", images) if isinstance(images, str) else None
     if not counted and images != "":
         raise ValueError("images must be a number and a checksum")

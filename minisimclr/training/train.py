@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, Reading, load_dataset
+from ..data import DataError, Dataset, taken
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..simclr import SimCLR
 from ..values import instance, whole
-from ..views import check_images
 from .batches import MOST_WORKERS, views_ahead
 from .config import Config
 from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
+from .photos import training_images
 from .run import Metrics, NonFiniteError, Run
 from .session import Monitor, Session, begin
 
@@ -27,7 +27,7 @@ __all__ = ["NonFiniteError", "pretrain"]
 
 def pretrain(
     config: Config,
-    images: np.ndarray[Any, Any] | None = None,
+    images: np.ndarray[Any, Any] | Dataset | None = None,
     *,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -40,7 +40,7 @@ def pretrain(
 ) -> Run:
     """Train SimCLR (Algorithm 1 of the paper) and return the run.
 
-    images    uint8 (N,H,W,3); by default the training split of config.data
+    images    uint8 (N,H,W,3), or a data set; by default the training split of config.data
     folder    the folder for config.json, metrics.jsonl and checkpoint.npz; None keeps nothing
     resume    True goes on from the folder's checkpoint, with the same configuration
     model     a SimCLR of your own encoder and head; views: your own function of images uint8 (B,H,W,3) and a generator
@@ -62,10 +62,7 @@ def pretrain(
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
     require_room(config, workers, views, ranks)
-    if images is None:
-        reading = Reading.from_text(config.reading)
-        images = load_dataset(config.data, reading.split, size=config.size, reading=reading).images  # (N,H,W,3)
-    check_images(images)  # before anything is written
+    images = taken(training_images(config) if images is None else images)  # (N,H,W,3), or photos: data/stream.py
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")

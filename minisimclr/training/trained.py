@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,10 +19,10 @@ class Trained:
 
     model: SimCLR
 
-    def embed(self, images: NDArray[np.uint8], *, batch: int = 500) -> tuple[Matrix, Matrix]:
+    def embed(self, images: Any, *, batch: int = 500) -> tuple[Matrix, Matrix]:
         """Compute representations h and embeddings z of images, as `embed(run.model, images)` does.
 
-        Shapes: images uint8 (N,H,W,3) -> h (N,features), z (N,out_dim), float32
+        Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32
         """
         return embed(self.model, images, batch=batch)
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array
+from ..data import Dataset
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
 from .run import Interrupted
@@ -37,40 +38,40 @@ TICK = 0.1  # seconds between two looks whether a signal came
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
-MakeViews: TypeAlias = Callable[[Config, NDArray[np.uint8]], Views]  # batches.step_views
+MakeViews: TypeAlias = Callable[[Config, Any], Views]  # batches.step_views
 
 
 @contextmanager
 def team(
-    make: MakeViews,
-    workers: int,
-    config: Config,
-    images: NDArray[np.uint8],
-    steps: range,
-    stop: Sequence[int] = (),
-    **options: Any,
+    make: MakeViews, workers: int, config: Config, images: Any, steps: range, stop: Sequence[int] = (), **options: Any
 ) -> Iterator[Views]:
     """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
 
+    images   an array, uint8 (N,H,W,3), or photos
     options  those of `make`: own, and share, the part of each batch whose views are made here
 
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
     make, count = functools.partial(make, **options), len(range(config.batch)[options.get("share") or slice(None)])
-    shared = _CONTEXT.RawArray("B", images.nbytes)  # one copy of the images serves all workers
-    np.copyto(_array(shared, np.uint8, images.shape), images)
+    photos: Any = images if isinstance(images, Dataset) else None
+    shared = photos.shared(_copied) if photos else (_copied(images), images.shape)  # one copy serves all
     started: list[_Worker] = []
     try:
         for k in range(workers):
             # worker k makes every n-th step from the k-th on, so no worker waits for another
             label, own = f"{k + 1} of {workers}", steps[k::workers]
-            started.append(_Worker(label, make, config, shared, images.shape, own, count))
+            started.append(_Worker(label, make, config, shared, own, count))
 
         def views(step: int) -> tuple[Array, Array]:
             i = steps.index(step)  # the workers take turns
             if i:  # the previous step does not need its views any more
                 started[(i - 1) % workers].free()
-            return started[i % workers].receive(i // workers, stop, f"stopped after step {step} of {steps.stop}")
+            worker = started[i % workers]
+            broken = worker.receive(stop, f"stopped after step {step} of {steps.stop}")
+            for index, why in broken.items():  # photos that the worker could not decode
+                photos.tell(index, why)
+            a, b = worker.slots[i // workers % SLOTS]  # no copy: the slot stays ours until `free`
+            return a, b
 
         yield views
     finally:  # also after an error, or a signal: no worker outlives its use
@@ -99,28 +100,21 @@ class _Worker:
     """
 
     def __init__(
-        self,
-        label: str,
-        make: MakeViews,
-        config: Config,
-        shared_images: Any,
-        images_shape: tuple[int, ...],
-        steps: range,
-        count: int,
+        self, label: str, make: MakeViews, config: Config, shared_images: Any, steps: range, count: int
     ) -> None:
         self.label = label
         shape = SLOTS, 2, count, config.size, config.size, 3
         memory = _CONTEXT.RawArray("B", 4 * math.prod(shape))
         self.slots = _array(memory, np.float32, shape)  # (SLOTS,2,B,size,size,3)
         self.connection, there = _CONTEXT.Pipe()
-        arguments = (there, make, config, shared_images, images_shape, memory, shape, steps)
+        arguments = (there, make, config, shared_images, memory, shape, steps)
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
         with _signals_blocked():
             self.process.start()
         there.close()  # if the worker's end stayed open here, nobody would notice that the worker has ended
 
-    def receive(self, turn: int, stop: Sequence[int], words: str) -> tuple[Array, Array]:
-        """Wait for the views of the worker's step number `turn`, and return them: float32 (B,size,size,3) each.
+    def receive(self, stop: Sequence[int], words: str) -> dict[int, str]:
+        """Wait until the worker has filled its next slot; return the photos that it found broken, each with the reason.
 
         Raises: Interrupted, with these words, if the worker does not answer soon after a signal asked to stop.
         """
@@ -130,7 +124,7 @@ class _Worker:
                 left -= TICK if stop else 0
                 if left < 0:
                     raise Interrupted(words, stop[0])
-            error = self.connection.recv()
+            message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             if self.process.exitcode == NO_GUARD:
@@ -142,10 +136,10 @@ class _Worker:
                 f"worker process {self.label} ended with exit code {self.process.exitcode}; "
                 "a negative one is the signal that killed it (−9: perhaps for want of memory)"
             ) from None
-        if error is not None:  # raise the worker's exception here, where somebody reads it
-            raise error
-        a, b = self.slots[turn % SLOTS]  # no copy: the slot stays ours until `free`
-        return a, b
+        if isinstance(message, Exception):  # raise the worker's exception here, where somebody reads it
+            raise message
+        found: dict[int, str] = message
+        return found
 
     def free(self) -> None:
         """Tell the worker that its previous slot may be overwritten."""
@@ -164,7 +158,6 @@ def _work(
     make: MakeViews,
     config: Config,
     shared_images: Any,
-    images_shape: tuple[int, ...],
     shared_slots: Any,
     shape: tuple[int, ...],
     steps: range,
@@ -175,12 +168,17 @@ def _work(
     slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
     try:
         with blas_at_one_thread():
-            views = make(config, _array(shared_images, np.uint8, images_shape))
+            images: Any = shared_images
+            if not isinstance(images, Dataset):
+                images = _array(images[0], np.uint8, images[1])
+            broken = getattr(images, "unreadable", {})  # numbers of photos, with the reason; it grows
+            views, told = make(config, images), 0
             for k, step in enumerate(steps):
                 if k >= SLOTS:
                     connection.recv()
                 slots[k % SLOTS][0], slots[k % SLOTS][1] = views(step)  # (B,size,size,3) each
-                connection.send(None)
+                connection.send(dict([*broken.items()][told:]))
+                told = len(broken)
             connection.recv()  # stay until the last views are used
     except (EOFError, OSError):
         return  # the training process is gone
@@ -200,6 +198,13 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
     if sys.platform == "linux":  # the kernel also ends a process that runs no thread any more
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _copied(images: NDArray[np.uint8]) -> Any:
+    """Copy images into memory that other processes can share."""
+    shared = _CONTEXT.RawArray("B", images.nbytes)
+    np.copyto(_array(shared, np.uint8, images.shape), images)
+    return shared
 
 
 def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:

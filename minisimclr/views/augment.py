@@ -166,14 +166,21 @@ def _crops(xp: Any, images: Array, source: NDArray[np.int64], p: ViewParameters,
     """Crop, flip and resize: images[source] -> float32 (3,B,size²)."""
     # Only the part of the images that some crop sees is copied; positions count from its corner.
     if isinstance(images, list):  # photos of several sizes: each crop lies in a corner of what is copied
-        y, x, part = p.top, p.left, np.zeros((len(source), p.height.max(), p.width.max(), 3), np.uint8)
-        for i, k in enumerate(source):
-            crop = images[k][y[i] : y[i] + p.height[i], x[i] : x[i] + p.width[i]]
-            part[i, : p.height[i], : p.width[i]] = crop
-        part = xp.asarray(part)  # (B,H,W,3)
+        y, x = p.top, p.left
+        crops = [images[k][y[i] : y[i] + p.height[i], x[i] : x[i] + p.width[i]] for i, k in enumerate(source)]
+        part = xp.asarray(crops[0][None] if len(crops) == 1 else _stacked(crops))  # (B,H,W,3)
     else:
         y, x = p.top.min(), p.left.min()
         part = images[xp.asarray(source), y : (p.top + p.height).max(), x : (p.left + p.width).max()]  # (B,H,W,3)
     A_h = resize_matrices(xp, p.top - y, p.height, part.shape[1], size)  # (B,size,H)
     A_w = resize_matrices(xp, p.left - x, p.width, part.shape[2], size, p.flip)  # (B,size,W)
     return resample(xp, part, A_h, A_w)  # (3,B,size²)
+
+
+def _stacked(crops: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Stack crops of several sizes, each in the upper left corner of its place; the rest is zero and not seen."""
+    height, width = (max(crop.shape[axis] for crop in crops) for axis in (0, 1))
+    part = np.zeros((len(crops), height, width, 3), np.uint8)
+    for i, crop in enumerate(crops):
+        part[i, : crop.shape[0], : crop.shape[1]] = crop
+    return part

@@ -7,7 +7,6 @@ they can be compared view by view, and a GPU shows the same views as a CPU, up t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # largest change of each at strength 1; th
 MAX_STRENGTH = 2.5  # largest strength; with it the hue turns by up to ±1/2, which is the whole circle
 BLUR_SIGMA = (0.1, 2.0)  # range of the blur's standard deviation, pixels of the view; the paper's
 
-Side: TypeAlias = "int | NDArray[np.int64]"  # of the images, pixels: one number for all, or (count,)
+Side = int | NDArray[np.int64]  # of the images, pixels: one number for all, or (count,)
 
 
 @dataclass(frozen=True)
