@@ -94,8 +94,9 @@ except ms.GradcheckError as error:
 # ## Two minutes of training
 #
 # The model is a small ResNet, and a head that is used for the loss only. Every 60 steps we look at 48 test drawings,
-# sorted by class, and draw the cosine similarity of each to each (dark: similar). At first all look alike. Then squares
-# appear along the diagonal: the classes, which nobody told the network.
+# three of each thing, and draw the cosine similarity of each to each (dark: similar), one square after the other. At
+# first a drawing resembles whatever is painted like it. Training dissolves these blocks. What stays dark along the
+# diagonal are the threes, the things themselves, which nobody told the network.
 
 # %%
 STEPS, BATCH, TEMPERATURE = 300, 128, 0.2

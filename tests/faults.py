@@ -792,6 +792,18 @@ FAULTS = [
           "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
     Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
           "itself = test is train  #", "itself = False  #", "findings page"),
+    # ── Data ──────────────────────────────────────────────────────────────────────────────────────
+    Fault("photos-turned-the-wrong-way", "data", "data/exif.py",
+          "if orientation >= 5:  # stored as", "if orientation >= 7:  # stored as", "data decode"),
+    Fault("members-are-believed", "data", "data/archive.py",
+          "if zlib.crc32(data) != member.crc:", "if False:", "data layouts"),
+    Fault("classes-in-any-order", "data", "data/classes.py",
+          "class_names = sorted(set(name_of.values()))", "class_names = sorted(set(name_of.values()))[::-1]",
+          "data layouts"),
+    Fault("hidden-files-are-data", "data", "data/left_out.py",
+          'if name.startswith(".") and name != ".." else ""', 'if name.startswith(".git") else ""', "data layouts"),
+    Fault("links-lead-out", "data", "data/find.py",
+          "if not follow and (", "if not follow and False and (", "data layouts"),
 ]
 # fmt: on
 
@@ -807,6 +819,7 @@ AREAS = (
     "schedule",
     "augmentation",
     "checkpoint",
+    "data",
     "training",
     "evaluation",
     "command line",
