@@ -46,11 +46,13 @@ interop.py heads/__init__.py
 views/transforms.py views/colours.py views/changes.py views/named.py views/augment.py
 data/doodles/raster.py data/doodles/styles.py data/doodles/things.py data/doodles/__init__.py
 data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py data/zip_names.py data/archive.py
-data/find.py data/decode.py data/stores.py data/stream.py data/cache.py data/files.py data/__init__.py
+data/labels.py data/find.py data/exif.py data/jpeg.py data/png.py data/headers.py data/memory.py data/colours.py
+data/decode.py data/stores.py data/stream.py data/cache.py data/files.py data/pickled.py data/binaries.py
+data/formats.py data/__init__.py
 training/large_batch.py training/photos.py training/workers.py training/precision.py training/archive.py
 training/checkpoint.py
 training/stored.py training/record.py training/folders.py training/trained.py training/run.py
-training/distributed.py training/signals.py training/session.py
+training/distributed.py training/signals.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py
 protocols/sgd_probe.py
@@ -61,8 +63,8 @@ report/label_curve.py
 report/markup.py report/numbers.py report/images.py report/page.py
 display.py
 cli/streams.py cli/console.py cli/sources.py cli/common.py cli/demo.py cli/pretrain.py cli/evaluate.py
-cli/finetune.py
-cli/report.py cli/embed.py cli/export.py cli/neighbours.py cli/duplicates.py cli/gradcheck.py cli/__init__.py
+cli/finetune.py cli/report.py cli/embed.py cli/export.py cli/neighbours.py cli/duplicates.py cli/data.py
+cli/gradcheck.py cli/__init__.py
 """.split()  # noqa: SIM905
 
 HEADINGS = {

@@ -36,7 +36,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 12,221 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -82,20 +82,30 @@ Second reading, 12,221 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/styles.py    87  The paint of a doodle: its colours, and the styles that make layers of its parts
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
-    data/reading.py           68  The way in which a source is read, where its names leave a choice
+    data/reading.py           69  The way in which a source is read, where its names leave a choice
     data/splits.py            71  The names that people give to splits: train, Training, val, seg_test, test1 …
-    data/names.py            177  From the names of image files to the split and the class of each
+    data/names.py            184  From the names of image files to the split and the class of each
     data/classes.py           55  The classes of a source: one for each name, however that is written
-    data/left_out.py          66  The files of a source that are no data, each with its cause
+    data/left_out.py          69  The files of a source that are no data, each with its cause
     data/zip_names.py         88  The names in a zip file as text
     data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
-    data/find.py             174  The images of a folder or a zip file: found, and parted into splits and classes
-    data/decode.py            77  From the bytes of an image file to a small square of pixels; the file is untrusted
-    data/stores.py            86  The pixels of photos: how one is kept, and where it is found when it is wanted
-    data/stream.py           137  Photos: images in files, of any size, that are decoded when they are asked for
+    data/labels.py           121  Labels from file names or from a CSV file, when they are asked for; and lists of files
+    data/find.py             180  The images of a folder or a zip file: found, and parted into splits and classes
+    data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
+    data/jpeg.py              72  The size, scans and orientation of a JPEG file, and the bytes that matter
+    data/png.py              113  The size and orientation of a PNG file, and the bytes that matter, checked
+    data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
+    data/memory.py            43  A limit to the memory that all threads together spend on decoding
+    data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
+    data/decode.py           156  From the bytes of an image file to its pixels; the file is untrusted
+    data/stores.py            96  The pixels of photos: how one is kept, and where it is found when it is wanted
+    data/stream.py           136  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
-    data/files.py            187  Images from a folder or a zip file: which can be used, and where they are kept
-    data/__init__.py          86  The images: built-in doodles, or your own from a folder or a zip file
+    data/files.py            194  Images from a folder or a zip file: which can be used, and where they are kept
+    data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
+    data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
+    data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
+    data/__init__.py          96  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       112  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      187  Worker processes that make the views of coming steps ahead of time
@@ -110,12 +120,13 @@ Second reading, 12,221 lines: the exact, fast, safe and resumable forms of the s
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
+    training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     104  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -136,19 +147,20 @@ Second reading, 12,221 lines: the exact, fast, safe and resumable forms of the s
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           162  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           134  The options that say how a source is read, and the splits that an evaluation takes
+    cli/sources.py           142  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          195  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          212  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
-    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
+    cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
+    cli/data.py              127  `minisimclr data`: show what is read from a folder or an archive, and what is left out
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
-    cli/__init__.py          100  The command line, one file a command
+    cli/__init__.py          101  The command line, one file a command
 """
 
 from . import display as display  # it says what a notebook shows of the classes below

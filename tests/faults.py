@@ -726,7 +726,7 @@ FAULTS = [
     Fault("uniformity-with-the-diagonal", "evaluation", "evaluation/measures.py",
           "np.fill_diagonal(pairs, 0)", "np.fill_diagonal(pairs, 1)", "scores doctests"),
     Fault("any-images-will-do", "evaluation", "protocols/compare.py",
-          'if not other and run.images not in ("", fingerprint(train)):', "if False:", "evaluate_data"),
+          "if not other and (text := other_images(run, train, source)):", "if False:", "evaluate_data"),
     # ── Other objectives, heads, weights in and out ───────────────────────────────────────────────
     Fault("semi-hard-nearer-than-the-positive", "objectives", "objectives/pairs.py",
           "semi = negative & (cosines < cosines", "semi = negative & (cosines > cosines", "own ops"),
@@ -792,6 +792,18 @@ FAULTS = [
           "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
     Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
           "itself = test is train  #", "itself = False  #", "findings page"),
+    # ── Data ──────────────────────────────────────────────────────────────────────────────────────
+    Fault("photos-turned-the-wrong-way", "data", "data/exif.py",
+          "if orientation >= 5:  # stored as", "if orientation >= 7:  # stored as", "data decode"),
+    Fault("members-are-believed", "data", "data/archive.py",
+          "if zlib.crc32(data) != member.crc:", "if False:", "data layouts"),
+    Fault("classes-in-any-order", "data", "data/classes.py",
+          "class_names = sorted(set(name_of.values()))", "class_names = sorted(set(name_of.values()))[::-1]",
+          "data layouts"),
+    Fault("hidden-files-are-data", "data", "data/left_out.py",
+          'if name.startswith(".") and name != ".." else ""', 'if name.startswith(".git") else ""', "data layouts"),
+    Fault("links-lead-out", "data", "data/find.py",
+          "if not follow and (", "if not follow and False and (", "data layouts"),
 ]
 # fmt: on
 
@@ -807,6 +819,7 @@ AREAS = (
     "schedule",
     "augmentation",
     "checkpoint",
+    "data",
     "training",
     "evaluation",
     "command line",

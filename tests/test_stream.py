@@ -338,14 +338,14 @@ def headers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "IN_MEMORY", 0)
     header = decode.header
 
-    def lenient(data: Any, most: int) -> tuple[int, int]:
+    def lenient(data: Any) -> tuple[int, int]:
         try:
-            return header(data, most)
+            return header(data)
         except ValueError:
             return 110, 150
 
     monkeypatch.setattr(decode, "header", lenient)
-    monkeypatch.setattr(files, "kept", lambda data, height, width, *_: np.zeros((height, width, 3), np.uint8))
+    monkeypatch.setattr(files, "kept", lambda data, height, width, *_, **__: np.zeros((height, width, 3), np.uint8))
 
 
 @pytest.mark.host

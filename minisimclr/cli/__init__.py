@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..processor import set_threads
 from ..training.distributed import RankError
 from ..training.run import Interrupted
-from . import demo, duplicates, embed, evaluate, export, finetune, gradcheck, neighbours, pretrain, report
+from . import data, demo, duplicates, embed, evaluate, export, finetune, gradcheck, neighbours, pretrain, report
 from .console import complain, exit_code, explanation
 from .streams import safe_streams
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "export": export,
     "neighbours": neighbours,
     "duplicates": duplicates,
+    "data": data,
     "gradcheck": gradcheck,
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections import Counter
 from typing import Any
 
 from ..data import DataError, Dataset, Reading, load_dataset, splits_of
 from ..data.classes import few, lacking
 from ..data.names import HELD, UNLABELLED
-from ..data.reading import LAYOUTS
+from ..data.reading import HOME, LAYOUTS
 from ..training.run import Run
 from .console import note, saying
 
@@ -31,6 +32,11 @@ def add_reading(parser: argparse.ArgumentParser, *, split: bool = True, labels: 
         "--test-split",
         metavar="NAME",
         help=f"split to test on; {HELD} sets a tenth of the training split apart (default: test, else val)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="folder of data sets that are asked for by name, such as cifar10 (default: $MINISIMCLR_DATA, ., data)",
     )
     parser.add_argument(
         "--layout",
@@ -60,6 +66,8 @@ def chosen_reading(options: argparse.Namespace, stored: str = "") -> Reading:
 
     Raises: ValueError for a choice that makes no sense.
     """
+    if getattr(options, "data_dir", None):
+        os.environ[HOME] = options.data_dir
     names = [item.name for item in dataclasses.fields(Reading)]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     return dataclasses.replace(Reading.from_text(stored), **given)

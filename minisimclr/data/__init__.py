@@ -62,14 +62,19 @@ def load_dataset(
 
         return load_doodles(split, size, limit)
     from .files import load_files
+    from .formats import known_folder, load_arrays
 
+    source, reading = known_folder(os.fspath(source)), reading or Reading()
+    arrays = load_arrays(Path(source), split, size, limit, reading)
+    if arrays is not None:
+        return arrays
     return load_files(
         Path(source),
         split,
         size,
         limit,
         report or _to_stderr,
-        reading or Reading(),
+        reading,
         cache_side=whole("cache_side", cache_side, -2),
         cache=None if cache is None else Path(cache),
     )
@@ -102,11 +107,17 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
 
     Raises: what `load_dataset` raises.
     """
+    from .formats import arrays_of, known_folder
+
     if source == "doodles":
         return {"train": ("train", True), "test": ("test", True), "unseen": ("", True)}
     from .find import found
+    from .splits import role
 
-    layout = found(Path(source), reading or Reading()).layout
+    path = Path(known_folder(os.fspath(source)))
+    if arrays := arrays_of(path):
+        return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
+    layout = found(path, reading or Reading()).layout
     return {name: (layout.roles[name], layout.has_labels(name)) for name in layout.splits}
 
 

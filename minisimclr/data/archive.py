@@ -27,7 +27,7 @@ from .zip_names import code_page, decoded
 
 MAX_FILE_BYTES = 200 << 20  # largest image file, bytes when unpacked; photos are a tenth of it
 MAX_ZIP_BYTES = 2**38  # largest sum of the images in a zip, bytes when unpacked; ImageNet is half of it
-MAX_MEMBERS = 3_000_000  # twice ImageNet's
+MAX_MEMBERS = 400_000  # more names than that take hundreds of megabytes; a folder may hold any number
 CHUNK = 1 << 20  # bytes that are read at once
 SAMPLE = 1000  # names from which the code page is guessed
 END, CENTRAL, LOCAL = struct.Struct("<4s4H2LH"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
@@ -124,7 +124,7 @@ def _directory(file: IO[bytes]) -> tuple[int, int, int]:
     if disk or first_disk:
         raise _DamagedError("it is one of several parts")
     if count > MAX_MEMBERS:
-        raise _DamagedError(f"it declares {count:,} members, more than {MAX_MEMBERS:,}")
+        raise _DamagedError(f"it declares {count:,} members, more than {MAX_MEMBERS:,}; unpack it")
     shift = end_at - size - offset
     if size > end_at or shift < 0:
         raise _DamagedError("its directory is not where it says")

@@ -8,7 +8,6 @@ that cannot be decoded is then left out, and named. In a larger set it is notice
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .dataset import DataError, Dataset
 from .find import Entry, Listing, listing
 from .names import Report, shown
 from .reading import Reading
-from .stores import Files, Kept, Pixels, Store, kept, kept_size, one_line, without_warnings
+from .stores import Files, Kept, Pixels, Store, central_square, kept, kept_size, one_line, without_warnings
 from .stream import Photos, tolerated
 
 SQUARES, FOUR_TIMES, ORIGINALS = -2, -1, 0  # values of `cache_side` that are no number of pixels
@@ -105,10 +104,12 @@ class Pass:
         self.lengths = np.zeros(len(entries), np.int64)
         self.memory: bytearray | None = bytearray() if decoding else None
         self.unreadable: dict[int, str] = {}
+        self.remarks: set[str] = set()  # what is to be said once
         with without_warnings():
             for block in blocks(len(entries), BLOCK):
                 if len(self.unreadable) <= tolerated(len(entries)):  # else the data set is refused anyway
                     self._look(range(len(entries))[block])
+        say_once(self.remarks, path, report)
         self._leave_out(self.unreadable)
 
     def _look(self, block: range) -> None:
@@ -118,11 +119,11 @@ class Pass:
         def look(k: int) -> None:
             try:
                 data = self.entries[k].read()
-                width, height = decode.header(data, self.most)
+                width, height = decode.header(data)
                 size = kept_size(height, width, self.side)
                 self.sizes[k], self.checksums[k], self.lengths[k] = size, zlib.crc32(data), len(data)
                 if self.memory is not None:
-                    decoded[k] = kept(data, *size, self.side, self.most)
+                    decoded[k] = kept(data, *size, self.side, self.most, remarks=self.remarks)
             except Exception as error:  # a decoder may raise anything for hostile bytes
                 self.unreadable[k] = one_line(error)
 
@@ -188,15 +189,16 @@ def _squares(
         raise DataError(f"{path}: {len(entries)} images of {size}×{size} pixels do not fit in memory") from None
     unreadable: dict[int, str] = {}
     sizes: set[tuple[int, int]] = set()
+    remarks: set[str] = set()
 
     def decoded(i: int) -> None:
         if len(unreadable) > tolerated(len(entries)) or len(sizes) > 1:
             return  # the data set is refused, or read in another way
         try:
             data = entries[i].read()
-            images[i] = decode.decode_image(io.BytesIO(data), size, most)
+            images[i] = central_square(decode.pixels(data, 2 * size, most, remarks), size)
             if not any_size:
-                sizes.add(decode.header(data, most))
+                sizes.add(decode.header(data))
         except Exception as error:  # a decoder may raise anything for hostile bytes
             unreadable[i] = one_line(error)
 
@@ -204,9 +206,16 @@ def _squares(
         parallel(decoded, range(len(entries)))
     if len(sizes) > 1:
         return None
+    say_once(remarks, path, report)
     name_the_unreadable(entries, unreadable, path, report)
     readable = [i for i in range(len(entries)) if i not in unreadable]
     return readable, images[readable] if unreadable else images
+
+
+def say_once(remarks: set[str], path: Path, report: Report) -> None:
+    """Report what decoding has to say about the data set as a whole."""
+    for remark in sorted(remarks):
+        report(f"{path}: {remark}")
 
 
 def name_the_unreadable(entries: Sequence[Entry], unreadable: dict[int, str], path: Path, report: Report) -> None:

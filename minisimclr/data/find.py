@@ -23,6 +23,7 @@ from ..storage import open_regular
 from .archive import MAX_FILE_BYTES, Archive, Member
 from .classes import class_numbers, few
 from .dataset import DataError
+from .labels import LISTS, listed, relabel
 from .left_out import FORMATS, LINK, OUTPUT, SPECIAL, LeftOut, folder_is_no_data, why_not
 from .names import Layout, Name, Report, understood
 from .reading import Reading
@@ -126,6 +127,8 @@ def found(path: Path, reading: Reading, *, keep_names: bool = False) -> Found:
         because = f"; {left.line()}" if left.counts else ""
         raise DataError(f"{path}: no images found (of {', '.join(FORMATS)}){because}")
     layout = understood([entry.parts for entry in entries], path, reading)
+    if reading.labels != "folders":
+        relabel(layout, path, reading.labels)
     for k, cause in layout.outside.items():
         left.add(cause, entries[k].parts)
     return Found(path, entries, layout, left)
@@ -150,6 +153,9 @@ def _entries(path: Path, reading: Reading, left: LeftOut) -> Iterator[Entry]:
             raise DataError(f"{path}: the folder of a run, whose pictures are no data; name a folder of images")
         source = Folder(root)
         yield from (Entry(parts, source) for parts in _files(root, reading.follow_links, left))
+    elif path.suffix.lower() in LISTS and path.is_file():
+        source = Folder(path.resolve().parent)
+        yield from (Entry(parts, source) for parts in listed(path, reading.follow_links, left))
     elif not path.exists():
         raise DataError(f'{path}: no such folder or zip file (or say "doodles" for the built-in images)')
     elif not path.is_file():  # a pipe would wait for ever, and a device has no end

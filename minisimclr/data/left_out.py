@@ -9,7 +9,10 @@ from collections import Counter
 
 from ..storage import one_line
 
-FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"),
+)
 
 OTHER, HIDDEN, LINK = "of other formats", "hidden", "links"
 THUMBNAIL, OUTPUT, SPECIAL = "thumbnails", "outputs of minisimclr", "pipes or devices"

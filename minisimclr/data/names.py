@@ -92,10 +92,11 @@ def understood(names: Iterable[Name], path: Path, reading: Reading) -> Layout:
         _by_folder(layout, below, folders)
         if reading.test_split == HELD:
             _set_apart(layout, layout.find(reading.split, path))
-    elif reading.test_split == HELD and len(_tops(below)) < 2:
+    elif reading.test_split == HELD and reading.labels == "folders" and len(_tops(below)) < 2:
         raise DataError(f"{path}: no labels to test with; --labels takes them from file names or from a CSV file")
     else:
-        _by_hash(layout, {k: parts[-1:] for k, parts in below.items()} if reading.layout == "flat" else below)
+        flat = reading.layout == "flat" or reading.labels != "folders"
+        _by_hash(layout, {k: parts[-1:] for k, parts in below.items()} if flat else below, reading.labels != "folders")
     return layout
 
 
@@ -198,15 +199,21 @@ def _set_apart(layout: Layout, split: str) -> None:
     layout.roles[HELD] = "test"
 
 
-def _by_hash(layout: Layout, below: Names) -> None:
+def _by_hash(layout: Layout, below: Names, labelled: bool = False) -> None:
     """Take a tenth of all images as "test" and the rest as "train"; without classes all are "train"."""
+    if labelled:  # by their names, or a table
+        held = {k for k, parts in below.items() if held_out(parts)}
+        layout.add("train", "train", {k: parts for k, parts in below.items() if k not in held})
+        layout.add("test", "test", {k: below[k] for k in sorted(held)})
+        return
     if not _tops(below):
         layout.add("train", "train", below)
         return
     stray = {k for k, parts in below.items() if len(parts) < 2}
     held = {k for k, parts in below.items() if k not in stray and held_out(parts)}
     layout.outside |= dict.fromkeys(stray, "outside the class folders")
-    layout.add("train", "train", {k: parts for k, parts in below.items() if k not in held | stray})
+    elsewhere = held | stray
+    layout.add("train", "train", {k: parts for k, parts in below.items() if k not in elsewhere})
     layout.add("test", "test", {k: below[k] for k in sorted(held)})
 
 

@@ -10,6 +10,7 @@ from ..values import one_of, text, truth, whole
 
 LAYOUTS = ("auto", "splits", "classes", "flat")
 MEGA = 10**6
+HOME = "MINISIMCLR_DATA"  # the variable of the environment that names the folder of data sets
 
 
 @dataclass(frozen=True)

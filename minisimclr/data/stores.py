@@ -99,15 +99,27 @@ def kept_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * side / shorter)), max(1, round(width * side / shorter))
 
 
-def kept(data: bytes | bytearray, height: int, width: int, side: int, most: int, at_least: int = 0) -> Pixels:
+def kept(
+    data: bytes | bytearray, height: int, width: int, side: int, most: int, at_least: int = 0, remarks: Any = None
+) -> Pixels:
     """Decode a file to the pixels that are kept of it, uint8 (height,width,3).
 
     An original (side 0) may be smaller, if it is a JPEG: it can be decoded at a half, a quarter or an eighth.
     """
-    pixels: Pixels = decode.pixels(data, (min(height, width) if side else at_least) or None, most)
+    pixels: Pixels = decode.pixels(data, (min(height, width) if side else at_least) or None, most, remarks)
     if not side or pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))  # antialiased
+
+
+def central_square(pixels: Pixels, size: int) -> Pixels:
+    """Resize the central square of an image, bilinear and antialiased: uint8 (H,W,3) -> (size,size,3)."""
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    left, top, side = max(0, width - height) / 2, max(0, height - width) / 2, min(width, height)
+    square = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
 @contextmanager

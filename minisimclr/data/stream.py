@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from ..processor import parallel
 from .dataset import DataError, Dataset
-from .decode import central_square
-from .stores import CacheError, Pixels, Share, Store, one_line, without_warnings
+from .stores import CacheError, Pixels, Share, Store, central_square, one_line, without_warnings
 
 LARGEST_ARRAY = 2**30  # largest array of squares, bytes; whoever needs more reads block by block
 TOLERATED = 10  # number of files that may be unreadable, or a twentieth of all images if that is more
