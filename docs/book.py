@@ -29,6 +29,7 @@ import sys
 import textwrap
 import tokenize
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,36 @@ def _default(value: Any) -> str:
 def compared(heading: str, rows: str) -> None:
     """Print a table in which {name} stands for the default of that setting of `Config`, one line a row."""
     from minisimclr.training.config import Config
+    from minisimclr.views import parameters
 
     defaults = {name: _default(value) for name, value in Config().as_dict().items()}
+    low, high = (Fraction(bound).limit_denominator(10) for bound in parameters.CROP_ASPECT)
+    defaults |= {"aspect": f"{low} to {high}", "jittered": str(parameters.JITTERED), "greyed": str(parameters.GREYED)}
+    defaults |= {"sigma": "{:g} to {:g}".format(*parameters.BLUR_SIGMA), "blurred": f"{Fraction(parameters.BLURRED)}"}
+    defaults |= {"hidden": "that of h, that of h"}
     columns = heading.count("|") + 1
     lines = [heading, "|".join(["---"] * columns), *(row.format(**defaults) for row in rows.strip().splitlines())]
     for line in lines:
         if line.count("|") + 1 != columns:
             raise ValueError(f"a row needs {columns} columns: {line}")
     _print("\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
+
+
+def presets() -> None:
+    """Print the presets: a row for each setting that one of them names, and the default beside them."""
+    from minisimclr.training.config import Config
+    from minisimclr.training.presets import PRESETS, for_few
+
+    columns = {"default": Config().as_dict(), **PRESETS, "few-images": for_few(300)}
+    names = [
+        name for name in Config().as_dict() if any(name in s for title, s in columns.items() if title != "default")
+    ]
+    titles = [title + (", 300 of them" if title == "few-images" else "") for title in columns]
+    lines = [f"| setting | {' | '.join(titles)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        values = [f"`{_default(column[name])}`" if name in column else "" for column in columns.values()]
+        lines.append(f"| `{name}` | {' | '.join(values)} |")
+    _print("\n" + "\n".join(lines) + "\n")
 
 
 def settings() -> None:

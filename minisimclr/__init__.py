@@ -37,6 +37,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 13,432 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -120,12 +121,13 @@ Second reading, 13,432 lines: the exact, fast, safe and resumable forms of the s
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      217  A session of training: it records the steps of a run, saves, and stops when asked
+    training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     104  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -149,10 +151,10 @@ Second reading, 13,432 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           142  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          195  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          212  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
-    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
+    cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture

@@ -327,3 +327,30 @@ def test_the_views_of_a_part_of_a_batch_are_those_that_it_has_in_the_whole() -> 
     part = two_views(images[2:5], 3, size=8, names="crop," + ALL, within=(2, 6))
     for one, other in zip(part, whole):
         np.testing.assert_allclose(one, other[2:5], atol=2e-6)
+
+
+@pytest.mark.host
+def test_how_often_two_changes_meet_the_same_view_is_as_chance_has_it() -> None:
+    """Each change has random numbers of its own: half of the views times half of the views is a quarter."""
+    n = drawn("crop,flip,cutout,noise,sobel", MANY, size=4)
+    names = list(n)
+    for k, one in enumerate(names):
+        for other in names[k + 1 :]:
+            both = (n[one]["on"] & n[other]["on"]).mean()
+            assert abs(both - 0.25) <= 4 * math.sqrt(0.25 * 0.75 / MANY), (one, other)
+    assert abs(np.corrcoef(n["noise"]["sigma"], n["cutout"]["row"])[0, 1]) <= 4 / math.sqrt(MANY)
+
+
+def test_a_change_of_one_share_alone_leaves_the_other_numbers_as_they_are() -> None:
+    images = noise_images(8, 16, 16)
+    some, all_ = (two_views(images, 2, size=16, names=f"whole,noise:{share}")[0] for share in (0.5, 1))
+    bare = two_views(images, 2, size=16, names="whole,noise:0")[0]
+    for i in range(8):
+        assert np.array_equal(some[i], all_[i]) or np.array_equal(some[i], bare[i])
+
+
+@pytest.mark.host
+def test_the_numbers_of_two_changes_lie_apart() -> None:
+    n = drawn("crop,flip,cutout,jitter,jitter-google", 50)
+    assert (n["flip"]["on"] != n["cutout"]["on"]).any()
+    assert not np.array_equal(n["jitter"]["factor"], n["jitter-google"]["factor"])

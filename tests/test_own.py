@@ -295,6 +295,9 @@ def test_a_semi_hard_negative_is_the_nearest_that_is_farther_than_the_positive()
     chosen = shares(np, cosines, semi_hard=True)
     assert chosen[0].tolist() == [0, 0, 0, 1]
     assert chosen.sum(axis=1).max() == 1
+    angles = np.arccos([1.0, 0.3, 0.9, 0.5, 0.1, -0.2])  # the positive of row 0 is row 3, at 0.5
+    z = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert shares(np, z @ z.T, semi_hard=True)[0].tolist() == [0, 1, 0, 0, 0, 0]  # 0.3, and neither 0.1 nor 0.9
     everyone = shares(np, cosines, semi_hard=False)
     np.testing.assert_array_equal(everyone[0], [0, 0.5, 0, 0.5])
 
@@ -317,3 +320,51 @@ def test_an_objective_is_kept_with_its_run(tmp_path: Path) -> None:
     assert (run.config.objective, run.model.head.layers) == ("triplet", 0)
     with pytest.raises(ValueError, match="it was made with another objective"):
         ms.pretrain(Config(size=16, batch=4, epochs=1, head="none"), IMAGES, folder=tmp_path / "run", resume=True)
+
+
+def test_the_gradient_of_the_triplet_is_the_closed_form_of_two_planes() -> None:
+    """Each image has a plane of its own, its views at an angle there: negatives have cosine 0, all hinges are open."""
+    c, s = np.cos(0.6), np.sin(0.6)
+    za = ms.Tensor(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0]]), requires_grad=True)
+    zb = np.array([[c, s, 0, 0], [0, 0, c, s]])
+    loss = objectives.triplet(za, zb, margin=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(1 - c)
+    # the pull of the positive, in two of four anchors; the pushes of two negatives, of share 1/2 each, in two anchors
+    expected = [0, -s / 2, (1 + c) / 4, s / 4]
+    assert za.grad is not None
+    np.testing.assert_allclose(za.grad[0], expected, atol=1e-12)
+
+
+def test_the_gradient_of_nt_logistic_is_the_closed_form_of_two_planes() -> None:
+    c, s, tau = np.cos(0.6), np.sin(0.6), 0.5
+    za = ms.Tensor(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0]]), requires_grad=True)
+    loss = objectives.nt_logistic(za, np.array([[c, s, 0, 0], [0, 0, c, s]]), tau)
+    loss.backward()
+    pull = 1 / (1 + np.exp(c / tau)) / tau  # σ(−s⁺)/τ
+    push = 0.5 / tau  # σ(0)/τ
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-c / tau)) + np.log(2))
+    assert za.grad is not None
+    np.testing.assert_allclose(za.grad[0], [0, -pull * s / 2, push * (1 + c) / 4, push * s / 4], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_a_turn_of_all_embeddings_has_no_gradient_for_any_input(name: str) -> None:
+    """To turn all embeddings together changes no cosine, so the gradient has no part along a turn."""
+    rng = np.random.default_rng(7)
+    a, b = rng.standard_normal((2, 5, 4))
+    za, zb = ms.Tensor(a, requires_grad=True), ms.Tensor(a + 0.5 * b, requires_grad=True)
+    objectives.named(name, margin=0.8)(za, zb, 0.3).backward()
+    turn = za.data.T @ za.grad + zb.data.T @ zb.grad  # (D,D)
+    assert np.abs(turn).max() > 1e-3
+    np.testing.assert_allclose(turn, turn.T, atol=1e-12)
+
+
+def test_a_head_of_the_papers_text_is_its_formula() -> None:
+    """z = W₂ max(W₁h + b₁, 0) + b₂, also in training: no row depends on the others."""
+    head = heads.named("mlp2-text", 6, 3)
+    h = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    w1, b1, w2, b2 = (parameter.data for parameter in head.parameters())
+    expected = np.maximum(h @ w1 + b1, 0) @ w2 + b2
+    for train in (False, True):
+        np.testing.assert_allclose(head(ms.Tensor(h), train).data, expected, rtol=1e-5, atol=1e-6)

@@ -24,6 +24,7 @@ from ..training.config import Config
 from ..training.distributed import mpi_ranks
 from ..training.large_batch import remarks, require_room
 from ..training.photos import training_images
+from ..training.presets import FEW_STEPS, PRESETS, TUNED, fitted, preset
 from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
 from ..values import OLD_CONV, method_of_conv, whole
@@ -67,6 +68,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         help=f"processes that make the views of coming steps, at most {MOST_WORKERS}, for many cores and large images; "
         "the views are the same with any number (default: 0: the training process makes them)",
     )
+    _add_preset(parser)
     parser.add_argument(
         "--cache",
         type=path_name,
@@ -113,6 +115,11 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     with saying(f"loading {config.data}"):
         train = training_images(config, options.cache, note)
         images = taken(train)
+    if not options.resume:
+        given = [item.name for item in dataclasses.fields(Config) if hasattr(options, item.name)]
+        config, chosen = fitted(config, len(images), given, options.preset)
+        if chosen:
+            note(chosen)
     kept = getattr(images, "kept", "")  # of photos; an array needs no word
     note(f"{config.data}: {len(images):,} images of the split {reading.split!r}{', ' if kept else ''}{kept}")
     if config.device != "cpu" and not kept:
@@ -168,9 +175,11 @@ def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, i
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
-        config = Config(**given, reading=chosen_reading(options).as_text())
+        config = Config(**(preset(options.preset) | given), reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0
+    if options.preset:
+        raise ValueError("--resume goes on with the settings of the run: leave out --preset")
     if options.out is None:
         raise ValueError("--resume needs the folder of the run: --out FOLDER")
     found = json.loads(broadcast_text(ranks, _stored(options.out) if ranks.rank == 0 else ""))
@@ -196,6 +205,16 @@ def _stored(folder: Path) -> str:
     return json.dumps({"config": found.config.as_dict(), "steps": found.steps})
 
 
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    """Add --preset."""
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings to begin with; options beside it win (default: the defaults below, or those of few-images where "
+        f"these would make fewer than {FEW_STEPS} steps, and none of --{', --'.join(TUNED)} is given)",
+    )
+
+
 def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) -> None:
     """Add the option of one setting. If it is left out, the namespace lacks it: Config knows the default."""
     flag, help = "--" + item.name.replace("_", "-"), item.metadata["help"].replace("%", "%%")
@@ -215,5 +234,5 @@ def _add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field[Any]) 
         default=argparse.SUPPRESS,
         choices=choices,
         metavar=metavar,
-        help=f"{help} (default: {item.default})",
+        help=f"{help} (default: {'none' if item.default == '' else item.default})",
     )

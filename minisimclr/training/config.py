@@ -65,7 +65,7 @@ class Config:
         "96 pixels and imagenet from there on",
         choices=("auto", *STEMS),
     )
-    init: str = setting("", "file of encoder weights to begin with, as export writes it (default: random weights)")
+    init: str = setting("", "file of encoder weights to begin with, as export writes it, in place of random ones")
     zero_init: bool = setting(False, "begin each residual block as its shortcut alone, its last scale at 0")
     head: str = setting("auto", "projection head; auto: head_layers layers, with batch norm", choices=HEADS)
     head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
