@@ -36,7 +36,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,543 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,549 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -105,7 +105,7 @@ Second reading, 13,543 lines: the exact, fast, safe and resumable forms of the s
     data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py          96  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py          97  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       112  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      187  Worker processes that make the views of coming steps ahead of time
@@ -126,7 +126,7 @@ Second reading, 13,543 lines: the exact, fast, safe and resumable forms of the s
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     102  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     104  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -153,7 +153,7 @@ Second reading, 13,543 lines: the exact, fast, safe and resumable forms of the s
     cli/pretrain.py          212  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
-    cli/report.py             22  `minisimclr report`: make the page and the pictures of a run again
+    cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture

@@ -101,6 +101,10 @@ def test_a_run_made_of_an_array_is_not_scored_on_the_images_that_its_settings_na
     assert main(["evaluate", str(there / "array")]) == 2
     assert "these are not the 8 images that the run was trained on" in capsys.readouterr().err
     assert not (there / "array" / "results.json").exists()
+    assert main(["finetune", str(there / "array"), "--labels", "1"]) == 2
+    assert "trained on; name the data" in capsys.readouterr().err
+    assert main(["report", str(there / "array")]) == 0
+    assert "trained on; the page shows these" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -126,6 +130,7 @@ def test_results_say_how_sure_they_are_and_what_guessing_gives(there, capsys):
     assert "blue" in (there / "run" / "confusion.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_results_on_other_images_stand_beside_those_of_the_run_and_name_them(there, tmp_path, capsys):
     run, other = there / "run", photos(tmp_path / "other photos", seed=1)
@@ -142,6 +147,7 @@ def test_results_on_other_images_stand_beside_those_of_the_run_and_name_them(the
     assert (results["data"], results["probe"]) == (str(other), "transfer")
 
 
+@pytest.mark.slow
 def test_a_run_and_its_images_can_be_moved_and_nothing_but_the_checkpoint_be_left(there, tmp_path, capsys):
     moved = tmp_path / "moved"
     (there / "run").rename(moved)

@@ -122,6 +122,7 @@ def test_embeddings_that_are_all_equal_are_found_by_the_monitor():
     assert found["advice"].startswith("the embeddings have collapsed")
 
 
+@pytest.mark.slow
 def test_the_command_measures_shows_and_records_and_none_is_asked_for_with_0(tmp_path: Path, capsys):
     for k, image in enumerate(IMAGES):
         (tmp_path / "photos" / f"{LABELS[k]}").mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def test_an_accuracy_of_no_images_is_refused():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 1.0])
-def test_the_uncertainty_bounds_the_accuracies_one_standard_error_away(p):
+def test_the_uncertainty_is_half_of_wilsons_interval_by_its_formula(p):
     """Wilson's interval holds the q for which |p − q| ≤ √(q(1−q)/n); here its ends are found by bisection."""
     n = 200
 
@@ -165,6 +165,7 @@ def test_the_transfer_protocol_tries_the_papers_45_penalties_from_strong_to_weak
     assert found.accuracy(on_device(test_h), test_y) > 0.6
 
 
+@pytest.mark.slow
 def test_the_sweep_needs_fewer_evaluations_than_fits_from_zero_or_on_the_features_as_they_came(monkeypatch):
     """Warm starts and the turn to the principal axes each save some, and the penalty that is chosen stays near."""
     rng, y = np.random.default_rng(0), np.random.default_rng(0).integers(0, 3, 600)

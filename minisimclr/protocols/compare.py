@@ -105,17 +105,21 @@ def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str,
     if len(np.unique(train.labels)) < 2:
         only = train.class_names[train.labels[0]]
         raise DataError(f"{source}: all {len(train)} training images are of one class, {only}; use --data with two")
-    if not other and run.images not in ("", fingerprint(train)):
-        raise DataError(
-            f"{source}: these are not the {run.images.partition(',')[0]} that the run was trained on; "
-            "name the data to evaluate on with --data"
-        )
+    if not other and (text := other_images(run, train, source)):
+        raise DataError(f"{text}; name the data to evaluate on with --data")
     unseen = {split: sorted(set(data.labels) - set(train.labels)) for split, data in tests.items()}
     return [
         f"{split}: {len(labels)} of its classes have no training image, and are always missed"
         for split, labels in unseen.items()
         if labels
     ]
+
+
+def other_images(run: Run, train: Dataset, source: str) -> str:
+    """Say so if these are not the images that the run was trained on; else nothing."""
+    if run.images in ("", fingerprint(train)):
+        return ""
+    return f"{source}: these are not the {run.images.partition(',')[0]} that the run was trained on"
 
 
 def colour_statistics(images: Matrix) -> Matrix:
