@@ -37,6 +37,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 13,700 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,549 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -106,7 +107,7 @@ Second reading, 13,700 lines: the exact, fast, safe and resumable forms of the s
     data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py          96  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py          97  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       112  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      187  Worker processes that make the views of coming steps ahead of time
