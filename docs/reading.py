@@ -35,7 +35,7 @@ evaluation/embed.py evaluation/knn.py
 SECOND = """
 values/settings.py values/methods.py values/arrays.py values/__init__.py
 cores.py processor.py storage.py collective.py
-engine/guard.py engine/surface.py engine/ledger.py
+engine/guard.py engine/surface.py engine/ledger.py engine/drawing.py
 ops/conv/products.py ops/conv/slabs.py ops/conv/cublas.py ops/conv/padded.py ops/conv/winograd.py ops/norm/fused.py
 ops/norm/shared.py ops/pool/threaded.py ops/operators.py
 ntxent/exact.py ntxent/few.py ntxent/tiled.py ntxent/cuda.py ntxent/shared.py

@@ -36,7 +36,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,701 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -49,6 +49,7 @@ Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the s
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
+    engine/drawing.py        151  The drawing of a recorded graph, as SVG: boxes from the leaves above to the loss below
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
     ops/conv/slabs.py        157  Convolution slab by slab: the plain form's products, cut to fit a core's cache
     ops/conv/cublas.py        53  Add a matrix product to an array, in one launch if CuPy gives access to cuBLAS
@@ -105,7 +106,7 @@ Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the s
     data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          152  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py          96  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py          97  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       112  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/workers.py      187  Worker processes that make the views of coming steps ahead of time
@@ -142,7 +143,7 @@ Second reading, 13,548 lines: the exact, fast, safe and resumable forms of the s
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         120  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         121  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
@@ -168,6 +169,7 @@ from . import ops
 from .checks.gradcheck import GradcheckError, check_direction, check_path, gradcheck
 from .data import DataError, Dataset, Reading, load_dataset
 from .engine.autograd import Tensor, no_grad, primitive
+from .engine.drawing import draw
 from .engine.ledger import saved_bytes
 from .evaluation.duplicates import duplicates
 from .evaluation.embed import embed
@@ -211,6 +213,7 @@ __all__ = [
     "check_direction",
     "check_path",
     "contrastive_accuracy",
+    "draw",
     "duplicates",
     "embed",
     "finetune",

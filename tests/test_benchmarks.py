@@ -28,7 +28,9 @@ def test_a_program_imports_names_that_exist(path: Path, monkeypatch: pytest.Monk
     assert spec.loader is not None
     monkeypatch.setattr(sys, "path", list(sys.path))  # a program puts the checkout there
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # a dataclass looks for the module that it is in
+        spec.loader.exec_module(module)
     finally:
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(path.parent)):

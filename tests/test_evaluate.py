@@ -397,3 +397,14 @@ def test_compare_scores_every_way_of_seeing_on_every_split(run):
     for score in scores:
         assert score.knn.keys() == score.probe.keys() == {"test", "unseen"}
     assert scores[1].probe == {"test": 1, "unseen": 1}
+
+
+@pytest.mark.parametrize("judge", [knn_accuracy, linear_probe])
+def test_a_row_without_a_label_or_with_nan_never_takes_part(judge):
+    """−1, with which some sets mark what has no label, would be the last class; NaN would be near to nothing."""
+    h, y = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32), np.arange(40) % 2
+    for bad_h, bad_y in [(h, np.where(y == 1, -1, y)), (np.where(h > 1, np.float32(np.nan), h), y)]:
+        with pytest.raises(ValueError, match=r"_y|_h"):
+            judge(bad_h, bad_y, h, y)
+        with pytest.raises(ValueError, match=r"_y|_h"):
+            judge(h, y, bad_h, bad_y)

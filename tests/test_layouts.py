@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from minisimclr.cli.sources import test_split as split_to_test_on
-from minisimclr.data import DataError, Reading
+from minisimclr.data import DataError, Reading, archive
 from minisimclr.data.classes import class_numbers
 from minisimclr.data.find import Found, found, listing
 from minisimclr.data.left_out import SHEET
@@ -331,6 +331,17 @@ def test_members_that_overlap_are_refused(tmp_path):
     members = [(b"a/%03d.png" % i, b"x" * 50) for i in range(3)]
     with pytest.raises(DataError, match=r"x\.zip: .*its members overlap"):
         found(raw_zip(tmp_path / "x.zip", members, at={2: 1}), AUTO)
+
+
+def test_an_archive_of_too_many_members_is_refused_by_what_it_declares(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 2)
+    path = raw_zip(tmp_path / "x.zip", [(b"a/%d.png" % i, b"") for i in range(3)])
+    with pytest.raises(DataError, match=r"declares 3 members, more than 2; unpack it"):
+        found(path, AUTO)
+    lying = path.read_bytes()
+    path.write_bytes(lying[:-14] + struct.pack("<HH", 1, 1) + lying[-10:])  # it declares one, and has three
+    with pytest.raises(DataError, match="its directory is damaged"):
+        found(path, AUTO)
 
 
 def test_of_members_of_one_name_the_last_is_taken_and_the_others_are_counted(tmp_path):

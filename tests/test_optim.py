@@ -419,3 +419,37 @@ def test_a_step_while_an_operation_computes_is_noticed_or_the_gradient_is_that_o
     eps = 1e-6
     slope = ((read[0] + eps) ** 2 - (read[0] - eps) ** 2) / (2 * eps)
     np.testing.assert_allclose(host(w.grad), slope, rtol=1e-6)
+
+
+# ── Settings and gradients in other types ─────────────────────────────────────────────────────────
+
+
+def test_true_is_never_taken_for_the_number_one():
+    w = tensor(np.ones(3), requires_grad=True)
+    for options in ({"lr": True}, {"lr": 0.1, "momentum": True}, {"lr": 0.1, "weight_decay": True}):
+        with pytest.raises(TypeError):
+            SGD([w], **options)
+
+
+@pytest.mark.parametrize("make", [SGD, LARS])
+def test_rates_in_float64_leave_weights_of_float32_in_float32(make):
+    """As np.linspace gives them, and np.geomspace, to those who try several."""
+    w = tensor(np.ones((3, 2), np.float32), requires_grad=True)
+    w.grad = on_device(np.full((3, 2), 0.5, np.float32))
+    optimizer = make([w], lr=np.float64(0.1), momentum=np.float64(0.9), weight_decay=np.float64(0.01))
+    optimizer.step(np.float64(0.2))
+    assert w.data.dtype == np.float32
+    assert {type(x) for x in (optimizer.lr, optimizer.momentum, optimizer.weight_decay)} == {float}
+
+
+@pytest.mark.host
+def test_a_step_on_big_endian_weights_agrees_with_one_on_native_ones():
+    """As a file of another machine holds them."""
+    steps = []
+    for kind in (">f4", "<f4"):
+        w = Tensor(np.array([1.0, -2.0, 3.0]).astype(kind), requires_grad=True)
+        (w * w).sum().backward()
+        SGD([w], lr=0.1).step()
+        assert w.data.dtype.isnative
+        steps.append(w.data)
+    np.testing.assert_array_equal(*steps)

@@ -368,3 +368,12 @@ def test_a_head_of_the_papers_text_is_its_formula() -> None:
     expected = np.maximum(h @ w1 + b1, 0) @ w2 + b2
     for train in (False, True):
         np.testing.assert_allclose(head(ms.Tensor(h), train).data, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_positive_is_moved_by_the_others_alone_in_closed_form() -> None:
+    """Rows 0 and 1 share a label. Row 2 is only pushed by these two, each by the probability that it gives to row 2."""
+    u = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0][:3]  # orthogonal, so all logits are 0
+    z = ms.Tensor(u.copy(), requires_grad=True)
+    objectives.supcon(z, labels=np.array([4, 4, 9]), temperature=0.5).backward()
+    assert z.grad is not None
+    np.testing.assert_allclose(z.grad[2], (0.5 * u[0] + 0.5 * u[1]) / (2 * 0.5), atol=1e-12)

@@ -86,6 +86,10 @@ def test_the_page_is_well_formed_and_every_section_is_there(usual):
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_names_that_the_pictures_can_write_have_no_numbers(usual):
+    assert "1 · cat" not in Elements(usual).text
+
+
 def test_the_page_loads_nothing(usual):
     for tag, attributes in Elements(usual).found:
         for name in ("src", "href", "xlink:href", "action", "data"):
@@ -118,6 +122,7 @@ def test_names_from_data_are_text_and_never_markup(tmp_path):
 def test_names_of_any_script_stand_as_they_are():
     text = made(("고양이", "собака", "鍵"))
     assert text.count("고양이") >= 3
+    assert "1 · 고양이" in Elements(text).text  # the number that stands for it in the pictures
     assert '<meta charset="utf-8">' in text
 
 

@@ -8,23 +8,18 @@ augmentation.png: doodles, each change alone, and two whole views. resampling.pn
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
+from style import HERE
 
 from minisimclr.data.doodles import draw_doodles
 from minisimclr.views.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw_parameters
 from minisimclr.views.plain import view
 from minisimclr.views.transforms import resize_matrices
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-HERE = Path(__file__).resolve().parent
 SEED, SIDE, STRENGTH, ROWS = 3, 64, 1.0, 5  # the seed of all; pixels; the paper's on ImageNet; drawings
-INK = "#333a45"
 FACTORS = {
     "brightness": (BRIGHTNESS, 1.6),
     "contrast": (CONTRAST, 0.4),
@@ -32,10 +27,8 @@ FACTORS = {
     "hue": (HUE, 0.2),
 }
 
-plt.rcParams.update({
-    "font.size": 10, "text.color": INK, "axes.titlesize": 10, "savefig.dpi": 160,
-    "figure.constrained_layout.use": True, "axes.edgecolor": "#c9ced6",
-})  # fmt: skip
+plt.rcParams.update({"axes.titlesize": 10, "axes.titlelocation": "center", "figure.constrained_layout.use": True,
+                     "axes.spines.top": True, "axes.spines.right": True})  # fmt: skip
 
 
 def nothing(p: ViewParameters) -> ViewParameters:

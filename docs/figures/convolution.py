@@ -9,26 +9,22 @@ benchmarks/results/conv.json has measured.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
+import style
 from matplotlib import pyplot as plt
+from style import FAINT, HERE, INK, PAPER
 
-HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "benchmarks" / "results" / "conv.json"
-INK, FAINT, PAPER = "#333a45", "#c9ced6", "#eceff3"
-COLOURS = {"slabs": "#0b6e4f", "winograd": "#e09f3e", "torch channels-last": "#3a6ea5", "torch contiguous": "#8c8c8c"}
+COLOURS = {
+    "slabs": style.GREEN,
+    "winograd": style.AMBER,
+    "torch channels-last": style.BLUE,
+    "torch contiguous": style.GREY,
+}
 LAYOUTS = {"(N, C, H, W)": (2, 3, 0, 1), "(N, H, W, C)": (2, 0, 1, 3), "(H, W, N, C)": (0, 1, 2, 3)}
-
-plt.rcParams.update({
-    "font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.axisbelow": True, "savefig.dpi": 160, "legend.frameon": False,
-})  # fmt: skip
 
 
 def strips(axes: Any) -> None:

@@ -8,31 +8,18 @@ of a small encoder that was trained for 120 steps: what is drawn was computed.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
+import style
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from style import FAINT, HERE, INK, SOFT, picture
 
 import minisimclr as ms
 
-HERE = Path(__file__).resolve().parent
-INK, SOFT, FAINT = "#333a45", "#6e7781", "#c9ced6"
-POSITIVE = "#0b6e4f"
+POSITIVE = style.GREEN
 SEED, STEPS, BATCH = 3, 120, 64
-
-plt.rcParams.update({"font.size": 10, "text.color": INK, "axes.edgecolor": FAINT, "savefig.dpi": 160})
-
-
-def picture(axes: Any, pixels: Any, edge: str = FAINT) -> None:
-    axes.imshow(pixels, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=edge, linewidth=1.5)
 
 
 def views() -> None:

@@ -9,28 +9,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
+import style
 from matplotlib import pyplot as plt
+from style import FAINT, HERE, INK
 
 from minisimclr.ntxent import nt_xent_value_and_grad
 
-HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "benchmarks" / "results" / "ntxent.json"
-INK, FAINT = "#333a45", "#c9ced6"
-OURS, TWO, THREE, FOUR, FIVE, SIX = "#0b6e4f", "#d1495b", "#3a6ea5", "#e09f3e", "#7a5195", "#8c8c8c"
+OURS, TWO, THREE, FOUR, FIVE, SIX = style.GREEN, style.RED, style.BLUE, style.AMBER, style.PURPLE, style.GREY
 
-plt.rcParams.update({
-    "font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#eceff3", "axes.axisbelow": True,
-    "figure.constrained_layout.use": True, "savefig.dpi": 160, "legend.frameon": False, "lines.linewidth": 1.8,
-})  # fmt: skip
+style.curves()
 
 
 def views(n: int, d: int, noise: float, seed: int) -> tuple[Any, Any]:
@@ -126,11 +117,11 @@ def numerics() -> None:
         print(f"N = {n:5}: " + "   ".join(f"{name}: loss {x:.0e}, gradient {y:.0e}" for name, (x, y) in worst.items()))
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True)
     for ax, column, title in zip(axes, (0, 1), ("relative error of the loss", "relative error of the gradient")):
-        for (name, pairs), colour, style in zip(errors.items(), (FOUR, TWO, THREE, OURS), ("-", "-", "--", "-")):
+        for (name, pairs), colour, dashes in zip(errors.items(), (FOUR, TWO, THREE, OURS), ("-", "-", "--", "-")):
             if column == 1 and colour in (FOUR, THREE):
                 continue  # their gradient is softmax − one-hot as well: the same line
             values = [max(pair[column], 1e-8) for pair in pairs]
-            ax.loglog(sizes, values, style, color=colour, marker="o", markersize=3.5, label=name)
+            ax.loglog(sizes, values, dashes, color=colour, marker="o", markersize=3.5, label=name)
         ax.set(title=title, xlabel="images N", ylim=(1e-8, 5))
         ax.set_xticks([2, 8, 32, 128, 512], ["2", "8", "32", "128", "512"])
         ax.minorticks_off()

@@ -8,28 +8,19 @@ LARS, computed from the gradient of a small network.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+import style
+from matplotlib import pyplot as plt
+from style import FAINT, HERE, INK
 
 import minisimclr as ms
 from minisimclr.data.doodles import draw_doodles
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+LARS, SGD = style.GREEN, style.RED
 
-HERE = Path(__file__).resolve().parent
-INK, FAINT = "#333a45", "#c9ced6"
-LARS, SGD = "#0b6e4f", "#d1495b"
-
-plt.rcParams.update({
-    "font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#eceff3", "axes.axisbelow": True,
-    "figure.constrained_layout.use": True, "savefig.dpi": 160, "legend.frameon": False, "lines.linewidth": 1.8,
-})  # fmt: skip
+style.curves()
 
 
 def rates(axes: Any, total: int = 1000, warmup: int = 100) -> None:

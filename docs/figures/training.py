@@ -9,25 +9,16 @@ positive.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
+import style
 from matplotlib import pyplot as plt
+from style import HERE, INK
 
-HERE = Path(__file__).resolve().parent
 RUN = HERE.parent / "results" / "cifar10-jpeg-small"
-INK, FAINT = "#333a45", "#c9ced6"
-LOSS, TOP1 = "#0b6e4f", "#3a6ea5"
+LOSS, TOP1 = style.GREEN, style.BLUE
 
-plt.rcParams.update({
-    "font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#eceff3", "axes.axisbelow": True,
-    "figure.constrained_layout.use": True, "savefig.dpi": 160, "legend.frameon": False, "lines.linewidth": 1.8,
-})  # fmt: skip
+style.curves()
 
 
 def smooth(values: list[float], width: int = 9) -> np.ndarray:

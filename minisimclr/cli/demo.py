@@ -73,4 +73,4 @@ def run_command(options: argparse.Namespace) -> None:
     with training(config, start=0) as progress:
         run = pretrain(config, train.images, folder=folder, progress=progress)
     evaluated(run, train, {"test": tests["test"], "unseen style": tests["unseen"]}, k=20, temperature=0.1)
-    show(f"took {time.monotonic() - started:.0f} s; see the pictures in {folder}")
+    show(f"took {time.monotonic() - started:.0f} s; see {folder / 'report.html'}")

@@ -31,9 +31,10 @@ def load_dataset(
     """Load the images of a split: uint8 (N,size,size,3), always the same ones in the same order.
 
     `source` is "doodles" (splits "train", "test", and "unseen": a style that training never shows),
-    or the path of a folder or a zip file with PNG, JPEG, WebP or BMP images in one of these layouts:
+    or a data set of arrays (.npz, or the folders of CIFAR, STL-10 and MNIST: docs/data.md), or the path of a folder or
+    a zip file with images (PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF) in one of these layouts:
 
-        train/cat/1.jpg, test/cat/2.jpg     the split folders decide
+        train/cat/1.jpg, test/cat/2.jpg     the split folders decide, under any of their usual names
         cat/1.jpg, dog/2.jpg                "test" is a tenth, chosen by name; "train" is the rest
         1.jpg, 2.jpg                        for pre-training only: all are "train", of one class
 

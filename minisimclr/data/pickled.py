@@ -1,7 +1,7 @@
 """CIFAR's Python files: pickles, of which nothing but plain data is let through.
 
 A pickle is a program. Here it may build dictionaries, lists, numbers, texts and arrays of bytes or whole numbers, and
-call nothing else. The checksums are those that the data set's page publishes; other files of this form are read, too.
+call nothing else.
 """
 
 from __future__ import annotations

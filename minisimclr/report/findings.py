@@ -84,8 +84,8 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
         maps={name: _framed(places) for name, places in maps(h[shown]).items()},
         rows=rows,
         similarity={
-            "before training": _centred_cosines(embed(untrained, test.images[rows])[0]),
-            "after training": _centred_cosines(h[rows]),
+            "before training": centred_cosines(embed(untrained, test.images[rows])[0]),
+            "after training": centred_cosines(h[rows]),
         },
         voted=voted,
         share=share,
@@ -160,7 +160,7 @@ def _sorted(test: Dataset, h: Any, labelled: bool) -> Indices:
     return chosen[np.argsort(principal(h[chosen])[:, 0], kind="stable")]
 
 
-def _centred_cosines(h: Any) -> NDArray[np.float64]:
+def centred_cosines(h: Any) -> NDArray[np.float64]:
     """Return the cosines of all pairs after the mean, which all share and which would hide all else, is taken off."""
     u = unit_rows(np, h - h.mean(axis=0))
     return np.asarray(u @ u.T, float)

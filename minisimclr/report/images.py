@@ -9,7 +9,7 @@ from ..storage import one_line
 from . import svg
 from .findings import CLASSES
 from .markup import Material
-from .pictures import diverging, rows_of_views
+from .pictures import can_write, diverging, rows_of_views
 from .thumbs import as_png, data_uri
 
 VIEWS_BYTES, WORST_BYTES = 90_000, 50_000  # of the sheets of these sections: part of the page's 3 MB
@@ -38,9 +38,10 @@ def atlas(material: Material) -> str:
         f'<button type="button" data-map="{name}" aria-pressed="{"true" if name == first else "false"}">{name}</button>'
         for name in findings.maps
     )
+    numbered = not all(map(can_write, findings.test.class_names))  # as the pictures are then
     legend = "".join(
         f'<button type="button" class="key" data-class="{label}" style="--hue:{svg.hue(int(label))}" '
-        f'aria-pressed="false">{material.class_name(label)}</button>'
+        f'aria-pressed="false">{f"{label + 1} · " if numbered else ""}{material.class_name(label)}</button>'
         for label in np.unique(labels)
     )
     title = f"A map of {len(labels)} {'test' if findings.labelled else 'training'} images"

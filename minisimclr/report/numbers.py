@@ -85,7 +85,7 @@ CURVES = {  # what metrics.jsonl may hold: the title, and True for shares
     "knn": ("kNN accuracy over time", True),
     "alignment": ("Alignment", False),
     "uniformity": ("Uniformity", False),
-    "rank": ("Effective rank", False),
+    "effective_rank": ("Effective rank", False),
     "lr": ("Learning rate", False),
     "images_per_second": ("Speed, images per second", False),
 }

@@ -135,13 +135,13 @@ def diverging(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def written(name: str, number: int) -> str:
     """Return the name of a class, shortened, or its number if the font would draw boxes for its letters."""
-    if not _can_write(name):
+    if not can_write(name):
         return str(number + 1)
     return name if len(name) <= 14 else name[:13] + "…"
 
 
 @functools.lru_cache(maxsize=4096)
-def _can_write(name: str) -> bool:
+def can_write(name: str) -> bool:
     """Return True if the font has a glyph of its own for each letter; one that it lacks looks like U+10FFFF."""
     font = _font(14)
     box = bytes(font.getmask("\U0010ffff"))
@@ -149,7 +149,7 @@ def _can_write(name: str) -> bool:
 
 
 def _legend_height(names: Any) -> int:
-    return 0 if all(map(_can_write, names)) else 28
+    return 0 if all(map(can_write, names)) else 28
 
 
 def _draw_legend(sheet: Image.Image, names: Any) -> None:

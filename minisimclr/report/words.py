@@ -48,7 +48,7 @@ MEANING = {
         "",
         "How evenly embeddings cover the sphere: the lower the better; near 0 all of them have collapsed to a point.",
     ),
-    "rank": (
+    "effective_rank": (
         "10_evaluation",
         "",
         "The number of dimensions that h effectively uses: a small one is the mark of a collapse.",
