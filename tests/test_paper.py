@@ -131,6 +131,7 @@ def test_a_stored_run_is_not_run_again_and_other_settings_are_refused(
         return {"label": run.label, "seed": run.seed, "settings": run.settings, "h kNN": 50.0 + run.seed, "seconds": 0}
 
     monkeypatch.setattr(lab, "performed", instead)
+    monkeypatch.setattr(ms, "load_dataset", lambda *_, **__: small(64))  # to draw all doodles takes seconds
     path = tmp_path / "head-doodles.json"
     with pytest.raises(KeyboardInterrupt):
         lab.conduct("head", "doodles", 2, path, images=32)

@@ -34,7 +34,8 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     """
     images, dtype = len(za), za.dtype
     n = 2 * images
-    u, norm, scale = unit_rows(np.concatenate([za, zb]))  # u (n,D); rows are [za; zb]         (5.2)
+    z = np.concatenate([za, zb], out=np.empty((n, za.shape[1]), dtype))  # (n,D), row by row whatever za is
+    u, norm, scale = unit_rows(z)  # u (n,D)                                                   (5.2)
     cosine = np.einsum("nd,nd->n", u[:images], u[images:], dtype=np.float64)  # (N,)
     positive = np.concatenate([cosine, cosine])  # (n,), the cosine of each anchor with its positive
 
