@@ -69,6 +69,13 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
     """The parts of a docstring: ("text" | "code" | "example" | a section, its lines)."""
     for part in re.split(r"\n\s*\n", text.strip("\n")):
         lines, kind = part.splitlines(), ""
+        nested = any(re.match(r' +"\S+" {2,}', line) for line in lines)  # a list in a list stays as it is written
+        if re.match(r'"?\w[\w.*"-]* {2,}\S', lines[0]) and not nested:  # "name   what it is", one or two a line
+            ends = [k for k, line in enumerate(lines) if re.match(rf"({'|'.join(SECTIONS)}):", line)] + [len(lines)]
+            yield "table", "\n".join(lines[: ends[0]])
+            lines = lines[ends[0] :]
+            if not lines:
+                continue
         gathered: list[str] = []
         for line in lines:
             if found := re.match(rf"({'|'.join(SECTIONS)}): *(.*)", line):
@@ -87,6 +94,19 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
         yield kind, "\n".join(gathered)
 
 
+def columns(text: str) -> list[tuple[str, str]]:
+    """The names and descriptions of a list in columns; a line that is indented goes on with the one above."""
+    items: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            name, item = items.pop()
+            items.append((name, f"{item} {' '.join(line.split())}"))
+            continue
+        cells = re.split(r" {2,}", line.strip())
+        items += [(f"`{cells[k]}`", " ".join(cells[k + 1 : k + 2])) for k in range(0, len(cells), 2)]
+    return items
+
+
 def described(docstring: str) -> str:
     """A docstring of our dialect as Markdown."""
     parts = []
@@ -95,6 +115,8 @@ def described(docstring: str) -> str:
             parts.append(f"```python\n{text}\n```")
         elif kind == "code":
             parts.append(f"```text\n{textwrap.dedent(text)}\n```")
+        elif kind == "table":
+            parts.append("\n".join(wrapped(escaped(item), f"* {name}: ", "  ") for name, item in columns(text)))
         elif kind == "text" and re.match(r"[*-] ", text):
             items = re.split(r"\n(?=[*-] )", text)
             parts.append("\n".join(wrapped(escaped(" ".join(i[2:].split())), "* ", "  ") for i in items))
@@ -117,7 +139,9 @@ def signature(name: str, thing: Any) -> str:
     parameters = [p.replace(annotation=_annotation(p.annotation)) for p in found.parameters.values()]
     returns = _annotation(found.return_annotation)
     ending = "" if isinstance(thing, type) or returns is inspect.Signature.empty else f" -> {returns.text}"
-    words = [re.sub(r"<function .*>", "...", str(p)) for p in parameters if p.name != "self"]  # it shows an address
+    # A function shows its address, and a class is shown in angle brackets.
+    words = [re.sub(r"<function .*>", "...", str(p)) for p in parameters if p.name != "self"]
+    words = [re.sub(r"<class '([\w.]+)'>", r"\1", word) for word in words]
     kinds = [p.kind for p in parameters if p.name != "self"]
     if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
