@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing it
 
 from minisimclr import backend, ntxent, ops  # noqa: E402
-from minisimclr.ops.norm import fused  # noqa: E402
+from minisimclr.ops.norm import fused, shared  # noqa: E402
 from minisimclr.training.config import Config, build_model  # noqa: E402
 from minisimclr.training.optim import SGD  # noqa: E402
 from minisimclr.training.precision import LossScale, half_dtype  # noqa: E402
@@ -249,7 +249,7 @@ def our_convolution(machine: CuPy, case: Case, precision: str, how: str) -> Work
 
 def our_batch_norm(machine: CuPy, case: Case, precision: str, how: str) -> Work:
     x, scale, shift, g = (machine.put(a, precision) for a in table_inputs(case))
-    settings = {"eps": 1e-5, "batch": True, "relu": True}
+    settings = {"eps": 1e-5, "totals": shared.totals_of(None), "relu": True}
 
     def run() -> Any:
         mean, variance = ops.moments(machine.xp, x)
