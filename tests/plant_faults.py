@@ -1,11 +1,13 @@
 """Test the tests: plant each fault of faults.py in a copy of the package, and see which tests notice.
 
-    python tests/plant_faults.py                     all of them (about 15 minutes on one core)
+    python tests/plant_faults.py                     all of them (about 20 minutes on one core)
     python tests/plant_faults.py columns-forgotten   some, by name
     python tests/plant_faults.py loss engine         or all of an area
+    python tests/plant_faults.py --all               count every test that notices, not only the first of two kinds
+    python tests/plant_faults.py --jobs 2            plant two at a time, each in a copy of its own
     python tests/plant_faults.py --list              their names
 
-Prints a line for each: how many tests failed, of which kinds, and one of each kind. A test counts only if it passes
+Prints a line for each: how many tests failed until two kinds had, and one of each kind. A test counts only if it passes
 without the fault. Exit code 1 if a fault survives or is noticed by tests of one kind only.
 """
 
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from faults import FAULTS, Fault, kind_of
@@ -48,9 +52,10 @@ def copy_of_the_project(folder: Path) -> None:
             shutil.copy(source, folder / name)
 
 
-def failures(folder: Path, files: Iterable[str]) -> set[str]:
-    """The tests of these files that fail in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+def failures(folder: Path, files: Iterable[str], enough: int = 0) -> set[str]:
+    """The tests of these files that fail in the copy: all of them, or as many as it takes for `enough` kinds."""
+    paths = os.pathsep.join([str(folder), str(folder / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "ENOUGH_KINDS": str(enough)}
     command = [
         sys.executable,
         "-m",
@@ -61,6 +66,7 @@ def failures(folder: Path, files: Iterable[str]) -> set[str]:
         "-p",
         "no:cacheprovider",
         "--hypothesis-seed=0",
+        *(("-p", "enough") if enough else ()),
         *(f"tests/test_{name}.py" for name in files),
     ]
     try:
@@ -70,6 +76,34 @@ def failures(folder: Path, files: Iterable[str]) -> set[str]:
     if done.returncode not in (0, 1, 2):  # 2: a test file could not be imported
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return set(re.findall(r"^(?:FAILED|ERROR) (tests/[^\s\[]+(?:\[.*?\])?)(?= - |$)", done.stdout, re.MULTILINE))
+
+
+class Copy:
+    """A copy of the project, in which one fault at a time is planted."""
+
+    def __init__(self, folder: Path, enough: int) -> None:
+        self.folder, self.enough = folder, enough
+        folder.mkdir()
+        copy_of_the_project(folder)
+        self.before: dict[str, set[str]] = {}  # test file -> what fails in it without any fault
+
+    def noticing(self, fault: Fault) -> set[str]:
+        """The tests that fail with the fault and pass without it."""
+        files = fault.tests.split()
+        for file in files:
+            if file not in self.before:
+                self.before[file] = failures(self.folder, [file])
+                for test in sorted(self.before[file]):
+                    print(f"not counted, it fails without a fault: {test}", flush=True)
+        before = set().union(*(self.before[file] for file in files))
+        target = self.folder / "minisimclr" / fault.file
+        whole = target.read_text()
+        target.write_text(patched(whole, fault))
+        try:
+            # A test that fails anyway would count as one kind, and end the run too early.
+            return failures(self.folder, files, 0 if before else self.enough) - before
+        finally:
+            target.write_text(whole)
 
 
 def judge(fault: Fault, failed: set[str]) -> bool:
@@ -88,6 +122,10 @@ def judge(fault: Fault, failed: set[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults, or areas as `loss`; all by default")
+    parser.add_argument("--all", action="store_true", help="count every test that notices a fault")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="faults that are planted at a time (default: 1)"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and leave")
     options = parser.parse_args()
     unknown = set(options.names) - {fault.name for fault in FAULTS} - {fault.about for fault in FAULTS}
@@ -99,25 +137,19 @@ def main() -> int:
             print(f"{fault.about:13} {fault.name:36} {fault.file:19} {fault.old}  ->  {fault.new}")
         return 0
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        copy_of_the_project(folder)
-        before: dict[str, set[str]] = {}  # test file -> what fails in it without any fault
-        survivors = []
-        for fault in chosen:
-            files = fault.tests.split()
-            for file in files:
-                if file not in before:
-                    before[file] = failures(folder, [file])
-                    for test in sorted(before[file]):
-                        print(f"not counted, it fails without a fault: {test}", flush=True)
-            target = folder / "minisimclr" / fault.file
-            whole = target.read_text()
-            target.write_text(patched(whole, fault))
-            failed = failures(folder, files).difference(*(before[file] for file in files))
-            target.write_text(whole)
-            if not judge(fault, failed):
-                survivors.append(fault.name)
+    with tempfile.TemporaryDirectory() as name, ThreadPool(max(1, options.jobs)) as pool:
+        free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for k in range(max(1, options.jobs)):
+            free.put(Copy(Path(name) / str(k), 0 if options.all else WANTED))
+
+        def noticed(fault: Fault) -> tuple[Fault, set[str]]:
+            copy = free.get()
+            try:
+                return fault, copy.noticing(fault)
+            finally:
+                free.put(copy)
+
+        survivors = [fault.name for fault, failed in pool.imap(noticed, chosen) if not judge(fault, failed)]
     print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} faults noticed by tests of {WANTED} kinds or more")
     if survivors:
         print(f"not so: {', '.join(survivors)}")
