@@ -21,9 +21,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import ClassVar
 
 from faults import FAULTS, Fault, kind_of
 
@@ -81,21 +84,18 @@ def failures(folder: Path, files: Iterable[str], enough: int = 0) -> set[str]:
 class Copy:
     """A copy of the project, in which one fault at a time is planted."""
 
+    before: ClassVar[dict[str, set[str]]] = {}  # test file -> what fails in it without any fault
+    locks: ClassVar[defaultdict[str, threading.Lock]] = defaultdict(threading.Lock)
+
     def __init__(self, folder: Path, enough: int) -> None:
         self.folder, self.enough = folder, enough
         folder.mkdir()
         copy_of_the_project(folder)
-        self.before: dict[str, set[str]] = {}  # test file -> what fails in it without any fault
 
     def noticing(self, fault: Fault) -> set[str]:
         """The tests that fail with the fault and pass without it."""
         files = fault.tests.split()
-        for file in files:
-            if file not in self.before:
-                self.before[file] = failures(self.folder, [file])
-                for test in sorted(self.before[file]):
-                    print(f"not counted, it fails without a fault: {test}", flush=True)
-        before = set().union(*(self.before[file] for file in files))
+        before = set().union(*(self.failing_anyway(file) for file in files))
         target = self.folder / "minisimclr" / fault.file
         whole = target.read_text()
         target.write_text(patched(whole, fault))
@@ -104,6 +104,15 @@ class Copy:
             return failures(self.folder, files, 0 if before else self.enough) - before
         finally:
             target.write_text(whole)
+
+    def failing_anyway(self, file: str) -> set[str]:
+        """The tests of a file that fail without any fault; each file is run once, whichever copy needs it first."""
+        with self.locks[file]:
+            if file not in self.before:
+                self.before[file] = failures(self.folder, [file])
+                for test in sorted(self.before[file]):
+                    print(f"not counted, it fails without a fault: {test}", flush=True)
+            return self.before[file]
 
 
 def judge(fault: Fault, failed: set[str]) -> bool:
