@@ -85,8 +85,6 @@ FAULTS = [
           "flat[:: n + 1] = flat[n * images :: n + 1] = -np.inf", "ntxent ntxent_tiled"),
     Fault("few-weigh-one-role", "loss", "ntxent/few.py",
           "e *= weight[:, None] + weight", "e *= 2 * weight[:, None]", "ntxent ntxent_tiled"),
-    Fault("few-at-any-temperature", "loss", "ntxent/few.py",
-          "temperature < HIGH_TEMPERATURE and", "", "ntxent ntxent_tiled ntxent_rungs"),
     Fault("few-never-shifted", "loss", "ntxent/few.py",
           " and 1 / temperature + math.log(2 * images) < largest", "", "ntxent ntxent_tiled"),
     Fault("tile-weighs-rows-twice", "loss", "ntxent/tiled.py",

@@ -29,7 +29,7 @@ from hypothesis.extra.numpy import arrays
 import minisimclr.ntxent as ntxent
 from minisimclr import Tensor
 from minisimclr.checks.table import TABLE, Entry
-from minisimclr.ntxent import METHODS, cuda, exact, nt_xent, plain
+from minisimclr.ntxent import METHODS, cuda, exact, few, nt_xent, plain
 
 DEVICE_METHODS = {"cpu": ["exact", "tiled"], "cuda": ["exact", "auto"]}[devices.DEVICE]
 if not cuda.usable(devices.xp()):  # then "auto" is "exact"
@@ -48,10 +48,14 @@ def nt_xent_value_and_grad(
     return host(ntxent.nt_xent_value_and_grad(on_device(za), on_device(zb), temperature, method))
 
 
-@pytest.fixture(params=DEVICE_METHODS)
-def f(request: pytest.FixtureRequest) -> Callable[..., tuple[float, Array, Array]]:
+@pytest.fixture(params=[*DEVICE_METHODS, *(["tiles of few images"] if "tiled" in DEVICE_METHODS else [])])
+def f(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, Array, Array]]:
     """nt_xent_value_and_grad by each method that loses no digits, in turn."""
-    return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, request.param)
+    method = request.param
+    if method == "tiles of few images":  # which would be one matrix, few.py
+        monkeypatch.setattr(few, "MOST_IMAGES", 0)
+        method = "tiled"
+    return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, method)
 
 
 @pytest.fixture(params=PLAIN_METHODS + DEVICE_METHODS)

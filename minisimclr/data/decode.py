@@ -167,7 +167,8 @@ def _decoder(name: str) -> Callable[[IO[bytes]], Image.Image]:
             from pillow_heif.as_plugin import HeifImageFile
         except ImportError:
             raise RefusedError('a HEIC image, which needs the extra: pip install "minisimclr[heic]"') from None
-        return HeifImageFile
+        opener: Callable[[IO[bytes]], Image.Image] = HeifImageFile
+        return opener
     if name == "AVIF":
         try:
             from PIL import AvifImagePlugin
