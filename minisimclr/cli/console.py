@@ -24,7 +24,7 @@ LONGEST = 500  # length of an error, characters; ours are shorter, what they quo
 EXPECTED = (ValueError, NonFiniteError, RuntimeError, ImportError)  # errors whose message is made for users
 WIDEST, WIDE, NARROW = 78, 72, 50  # columns of the progress: at most; with the chance level; with a bar
 BAR = "step {n_fmt}/{total_fmt} {bar} {desc}, {remaining} left"
-NO_BAR = "step {n_fmt}/{total_fmt} {desc}"
+NO_BAR = "{desc}"  # the number of the step is part of it: older versions of tqdm would not cut the line
 
 
 def complain(message: str) -> None:
@@ -176,7 +176,10 @@ class _Bar(_Progress):
         if "advice" in metrics:
             self.bar.clear()
             self.advise(metrics)
-        self.bar.set_description_str(self.summary(metrics, width), refresh=False)
+        text = self.summary(metrics, width)
+        if self.widest is not None and width < NARROW:
+            text = f"step {metrics['step'] + 1}/{metrics['steps']} {text}"[:width]
+        self.bar.set_description_str(text, refresh=False)
         self.bar.update()
 
     def close(self) -> None:
