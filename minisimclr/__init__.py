@@ -36,7 +36,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,706 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,705 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -74,7 +74,7 @@ Second reading, 13,706 lines: the exact, fast, safe and resumable forms of the s
     checks/report.py         123  `minisimclr gradcheck`: each operation against its reference and three checks
     interop.py               181  Weights in and out: encoders under torchvision's names, in files of safetensors
     heads/__init__.py         76  Projection heads by name, and h from a layer of the head
-    views/transforms.py      173  Operations on the pixels of a whole stack of images at once
+    views/transforms.py      172  Operations on the pixels of a whole stack of images at once
     views/colours.py          85  Changes of colour by name: torchvision's jitter, and those of Google's TensorFlow code
     views/changes.py         134  Every change that the paper studied, each in two forms beside what is drawn for it
     views/named.py           172  Views by name, in the order in which they are written: "crop,flip,colour,cutout"

@@ -94,9 +94,7 @@ def banded_product(xp: Any, A: Array, X: Array, out: Array) -> None:
         band = A[..., first : first + step, :]  # (…,32,K)
         columns = slice(None)
         if step < total:
-            # The bands of all rows between lie between those of the first row and the last.
-            ends = band[..., :: max(1, band.shape[-2] - 1), :]  # (…,2,K)
-            used = np.flatnonzero(ends.any(axis=tuple(range(A.ndim - 1))))  # not zero in any matrix of the stack
+            used = np.flatnonzero(band.any(axis=tuple(range(A.ndim - 1))))  # not zero in any matrix of the stack
             columns = slice(int(used[0]), int(used[-1]) + 1)
         xp.matmul(band[..., columns], X[..., columns, :], out=out[..., first : first + step, :])
 
