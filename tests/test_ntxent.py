@@ -35,6 +35,8 @@ DEVICE_METHODS = {"cpu": ["exact", "tiled"], "cuda": ["exact", "auto"]}[devices.
 if not cuda.usable(devices.xp()):  # then "auto" is "exact"
     DEVICE_METHODS = [name for name in DEVICE_METHODS if name != "auto"]
 PLAIN_METHODS = ["composed", "plain"]
+TILES = "tiles of few images"  # the tiled form where it would compute one matrix, few.py
+ALL_DIGITS = DEVICE_METHODS + [TILES] * ("tiled" in DEVICE_METHODS)
 TEMPERATURES = [1e-3, 0.01, 0.03, 0.05, 0.07, 0.1, 0.5, 1, 10, 1e3]
 
 Array = np.ndarray[Any, Any]
@@ -48,20 +50,24 @@ def nt_xent_value_and_grad(
     return host(ntxent.nt_xent_value_and_grad(on_device(za), on_device(zb), temperature, method))
 
 
-@pytest.fixture(params=[*DEVICE_METHODS, *(["tiles of few images"] if "tiled" in DEVICE_METHODS else [])])
-def f(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, Array, Array]]:
-    """nt_xent_value_and_grad by each method that loses no digits, in turn."""
-    method = request.param
-    if method == "tiles of few images":  # which would be one matrix, few.py
+def by(method: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, Array, Array]]:
+    """nt_xent_value_and_grad by one method."""
+    if method == TILES:
         monkeypatch.setattr(few, "MOST_IMAGES", 0)
         method = "tiled"
     return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, method)
 
 
-@pytest.fixture(params=PLAIN_METHODS + DEVICE_METHODS)
-def g(request: pytest.FixtureRequest) -> Callable[..., tuple[float, Array, Array]]:
+@pytest.fixture(params=ALL_DIGITS)
+def f(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, Array, Array]]:
+    """nt_xent_value_and_grad by each method that loses no digits, in turn."""
+    return by(request.param, monkeypatch)
+
+
+@pytest.fixture(params=PLAIN_METHODS + ALL_DIGITS)
+def g(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, Array, Array]]:
     """nt_xent_value_and_grad by each method, the plain forms too."""
-    return lambda za, zb, temperature=0.1: nt_xent_value_and_grad(za, zb, temperature, request.param)
+    return by(request.param, monkeypatch)
 
 
 def views(n: int, d: int = 16, seed: int = 0, noise: float = 1.0) -> tuple[Array, Array]:
