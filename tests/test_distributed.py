@@ -140,6 +140,14 @@ def test_the_loss_of_shares_in_float32_keeps_the_digits_of_views_that_nearly_agr
     assert np.linalg.norm(got[1] - dza) <= 1e-5 * np.linalg.norm(dza)
 
 
+def test_the_loss_of_shares_in_float32_is_as_promised_for_rows_of_a_simplex() -> None:
+    """Roundings that all have the same sign: tests/test_ntxent.py asks the same of one process."""
+    z = (np.eye(127) - 1 / 127).astype(np.float32)
+    for temperature in (0.05, 0.1):
+        loss = np.log1p(252 * np.exp(-(1 + 1 / 126) / temperature))
+        assert loss_on(2, z, z, temperature)[0] == pytest.approx(loss, rel=5e-6)
+
+
 def test_a_row_of_zeros_has_gradient_zero_and_a_nan_reaches_every_rank() -> None:
     rng = np.random.default_rng(0)
     za, zb = rng.standard_normal((2, 6, 4))

@@ -109,8 +109,8 @@ class _Anchors:
         self.partner = (self.xp.arange(2 * n) + n) % (2 * n)  # both views of an image are on one rank
 
     def positives(self) -> Array:
-        """Return the cosine of each anchor with its positive, (2n,)."""
-        return (self.u * self.u[self.partner]).sum(axis=1)
+        """Return the cosine of each anchor with its positive, (2n,); summed in float64, as exact.py, 2. says."""
+        return (self.u * self.u[self.partner]).sum(axis=1, dtype=self.xp.float64).astype(self.u.dtype)
 
     def negatives(self, rows: slice) -> Array:
         """Return the cosines of some anchors with all rows, −∞ where one meets itself or its positive: (r,2N)."""
