@@ -15,6 +15,7 @@ from PIL import Image
 import minisimclr as ms
 from minisimclr.cli import main
 from minisimclr.data import files
+from minisimclr.protocols.table import Rows
 
 pytestmark = pytest.mark.host
 
@@ -153,3 +154,18 @@ def test_names_that_are_no_text_are_written_as_they_are(place, tmp_path, embed):
     (cats / "0.png").rename(cats / os.fsdecode(b"\xff.png"))
     assert b"test/cat/\xff.png" in embed("e.csv", "--data", str(copy)).read_bytes()
     embed("e.npz", "--data", str(copy))
+
+
+def test_the_rows_that_are_left_agree_with_their_images_whichever_are_unreadable() -> None:
+    for bad in ([], [0], [2, 3], [5], [0, 1, 2, 3, 4]):
+        number = np.arange(6)
+        data = ms.Dataset(np.zeros((6, 8, 8, 3), np.uint8), number, tuple("abcdef"), tuple(f"{k}.png" for k in number))
+        object.__setattr__(data, "unreadable", dict.fromkeys(bad, "gone bad"))
+        rows = Rows("photos")
+        rows.add("train", data, number[:, None] + 0.5, number[:, None] + 0.25)  # h and z of image k: k + ½, k + ¼
+        found = rows.arrays()
+        good = [k for k in range(6) if k not in bad]
+        assert found["files"].tolist() == [f"{k}.png" for k in good]
+        np.testing.assert_array_equal(found["h"][:, 0], np.add(good, 0.5))
+        np.testing.assert_array_equal(found["z"][:, 0], np.add(good, 0.25))
+        np.testing.assert_array_equal(found["labels"], good)

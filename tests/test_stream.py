@@ -678,3 +678,88 @@ def test_a_data_set_of_an_array_reads_its_rows():
     data = Dataset(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([0, 1]), ("a", "b"), ("x.png", "y.png"))
     np.testing.assert_array_equal(data.read(1), data.images[1])
     assert data.files == ("x.png", "y.png")
+
+
+# ── Whatever happens to files and cache ───────────────────────────────────────────────────────────
+
+
+def kept_pixels(root: Path) -> list[np.ndarray]:
+    """The photos of a folder as they are kept, read anew."""
+    data = load_dataset(root, size=16)
+    return [data.read(k).copy() for k in range(len(data))]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("disturbed", ["a byte of the cache", "the cache of other photos", "a file after the start"])
+def test_pixels_agree_with_the_files_that_were_listed_or_none_are_given(folder, tmp_path, monkeypatch, disturbed):
+    own, other, cache = tmp_path / "own", tmp_path / "other", tmp_path / "cache"
+    shutil.copytree(folder, own)
+    shutil.copytree(folder, other)
+    for path in other.glob("*/*.png"):  # other pictures under the same names, of the same sizes
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    truth = kept_pixels(own)
+    if disturbed == "a file after the start":
+        monkeypatch.setattr(files, "IN_MEMORY", 0)
+        data = load_dataset(own, size=16, report=lambda line: None)
+        shutil.copy(other / data.files[0], own / data.files[0])
+    else:
+        load_dataset(own if disturbed == "a byte of the cache" else other, size=16, cache=cache)
+        if disturbed == "a byte of the cache":
+            content = bytearray(cache.read_bytes())
+            content[-1] ^= 255
+            cache.write_bytes(content)
+        try:
+            data = load_dataset(own, size=16, cache=cache)
+        except DataError:
+            return
+    for k, pixels in enumerate(truth):
+        try:
+            got = data.read(k)
+        except OSError:
+            continue
+        if data.files[k] not in data.replaced:
+            np.testing.assert_array_equal(got, pixels)
+
+
+@pytest.mark.host
+def test_a_run_is_not_resumed_on_the_same_photos_in_another_order(folder, tmp_path):
+    """Two files that swap their names: the same bytes, and other images in every batch."""
+    root = tmp_path / "photos"
+    shutil.copytree(folder, root)
+    ms.pretrain(CONFIG, load_dataset(root, size=16), folder=tmp_path / "run")
+    (root / "a" / "0.png").rename(root / "swap")
+    (root / "a" / "2.png").rename(root / "a" / "0.png")
+    (root / "swap").rename(root / "a" / "2.png")
+    with pytest.raises(ValueError, match="images"):
+        ms.pretrain(
+            dataclasses.replace(CONFIG, epochs=9), load_dataset(root, size=16), folder=tmp_path / "run", resume=True
+        )
+
+
+@pytest.mark.host
+def test_a_crop_from_a_reduced_jpeg_is_near_pillows_crop_from_the_whole_one(tmp_path, monkeypatch):
+    y, x = np.mgrid[:160, :200]
+    smooth = np.stack([127 + 120 * np.sin(x / 30 + y / 50), 127 + 120 * np.cos(y / 25), 60 + x], -1).astype(np.uint8)
+    for name in ("1.jpg", "2.jpg"):
+        Image.fromarray(smooth).save(tmp_path / name, quality=95)
+    data = photos_of(tmp_path, "files", tmp_path, monkeypatch, cache_side=0)
+    drawn: list[Any] = []
+
+    def noted(*arguments: Any) -> Any:
+        drawn.append(draw_parameters(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(photo_batches, "draw_parameters", noted)
+    config = dataclasses.replace(CONFIG, size=32, strength=0.0, batch=2)
+    errors = []
+    for seed in range(4):
+        drawn.clear()
+        views = photo_views(config, data, None, slice(None), np.array([0, 1]), np.random.default_rng(seed))
+        for view, p in zip(views, drawn):  # (2,32,32,3), and the crops of both photos
+            for i in range(2):
+                box = (p.left[i], p.top[i], p.left[i] + p.width[i], p.top[i] + p.height[i])
+                right = Image.open(tmp_path / f"{i + 1}.jpg").resize((32, 32), Image.Resampling.BILINEAR, box=box)
+                right = np.asarray(right)[:, ::-1] if p.flip[i] else np.asarray(right)
+                errors.append(abs(255 * view[i] - right).mean())
+    assert len(errors) == 16
+    assert np.mean(errors) < 4  # levels of 255
