@@ -237,3 +237,14 @@ def test_the_first_weights_of_encoder_and_head_are_told_apart() -> None:
     first = np.random.default_rng(0).uniform(-1, 1, (4, 4)).ravel()
     drawn = ProjectionHead(4, 4, 4).linear1.weight.data.ravel() * 2  # uniform in ±1/√4
     assert abs(np.corrcoef(first, drawn)[0, 1]) < 0.9
+
+
+def test_the_loss_of_a_network_has_the_same_bits_as_the_form_that_was_asked_for():
+    encoder, views = resnet_small(base=2), on_device(np.random.default_rng(0).random((2, 6, 8, 8, 3), np.float32))
+    head = ProjectionHead(encoder.features, 8, 4)
+    found = set()
+    for method in ("composed", "exact", "auto"):
+        loss, za, zb = placed(SimCLR(encoder, head, method=f"ntxent={method}")).loss(*views, 0.05)
+        assert host(loss.data).tobytes() == host(nt_xent(za, zb, 0.05, method=method).data).tobytes()
+        found.add(host(loss.data).tobytes())
+    assert len(found) > 1  # the forms round differently here: else the test could not fail
