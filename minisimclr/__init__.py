@@ -36,7 +36,7 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,705 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,728 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -44,7 +44,7 @@ Second reading, 13,705 lines: the exact, fast, safe and resumable forms of the s
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               141  Files that are written whole or not at all, and looked at before they are read
+    storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
@@ -115,7 +115,7 @@ Second reading, 13,705 lines: the exact, fast, safe and resumable forms of the s
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
-    training/folders.py       69  Folders of runs: which are ours, which are free, and which hold files of somebody else
+    training/folders.py       83  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
@@ -155,11 +155,11 @@ Second reading, 13,705 lines: the exact, fast, safe and resumable forms of the s
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
-    cli/export.py             30  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
-    cli/neighbours.py         95  `minisimclr neighbours`: find the images that look most like a picture
+    cli/embed.py              40  `minisimclr embed`: write h and z of every image, with its file, class and split
+    cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
+    cli/neighbours.py         96  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
-    cli/data.py              127  `minisimclr data`: show what is read from a folder or an archive, and what is left out
+    cli/data.py              128  `minisimclr data`: show what is read from a folder or an archive, and what is left out
     cli/gradcheck.py          16  `minisimclr gradcheck`: compare every operation with independent references
     cli/__init__.py          101  The command line, one file a command
 """

@@ -72,8 +72,9 @@ def write_all(contents: Mapping[Path, Content]) -> None:
     except BaseException as error:
         for temporary in waiting.values():
             Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, *waiting.values()):
-            error.filename = str(path)  # a full disk names no file; and the temporary one is gone
+        ours = path not in waiting or getattr(error, "filename", None) in (None, *waiting.values())
+        if isinstance(error, OSError) and error.errno and ours:
+            error.filename = str(path)  # a full disk names no file; and nobody knows the temporary one
         raise
     for folder in {path.parent for path in contents}:
         _sync_folder(folder)

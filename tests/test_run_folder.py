@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from minisimclr import storage
 from minisimclr.cli import main
@@ -199,6 +200,59 @@ def test_what_is_no_file_is_not_replaced(tmp_path, make):
 
 
 # ── One run, one process ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "embed RUN --to RUN/checkpoint.npz",
+        "embed RUN --data PHOTOS --to PHOTOS/labels.csv",
+        "export RUN RUN/config.json",
+        "export RUN PHOTOS/a/0.png",
+        "neighbours RUN PHOTOS/a/0.png --in e.npz --sheet PHOTOS/a/0.png",
+        "neighbours RUN PHOTOS/a/0.png --in e.npz --sheet e.npz",
+        "neighbours RUN PHOTOS/a/0.png --in e.npz --sheet RUN/config.json",
+        "data PHOTOS --sheet PHOTOS/a/0.png",
+        "data PHOTOS --sheet RUN/metrics.jsonl",
+    ],
+)
+def test_no_output_replaces_a_file_of_a_run_or_what_is_read(copy, tmp_path, monkeypatch, capsys, command):
+    """Neither a checkpoint nor a photo could be had again."""
+    photos = tmp_path / "photos"
+    for name in "ab":
+        (photos / name).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(IMAGES[k]).save(photos / name / f"{k}.png")
+    (photos / "labels.csv").write_text("file_name,label\na/0.png,a\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", str(copy), "--data", str(photos), "--to", "e.npz"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    words = command.replace("RUN", str(copy)).replace("PHOTOS", str(photos)).split()
+    assert main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("minisimclr: error: ")]
+    assert "choose another name" in line or "the ending must be" in line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_command_wrote_before_may_be_replaced(copy, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    for name in "ab":
+        (photos / name).mkdir(parents=True)
+        Image.fromarray(IMAGES[0]).save(photos / name / "0.png")
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        assert main(["data", "."]) == 0
+        assert main(["embed", str(copy), "--data", ".", "--to", "e.npz"]) == 0
+        assert main(["export", str(copy), "e.safetensors"]) == 0
+
+
+@pytest.mark.parametrize("command", ["embed RUN --to nowhere/e.npz", "export RUN nowhere/e.safetensors"])
+def test_a_folder_that_does_not_exist_is_told_by_the_name_that_was_given(copy, tmp_path, monkeypatch, capsys, command):
+    """And not by that of a temporary file, which nobody knows."""
+    monkeypatch.chdir(tmp_path)
+    assert main(command.replace("RUN", str(copy)).split()) == 4
+    assert f"minisimclr: error: {command.split()[-1]}: No such file or directory" in capsys.readouterr().err
 
 
 @POSIX

@@ -15,7 +15,8 @@ from ..data import Reading, load_dataset, splits_of
 from ..data.find import Found, found
 from ..data.left_out import SHEET
 from ..processor import parallel
-from ..storage import require_replaceable, write
+from ..storage import write
+from ..training.folders import require_output
 from .common import path_name, some_text
 from .console import saying, show
 from .sources import add_reading, chosen_reading
@@ -40,7 +41,7 @@ def run_command(options: argparse.Namespace) -> None:
 
     Raises: DataError for data that cannot be used; OSError if reading or writing fails.
     """
-    require_replaceable(options.sheet)
+    require_output(options.sheet, *(() if options.sheet.name == SHEET else (options.path,)))
     reading = chosen_reading(options)
     lines, images = _of_arrays(options.path, reading) if _is_array(options.path) else _of_files(options.path, reading)
     from ..report.sheet import grid  # Pillow's fonts are loaded by who draws

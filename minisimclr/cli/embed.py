@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..protocols.table import ENDINGS, Rows, require_writer, written
-from ..storage import require_replaceable, shown, write
+from ..storage import shown, write
+from ..training.folders import require_output
 from ..training.run import load_run
 from .common import add_run, path_name
 from .console import note, saying, show
@@ -29,9 +30,10 @@ def run_command(options: argparse.Namespace) -> None:
             ending that is not known.
     """
     require_writer(options.to)
-    require_replaceable(options.to)  # before the work, not after it
+    require_output(options.to)  # before the work, not after it
     run = load_run(options.run, options.device)
     source = options.data or run.config.data
+    require_output(options.to, source)  # now that the run has said what it reads
     reading = chosen_reading(options, "" if options.data else run.config.reading)
     with saying(f"loading {source}"):
         found = all_splits(run, source, reading, options.split)

@@ -6,7 +6,8 @@ import argparse
 
 from ..interop import save_torchvision, torch_lines
 from ..resnet import ResNet
-from ..storage import require_replaceable
+from ..storage import shown
+from ..training.folders import require_output
 from ..training.run import load_run
 from ..values import instance
 from .common import path_name
@@ -30,9 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Write the encoder under torchvision's names, and show the lines of PyTorch that load it.
 
-    Raises: CheckpointError for a run that cannot be loaded, OSError for a file that cannot be written.
+    Raises: CheckpointError for a run that cannot be loaded, OSError for a file that cannot be written, ValueError for
+            a name that is another kind of file's.
     """
-    require_replaceable(options.file)
+    if options.file.suffix != ".safetensors":
+        raise ValueError(f"{shown(options.file)}: the ending must be .safetensors, by which PyTorch's users know it")
+    require_output(options.file)
     encoder = instance("the encoder of the run", load_run(options.run).model.encoder, ResNet)
     save_torchvision(encoder, options.file, dtype=options.dtype)
     show(f"{options.file}: {encoder.features} features, {options.file.stat().st_size / 1e6:.2f} MB; in PyTorch:\n")

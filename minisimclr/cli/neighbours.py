@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..data import DataError, Reading, taken
 from ..evaluation.embed import Matrix
 from ..protocols.embeddings import Embeddings, read_embeddings
-from ..storage import one_line, open_regular, require_replaceable, shown, write
+from ..storage import one_line, open_regular, shown, write
+from ..training.folders import require_output
 from ..training.run import Run, load_run
 from .common import add_device, path_name, some_text
 from .console import saying, show
@@ -52,7 +53,7 @@ def run_command(options: argparse.Namespace) -> None:
     Raises: CheckpointError for a run that cannot be loaded, DataError for a file or a picture that cannot be used.
     """
     if options.sheet is not None:
-        require_replaceable(options.sheet)  # before the work, not after it
+        require_output(options.sheet, options.among, *options.queries)  # before the work, not after it
     run = load_run(options.run, options.device)
     among = read_embeddings(options.among)
     pictures = np.stack([_picture(path, run.config.size) for path in options.queries])  # uint8 (Q,size,size,3)

@@ -119,7 +119,8 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
     if arrays := arrays_of(path):
         return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
     layout = found(path, reading or Reading()).layout
-    return {name: (layout.roles[name], layout.has_labels(name)) for name in layout.splits}
+    # Of very few images none is in the test split: it is then no split.
+    return {name: (layout.roles[name], layout.has_labels(name)) for name, images in layout.splits.items() if images}
 
 
 def _to_stderr(line: str) -> None:

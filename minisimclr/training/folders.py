@@ -55,6 +55,24 @@ def is_ours(folder: Path) -> bool:
     return settings is not None and re.fullmatch("minisimclr [0-9a-f]{32}", str(settings.get("run"))) is not None
 
 
+def require_output(path: Path, *sources: Path | str) -> None:
+    """Refuse an output that would replace a file of a run, or what the command reads: neither could be had again.
+
+    sources  files and folders that are read; a name that does not exist, such as "doodles", is no file. In a folder of
+             images, a .npz or .parquet is no image, and may be replaced
+
+    Raises: ValueError; OSError for a name that is a link, a pipe or a folder.
+    """
+    require_replaceable(path)
+    if path.name in NAMES and (is_ours(path.parent) or os.path.lexists(path.parent / "checkpoint.npz")):
+        raise ValueError(f"{shown(path)} is a file of a run, and is not replaced; choose another name")
+    there = path.resolve()
+    read = {there} if path.suffix in (".npz", ".parquet") else {there, *there.parents}
+    for source in map(Path, sources):
+        if path.exists() and source.exists() and source.resolve() in read:
+            raise ValueError(f"{shown(path)} is among what is read, and is not replaced; choose another name")
+
+
 def require_free(folder: Path) -> None:
     """Refuse a folder in which no run can be begun: one that holds a run, or files of somebody else of these names.
 
