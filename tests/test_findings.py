@@ -203,7 +203,8 @@ def test_the_views_sheet_shows_each_image_above_its_two_views(run, images):
 def test_the_views_that_are_shown_are_those_of_the_runs_own_changes(run, images):
     whole = Run(dataclasses.replace(run.config, views="whole"), run.model)  # the whole image, and no other change
     shown, a, b = pictures.rows_of_views(whole, images.images, 4)
-    assert abs(a.astype(int) - shown).max() <= 1 and abs(b.astype(int) - shown).max() <= 1
+    assert abs(a.astype(int) - shown).max() <= 1
+    assert abs(b.astype(int) - shown).max() <= 1
     _, a, _ = pictures.rows_of_views(run, images.images, 4)
     assert abs(a.astype(int) - shown).max() > 50
     one = Dataset(images.images, np.zeros(30, np.int64), ("image",))
