@@ -1,4 +1,4 @@
-"""A trained model in use: embed images, find those that look alike to it, and show it the views of its training."""
+"""A trained model in use: images embedded, images like them found, and views as in training."""
 
 from __future__ import annotations
 
