@@ -116,7 +116,7 @@ Second reading, 13,756 lines: the exact, fast, safe and resumable forms of the s
     training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       83  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/trained.py       48  A trained model in use: images embedded, images like them found, and views as in training
+    training/trained.py       48  A trained model in use: images embedded, images like them found, views as in training
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  188  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step

@@ -1,4 +1,4 @@
-"""A trained model in use: images embedded, images like them found, and views as in training."""
+"""A trained model in use: images embedded, images like them found, views as in training."""
 
 from __future__ import annotations
 
