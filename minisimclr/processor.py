@@ -237,7 +237,7 @@ if hasattr(os, "register_at_fork"):
 
 def memory_is_kept() -> bool:
     """Return True if this process has asked to keep the memory of freed arrays, as a training run does."""
-    return keep_freed_memory.cache_info().currsize > 0  # it was called
+    return keep_freed_memory.cache_info().currsize > 0
 
 
 @functools.cache
