@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from minisimclr.cli import main
-from minisimclr.data import DataError, Reading, load_dataset, splits_of
+from minisimclr.data import DataError, Reading, binaries, load_dataset, pickled, splits_of
 
 pytestmark = pytest.mark.host
 
@@ -141,6 +142,25 @@ def test_cifar_in_python_files_and_nothing_but_plain_data(tmp_path, monkeypatch,
         with pytest.raises(DataError, match="test_batch cannot be read"):
             load_dataset(source, "test")
     assert not (tmp_path / "harmed").exists()
+
+
+def test_a_published_file_must_have_its_checksum_and_another_is_said_to_have_none(tmp_path, monkeypatch):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    content = {b"data": planes, b"fine_labels": LABELS.tolist()}
+    for name, value in {"train": content, "test": content, "meta": {"fine_label_names": ["a", "b", "c"]}}.items():
+        (tmp_path / name).write_bytes(pickle.dumps(value, 4))
+    said: list[str] = []
+    data = load_dataset(tmp_path, "train", report=said.append)
+    assert said == [f"{tmp_path}: train: not as published, without a checksum; read as plain data"]
+    own = (tmp_path / "train").read_bytes()
+    monkeypatch.setattr(pickled, "PUBLISHED", {len(own): hashlib.md5(own).hexdigest()})
+    monkeypatch.setattr(binaries, "PUBLISHED", pickled.PUBLISHED)
+    said.clear()
+    np.testing.assert_array_equal(load_dataset(tmp_path, "train", report=said.append).images, data.images)
+    assert said == []
+    (tmp_path / "train").write_bytes(own.replace(planes[0].tobytes()[:50], bytes(50)))  # a disk lost a block
+    with pytest.raises(DataError, match="train is as long as the published file, but its checksum is wrong"):
+        load_dataset(tmp_path, "train")
 
 
 def test_stl10_keeps_columns_first_and_counts_from_one(tmp_path):

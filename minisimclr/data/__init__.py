@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..values import shown, text, whole
 from ..views import check_images
 from .dataset import DataError, Dataset
 from .reading import Reading
 
-__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "splits_of", "taken"]
+__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "sound", "splits_of", "squares_of", "taken"]
 
 
 def load_dataset(
@@ -65,8 +67,8 @@ def load_dataset(
     from .files import load_files
     from .formats import known_folder, load_arrays
 
-    source, reading = known_folder(os.fspath(source)), reading or Reading()
-    arrays = load_arrays(Path(source), split, size, limit, reading)
+    source, reading, report = known_folder(os.fspath(source)), reading or Reading(), report or _to_stderr
+    arrays = load_arrays(Path(source), split, size, limit, report)
     if arrays is not None:
         return arrays
     return load_files(
@@ -74,7 +76,7 @@ def load_dataset(
         split,
         size,
         limit,
-        report or _to_stderr,
+        report,
         reading,
         cache_side=whole("cache_side", cache_side, -2),
         cache=None if cache is None else Path(cache),
@@ -92,6 +94,31 @@ def taken(images: Any) -> Any:
         images = images.images
     check_images(images)
     return images
+
+
+def squares_of(data: Dataset) -> Any:
+    """Return the images of a data set as one array; or photos whose squares take more than a GiB, to be cut like one.
+
+    >>> squares_of(Dataset(np.zeros((2, 8, 8, 3), np.uint8), np.array([1, 0]), ("cat", "dog"))).shape
+    (2, 8, 8, 3)
+
+    Raises: DataError if more photos than are tolerated cannot be decoded.
+    """
+    return data.images if type(data) is Dataset else data.as_images()  # type: ignore[attr-defined]
+
+
+def sound(data: Dataset, *matrices: Any) -> tuple[Any, ...]:
+    """Return a data set without the photos that could not be decoded, then matrices without their rows, (N,…) each.
+
+    Raises: DataError if none is left.
+    """
+    bad = getattr(data, "unreadable", {})
+    if not bad:
+        return (data, *matrices)
+    good = np.array([k for k in range(len(data)) if k not in bad], np.int64)
+    if not len(good):
+        raise DataError(f"none of {len(data):,} images can be decoded")
+    return (data.only(good), *(matrix[good] for matrix in matrices))  # type: ignore[attr-defined]
 
 
 def marked(images: Any, rows: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage import open_regular
-from .pickled import unpickled
+from .pickled import PUBLISHED, unpickled
 
 MAX_BYTES = 8 << 30  # largest array that is unpacked into memory
 
@@ -23,6 +24,7 @@ class Part(NamedTuple):
 
     images: Callable[[], NDArray[np.uint8]]  # (N,H,W,3), (N,H,W,1) or (N,H,W)
     labels: Callable[[], NDArray[Any] | None]
+    remark: str = ""  # what is to be said of it
 
 
 Arrays: TypeAlias = tuple[dict[str, Part], tuple[str, ...]]  # the splits, and the names of the classes, if known
@@ -78,14 +80,19 @@ def cifar_python(path: Path, names: set[str]) -> Arrays | None:
         return None
 
     def part(files: list[str]) -> Part:
+        content = functools.cache(lambda name: unpickled(path / name))  # once for images and labels
+        own = [name for name in files if (path / name).stat().st_size not in PUBLISHED]
+        remark = f"{', '.join(own)}: not as published, without a checksum; read as plain data" if own else ""
+
         def read(what: str) -> list[Any]:
-            return [unpickled(path / name)[what] for name in files]
+            return [content(name)[what] for name in files]
 
         return Part(
             lambda: np.concatenate(
                 [np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for data in read("data")]
             ),
             lambda: np.concatenate([np.asarray(values) for values in read(label)]),
+            remark,
         )
 
     return {split: part(files) for split, files in kinds.items()}, tuple(map(str, unpickled(path / meta)[key]))

@@ -19,7 +19,7 @@ from PIL import Image
 from .binaries import MAX_BYTES, Arrays, Part, cifar_binary, cifar_python, idx, stl10
 from .dataset import DataError, Dataset
 from .names import held_out
-from .reading import HOME, Reading
+from .reading import HOME
 from .splits import role
 
 FOLDERS = {  # torchvision's names, and those of the archives
@@ -61,7 +61,7 @@ def arrays_of(path: Path) -> Arrays | None:
     return None
 
 
-def load_arrays(path: Path, split: str, size: int, limit: int | None, reading: Reading) -> Dataset | None:
+def load_arrays(path: Path, split: str, size: int, limit: int | None, report: Callable[[str], None]) -> Dataset | None:
     """Load a split of an array data set; None if the path is none.
 
     Raises: DataError for a split that is not there, and for arrays that are no images; OSError if reading fails.
@@ -77,6 +77,8 @@ def load_arrays(path: Path, split: str, size: int, limit: int | None, reading: R
         images, labels = _images(parts[name].images()), parts[name].labels()
     except (ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+    if parts[name].remark:
+        report(f"{path}: {parts[name].remark}")
     if labels is not None and len(labels) != len(images):
         raise DataError(f"{path}: {len(images):,} images, but {len(labels):,} labels in split {name!r}")
     count = len(images)
