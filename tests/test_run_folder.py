@@ -498,6 +498,16 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, make):
 
 @POSIX
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_only_a_file_is_opened_and_nothing_else_is_left_open(tmp_path, make):
+    make(tmp_path / "x")
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match="not a file"):
+        os.close(storage.open_regular(tmp_path / "x", 100))
+    assert len(os.listdir("/dev/fd")) == len(before)
+
+
+@POSIX
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 def test_data_that_are_no_file_are_refused_at_once(tmp_path, make):
     make(tmp_path / "data")
     with pytest.raises(DataError, match="neither a folder nor a zip file"):
@@ -636,6 +646,33 @@ def test_nothing_is_read_of_a_checkpoint_with_an_entry_too_many(whole, tmp_path,
     with pytest.raises(CheckpointError, match=r"has no use for y$"):
         load_run(tmp_path)
     assert asked == ["meta"]
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "way",
+    ["momentum-without-shape", "weights-nan", "big-endian", "one-too-many", "huge-network", "packed", "link", "pipe"],
+)
+def test_a_damaged_checkpoint_is_survived_by_its_folder(copy, whole, tmp_path, way):
+    """No other file is changed, and with the old one in its place the run goes on."""
+    kept = copy / "checkpoint.npz"
+    kept.rename(tmp_path / "kept.npz")
+    if way == "link":
+        kept.symlink_to(tmp_path / "kept.npz")
+    elif way == "pipe":
+        os.mkfifo(kept)
+    else:
+        stored, meta = checkpoint.load(tmp_path / "kept.npz")
+        HOSTILE.get(way, (lambda a, m: None, ""))[0](stored, meta)
+        written(kept, stored, meta, packed=way == "packed")
+    before = contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()}
+    with pytest.raises((CheckpointError, OSError)):
+        pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    assert contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()} == before
+    kept.unlink()
+    (tmp_path / "kept.npz").rename(kept)
+    pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    assert arrays(copy) == arrays(whole)
 
 
 def test_a_text_that_is_deeply_nested_or_no_text_is_refused(whole, tmp_path):
