@@ -337,7 +337,7 @@ def test_limits_are_those_that_the_page_names():
     assert headers.RLE_PIXELS == 9_000_000
 
 
-@pytest.mark.parametrize("packed", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("packed", ["tiff_lzw", "tiff_adobe_deflate"])
 def test_libtiff_writes_no_line_of_its_own_beside_ours(packed, capfd):
     """It writes to the descriptor of stderr, past Python."""
     data = bytearray(encoded(NOISE, "TIFF", compression=packed))
