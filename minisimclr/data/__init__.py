@@ -135,7 +135,7 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
 
     Raises: what `load_dataset` raises.
     """
-    from .formats import arrays_of, known_folder
+    from .formats import arrays_of, known_folder, plainly
 
     if source == "doodles":
         return {"train": ("train", True), "test": ("test", True), "unseen": ("", True)}
@@ -144,7 +144,8 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
 
     path = Path(known_folder(os.fspath(source)))
     if arrays := arrays_of(path):
-        return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
+        with plainly(path):
+            return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
     layout = found(path, reading or Reading()).layout
     # Of very few images none is in the test split: it is then no split.
     return {name: (layout.roles[name], layout.has_labels(name)) for name, images in layout.splits.items() if images}

@@ -95,7 +95,8 @@ def cifar_python(path: Path, names: set[str]) -> Arrays | None:
             remark,
         )
 
-    return {split: part(files) for split, files in kinds.items()}, tuple(map(str, unpickled(path / meta)[key]))
+    names_of_classes = [name.decode() if isinstance(name, bytes) else str(name) for name in unpickled(path / meta)[key]]
+    return {split: part(files) for split, files in kinds.items()}, tuple(names_of_classes)
 
 
 def stl10(path: Path, names: set[str]) -> Arrays | None:
@@ -130,6 +131,10 @@ def _ones(file: Path) -> Callable[[], NDArray[Any]]:
 def idx(path: Path, names: set[str]) -> Arrays | None:
     """Find the files of the MNIST family, packed by gzip or not; None if they are not here."""
     parts = {}
+    several = {match[1] for name in names if (match := re.match(r"(.*-)?(?:train|t10k|test)-images[-.]idx3", name))}
+    if len(several) > 1:  # EMNIST's archive has six
+        listed = ", ".join(sorted((begin or "mnist").rstrip("-") for begin in several))
+        raise ValueError(f"several data sets: {listed}; move the files of one into a folder of their own")
     for split, begin in (("train", "train"), ("test", "t10k"), ("test", "test")):
         pattern = re.compile(rf"(.*-)?{begin}-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
         found = {match[2]: path / name for name in sorted(names, reverse=True) if (match := pattern.fullmatch(name))}

@@ -25,8 +25,9 @@ from .classes import class_numbers, few
 from .dataset import DataError
 from .labels import LISTS, listed, relabel
 from .left_out import FORMATS, LINK, OUTPUT, SPECIAL, LeftOut, folder_is_no_data, why_not
-from .names import Layout, Name, Report, understood
+from .names import Layout, Report, understood
 from .reading import Reading
+from .splits import Name
 
 MAX_ENTRIES = 3_000_000  # files and folders that are looked at; links that lead round and round are so many
 RUN = {"config.json", "metrics.jsonl"}  # the files by which one knows the folder of a run

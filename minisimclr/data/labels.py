@@ -16,7 +16,8 @@ from pathlib import Path
 from ..storage import open_regular
 from .dataset import DataError
 from .left_out import FORMATS, POINTS_OUT, LeftOut, why_not
-from .names import Layout, Name, shown
+from .names import Layout, shown
+from .splits import Name
 
 MAX_BYTES = 128 << 20  # largest table; a name and a label for a million files take half of it
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_id", "path", "id")

@@ -16,14 +16,12 @@ from typing import TypeAlias
 
 from .dataset import DataError
 from .reading import Reading
-from .splits import FILLERS, chosen, role, roles, words_of
+from .splits import FILLERS, Name, Names, chosen, parts_joined, role, roles, without_masks, words_of
 
 HELD_OUT = 10  # one image in ten is a test image, if no folders decide
 HELD = "held-out"  # the split that --test-split asks for where the folders have none to test on
 UNLABELLED = "unlabelled"  # the one class of a split without labels
 
-Name: TypeAlias = tuple[str, ...]
-Names: TypeAlias = dict[int, Name]  # number of an image -> its name without the folders that were understood already
 Report: TypeAlias = Callable[[str], None]
 
 
@@ -84,9 +82,12 @@ def understood(names: Iterable[Name], path: Path, reading: Reading) -> Layout:
     """
     names = list(names)
     layout = Layout(names)
-    below = _unwrapped(dict(enumerate(names)), stop_at_splits=reading.layout in ("auto", "splits"))
+    below = dict(enumerate(names))
+    if reading.layout in ("auto", "splits"):
+        below = without_masks(below, layout.outside)
+    below = _unwrapped(below, stop_at_splits=reading.layout in ("auto", "splits"))
     if reading.layout == "auto":
-        below = _split_first(below, layout.said)
+        below = parts_joined(_split_first(below, layout.said), layout.said)
     folders = _split_folders(below, path, reading.layout, layout.said)
     if folders:
         _by_folder(layout, below, folders)
