@@ -240,9 +240,9 @@ class Session:
             del self.finished[0]
         for line in lines:
             self.progress(line)
-        done, total = self.run.steps, self.steps.stop
-        first = self.kept == 0 and done >= total // self.run.config.epochs  # a run can be looked at early
-        must = bool(self.asked) or done == total or first
+        done = self.run.steps
+        first = self.kept == 0 and done >= self.steps.stop // self.run.config.epochs  # a run can be looked at early
+        must = bool(self.asked) or first  # what is left at the end is saved by `_rescue`
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done
