@@ -36,14 +36,14 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,720 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,717 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
-    processor.py             194  The processor: threads, BLAS, and memory that is kept for the next step
+    processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
@@ -119,7 +119,7 @@ Second reading, 13,720 lines: the exact, fast, safe and resumable forms of the s
     training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
-    training/begin.py         59  The beginning of a run: its network, its loss and its optimizer, new or as a checkpoint holds them
+    training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or as a checkpoint holds them
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
