@@ -119,7 +119,7 @@ Second reading, 13,717 lines: the exact, fast, safe and resumable forms of the s
     training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
-    training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or as a checkpoint holds them
+    training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
     training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images

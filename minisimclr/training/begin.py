@@ -1,4 +1,4 @@
-"""The beginning of a run: its network, loss and optimizer, new or as a checkpoint holds them.
+"""The beginning of a run: its network, loss and optimizer, new or from a checkpoint.
 
 All that can be refused is refused here, before anything is written. The loop in train.py then has a network that can
 be trained, and need not know where it came from.
