@@ -37,6 +37,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 13,717 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,734 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -65,8 +66,8 @@ Second reading, 13,717 lines: the exact, fast, safe and resumable forms of the s
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
-    objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
-    objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
+    objectives/logistic.py    40  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
+    objectives/hinge.py       39  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
     objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
     objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
     objectives/__init__.py    62  Objectives beside NT-Xent, and the choice by name
