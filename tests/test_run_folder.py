@@ -498,6 +498,16 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, make):
 
 @POSIX
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_only_a_file_is_opened_and_nothing_else_is_left_open(tmp_path, make):
+    make(tmp_path / "x")
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match="not a file"):
+        os.close(storage.open_regular(tmp_path / "x", 100))
+    assert len(os.listdir("/dev/fd")) == len(before)
+
+
+@POSIX
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 def test_data_that_are_no_file_are_refused_at_once(tmp_path, make):
     make(tmp_path / "data")
     with pytest.raises(DataError, match="neither a folder nor a zip file"):
