@@ -68,7 +68,7 @@ def pretrain(
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
-    # The network is new, or that of the checkpoint. `loss_of` is its loss, in chunks of the batch if --chunk asks for it.
+    # The network is new, or that of the checkpoint. `loss_of` is its loss, in chunks of the batch if --chunk asks.
     run, optimizer, loss_of = begin(config, images, folder, resume, model, views, ranks, workers)
     with (
         Session(run, optimizer, total_steps, progress, monitor, ranks) as session,  # records, saves, stops
