@@ -37,6 +37,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 13,719 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,758 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -116,7 +117,7 @@ Second reading, 13,719 lines: the exact, fast, safe and resumable forms of the s
     training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       83  Folders of runs: which are ours, which are free, and which hold files of somebody else
-    training/trained.py       41  A trained model in use: embed images, and find those that look alike to it
+    training/trained.py       48  A trained model in use: images embedded, images like them found, views as in training
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
@@ -131,20 +132,20 @@ Second reading, 13,719 lines: the exact, fast, safe and resumable forms of the s
     protocols/compare.py     104  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py       100  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    protocols/monitor.py     106  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    157  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
-    report/findings.py       163  The findings on a run: all that its page and its pictures show, computed once
+    report/findings.py       162  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
-    report/words.py          125  The words of a run's page: what each figure means, and where the book says more
+    report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
-    report/numbers.py        157  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         121  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
+    report/images.py         122  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all

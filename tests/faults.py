@@ -793,6 +793,10 @@ FAULTS = [
           "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
     Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
           "itself = test is train  #", "itself = False  #", "findings page"),
+    Fault("views-of-the-paper-only", "report", "training/trained.py",
+          "config.min_area, names=config.views)", "config.min_area)", "findings monitor"),
+    Fault("rank-is-not-drawn", "report", "report/numbers.py",
+          '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page"),
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     Fault("photos-turned-the-wrong-way", "data", "data/exif.py",
           "if orientation >= 5:  # stored as", "if orientation >= 7:  # stored as", "data decode"),

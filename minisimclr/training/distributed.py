@@ -210,7 +210,7 @@ def _mpi() -> Any:
             mpi4py.rc.finalize = False  # it is called here, or in `end`
         from mpi4py import MPI
     except (ImportError, RuntimeError):
-        raise RuntimeError('--distributed needs mpi4py and an MPI: pip install "minisimclr[mpi]"') from None
+        raise RuntimeError('--distributed needs mpi4py and an MPI: pip install ".[mpi]"') from None
     return MPI
 
 
