@@ -36,8 +36,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,719 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 13,758 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,749 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -48,7 +47,7 @@ Second reading, 13,758 lines: the exact, fast, safe and resumable forms of the s
     storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py        133  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/surface.py        139  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     engine/drawing.py        151  The drawing of a recorded graph, as SVG: boxes from the leaves above to the loss below
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
