@@ -19,12 +19,11 @@ from ..nn import method_of
 from ..processor import set_threads, threads
 from ..protocols.monitor import Monitor
 from ..training import record, stored
-from ..training.batches import MOST_WORKERS, resident
+from ..training.batches import MOST_WORKERS, resident, training_images
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
 from ..training.folders import require_free, require_resumable
 from ..training.large_batch import remarks, require_room
-from ..training.photos import training_images
 from ..training.presets import FEW_STEPS, PRESETS, TUNED, fitted, preset
 from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
