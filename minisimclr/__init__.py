@@ -36,7 +36,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,749 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,759 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -115,7 +115,7 @@ Second reading, 13,749 lines: the exact, fast, safe and resumable forms of the s
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
     training/stored.py       115  The checkpoint of a run, compared with the configuration that it names
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
-    training/folders.py       83  Folders of runs: which are ours, which are free, and which hold files of somebody else
+    training/folders.py       88  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       48  A trained model in use: images embedded, images like them found, views as in training
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
@@ -151,8 +151,8 @@ Second reading, 13,749 lines: the exact, fast, safe and resumable forms of the s
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           142  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
-    cli/demo.py               61  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          211  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/demo.py               63  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/pretrain.py          214  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
