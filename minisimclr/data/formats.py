@@ -103,14 +103,13 @@ def plainly(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {'cut off: it holds less than it declares' if 'mmap' in text else text}") from None
 
 
-def load_arrays(path: Path, split: str, size: int, limit: int | None, report: Callable[[str], None]) -> Dataset | None:
-    """Load a split of an array data set; None if the path is none.
+def load_arrays(
+    path: Path, arrays: Arrays, report: Callable[[str], None], split: str, size: int, limit: int | None
+) -> Dataset:
+    """Load a split of an array data set, whose splits `arrays_of` has found.
 
     Raises: DataError for a split that is not there, and for arrays that are no images; OSError if reading fails.
     """
-    arrays = arrays_of(path)
-    if arrays is None:
-        return None
     parts, class_names = arrays
     name = next((name for name in parts if name == split or role(name) == role(split) != ""), "")
     if not name:

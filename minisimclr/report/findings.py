@@ -22,7 +22,7 @@ from ..processor import blocks
 from ..protocols.compare import Score
 from ..training.config import build_model
 from ..training.run import Metrics, Run
-from ..views import two_views
+from ..training.trained import views_in_training
 
 Indices: TypeAlias = NDArray[np.int64]
 DOTS = 384  # number of images on the map; their neighbours, eight times as many, must fit into the page, too
@@ -61,13 +61,13 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
     """
     labelled = len(train.class_names) > 1
     itself = test is train  # an image is then its own nearest neighbour
-    test, h, z = sound(test, *embed(run.model, squares_of(test)))  # (N,D), (N,head_dim)
+    test, h = sound(test, embed(run.model, squares_of(test))[0])  # (N,D)
     train, train_h = (test, h) if itself else sound(train, embed(run.model, squares_of(train))[0])  # (M,D)
     found, cosines = _others(train_h, h, max(VOTERS, NEIGHBOURS), itself)
     if labelled:
         voted, share = votes(train.labels[found[:, :VOTERS]], cosines[:, :VOTERS], len(train.class_names))
     else:
-        voted, share = np.zeros(len(test), np.int64), _likeness(run, squares_of(test), z)
+        voted, share = np.zeros(len(test), np.int64), _likeness(run, squares_of(test))
     shown = spread(test.labels, DOTS)
     rows, record = _sorted(test, h, labelled), run.history
     device = device_of(run.model.parameters()[0].data)
@@ -130,12 +130,12 @@ def votes(labels: Indices, cosines: NDArray[Any], classes: int) -> tuple[Indices
     return count.argmax(axis=1), count.max(axis=1) / count.sum(axis=1)
 
 
-def _likeness(run: Run, images: Any, z: Any) -> NDArray[np.float64]:
+def _likeness(run: Run, images: Any) -> NDArray[np.float64]:
     """Return the cosine of each image's two views in z, (N,): low where the network takes them for two things."""
     config, rng = run.config, np.random.default_rng(run.config.seed)
     found = []
     for part in blocks(len(images), max(1, VIEW_BYTES // (config.size**2 * 24))):  # two views, 3 floats a pixel
-        a, b = two_views(images[part], rng, config.size, config.strength, config.blur, config.min_area)
+        a, b = views_in_training(config, images[part], rng)
         ua, ub = (unit_rows(np, embed(run.model, np.round(255 * view).astype(np.uint8))[1]) for view in (a, b))
         found.append(np.asarray((ua * ub).sum(axis=1), float))
     return np.concatenate(found)

@@ -10,20 +10,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, array_module, to_device
-from ..data import Dataset, Reading, load_dataset
+from ..data import Dataset
 from ..nn import method_of
-from ..views import named
-from ..views.augment import _crops as crops_of
-from ..views.augment import make_views
-from ..views.parameters import ViewParameters, draw_parameters
+from ..views.augment import Drawn, draw_views, make_views
 from .config import Config
 
 CHUNK = 2**26  # bytes of decoded photos that are held at a time; at 224 pixels 20 photos, at 32 a batch of 1,000
@@ -35,15 +31,6 @@ class Crops(NamedTuple):
     rows: NDArray[np.int64]  # (V,) which views of the batch these are, of 2B
     pixels: list[NDArray[np.uint8]]  # V arrays (h,w,3)
     drawn: Any  # the parameters of V views; their boxes are the whole crops
-
-
-def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
-    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
-    reading = Reading.from_text(config.reading)
-    side, size = config.cache_side, config.size
-    return load_dataset(
-        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
-    )
 
 
 def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
@@ -81,18 +68,20 @@ def cut(
     The crops are parts of the photos that were read, no copies. View i of the first half is the first of photo i.
     """
     size, count = config.size, len(chosen[share])
-    drawn = drawn_views(config, photos.sizes[chosen], rng)[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
+    height, width = photos.sizes[chosen].T  # (B,) each
+    settings = (size, config.strength, config.blur, config.min_area)
+    drawn = draw_views(rng, config.views, len(chosen), height, width, *settings)
+    drawn = drawn[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
     chosen, sizes = chosen[share], photos.sizes[chosen[share]]
-    at_least = finest(sizes, boxes(drawn), size)
+    at_least = finest(sizes, drawn, size)
     for part in chunks(sizes):
         pixels = photos.read_all(chosen[part], at_least[part])  # a list of n arrays, uint8 (H,W,3)
         views_of_part = np.arange(2 * count).reshape(2, -1)[:, part].ravel()  # (2n,)
         some = fitted(drawn[views_of_part], np.tile(sizes[part], (2, 1)), pixels * 2)
-        top, left, height, width = boxes(some)
-        crops = [
-            photo[y : y + h, x : x + w] for photo, y, x, h, w in zip(pixels * 2, top, left, height, width, strict=True)
-        ]
-        yield Crops(views_of_part, crops, placed(some, np.zeros_like(top), np.zeros_like(left), height, width))
+        places = zip(pixels * 2, some.top, some.left, some.height, some.width, strict=True)
+        crops = [photo[y : y + h, x : x + w] for photo, y, x, h, w in places]
+        corner = np.zeros(len(crops), np.int64)
+        yield Crops(views_of_part, crops, dataclasses.replace(some, top=corner, left=corner))
 
 
 def views_of_crops(config: Config, count: int, parts: Iterable[Crops]) -> tuple[Array, Array]:
@@ -100,69 +89,30 @@ def views_of_crops(config: Config, count: int, parts: Iterable[Crops]) -> tuple[
 
     Shapes: parts of 2B crops -> a, b float32 (B,size,size,3) in [0,1]
     """
-    xp = array_module(to_device(np.empty(0), config.device))
+    xp, method = array_module(to_device(np.empty(0), config.device)), method_of("views", config.method)
     both = xp.empty((2 * count, config.size, config.size, 3), dtype=xp.float32)
     for rows, crops, drawn in parts:
-        both[xp.asarray(rows)] = made(xp, config, crops, np.arange(len(crops)), drawn)
+        both[xp.asarray(rows)] = make_views(xp, crops, np.arange(len(crops)), drawn, config.size, method)
     return both[:count], both[count:]
-
-
-# ── Either kind of views: the paper's (parameters.py), or others by name (named.py) ───────────────
-
-
-def drawn_views(config: Config, sizes: NDArray[np.int64], rng: np.random.Generator) -> Any:
-    """Draw the random numbers of 2B views of photos of these sizes, (B,2): first all views a, then all views b."""
-    papers, blurred = named.is_papers(config.views)
-    height, width = sizes.T
-    if papers:
-        settings = (config.strength, config.blur or blurred, config.min_area)
-        a, b = (draw_parameters(rng, len(sizes), height, width, *settings) for _ in "ab")
-        return a + b
-    recipe = named.recipe_of(config.views, config.blur)
-    twice = (np.tile(height, 2), np.tile(width, 2))
-    return named.draw(rng, recipe, 2 * len(sizes), *twice, config.size, config.strength, config.min_area)
-
-
-def made(xp: Any, config: Config, pixels: list[Any], source: NDArray[np.int64], drawn: Any) -> Array:
-    """Make the views that were drawn, float32 (V,size,size,3); view i shows pixels[source[i]]."""
-    method = method_of("views", config.method)
-    if isinstance(drawn, ViewParameters):
-        return make_views(xp, pixels, source, drawn, config.size, method)
-    return named.make(xp, pixels, source, drawn, config.size, crops_of, method)
-
-
-def boxes(drawn: Any) -> tuple[NDArray[np.int64], ...]:
-    """Return top, left, height and width of the crops, (V,) each."""
-    if isinstance(drawn, ViewParameters):
-        return drawn.top, drawn.left, drawn.height, drawn.width
-    found: tuple[NDArray[np.int64], ...] = drawn.boxes
-    return found
-
-
-def placed(drawn: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
-    """Return the views with other crops, (V,) each."""
-    if isinstance(drawn, ViewParameters):
-        return dataclasses.replace(drawn, top=top, left=left, height=height, width=width)
-    return dataclasses.replace(drawn, boxes=(top, left, height, width))
 
 
 # ── How fine a photo must be, and what follows if it comes in another size ────────────────────────
 
 
-def finest(sizes: NDArray[np.int64], boxes: tuple[NDArray[np.int64], ...], size: int) -> NDArray[np.int64]:
+def finest(sizes: NDArray[np.int64], drawn: Drawn, size: int) -> NDArray[np.int64]:
     """Return the shorter side, (B,) pixels, that each photo needs, so that no crop of it has fewer than `size` pixels.
 
     A crop that is smaller than its view needs the whole photo: no more pixels are there.
 
-    Shapes: sizes (B,2); boxes of 2B views, top, left, height and width
+    Shapes: sizes (B,2); 2B views drawn
     """
-    shortest = np.minimum(*boxes[2:]).reshape(2, -1).min(axis=0)  # (B,) side of a crop
+    shortest = np.minimum(drawn.height, drawn.width).reshape(2, -1).min(axis=0)  # (B,) side of a crop
     shorter = sizes.min(axis=1)
     needed: NDArray[np.int64] = np.minimum(shorter, -(-shorter * size // shortest))
     return needed
 
 
-def fitted(drawn: Any, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> Any:
+def fitted(drawn: Drawn, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> Drawn:
     """Return the views with the crops scaled from photos of these sizes to the pixels that were read.
 
     The two differ where a photo was decoded at a part of its size, and where another one took its place.
@@ -171,11 +121,11 @@ def fitted(drawn: Any, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]
     if (read == sizes).all():
         return drawn
     factor, end = (read / sizes).T, read.T  # (2,V) rows, columns
-    start, length = np.stack(boxes(drawn)).reshape(2, 2, -1)  # (2,V) each
+    start, length = np.stack([drawn.top, drawn.left, drawn.height, drawn.width]).reshape(2, 2, -1)  # (2,V) each
     first = np.minimum(np.rint(start * factor), end - 1)
     last = np.clip(np.rint(length * factor), 1, end - first)
     (top, left), (height, width) = first.astype(np.int64), last.astype(np.int64)
-    return placed(drawn, top, left, height, width)
+    return dataclasses.replace(drawn, top=top, left=left, height=height, width=width)
 
 
 def chunks(sizes: NDArray[np.int64]) -> list[slice]:
