@@ -22,7 +22,7 @@ from ..values import whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
 from .large_batch import made_late, two_views_late
-from .photos import cut, photo_views
+from .photos import photo_views
 
 MOST_WORKERS = 64  # processes; each takes memory of its own for the package, 60 MiB, and for two batches of views
 RESIDENT_SHARE = 0.5  # share of the device's free memory that images may occupy; the network needs the rest
@@ -119,6 +119,5 @@ def views_ahead(
     from .workers import team  # here, for the time that multiprocessing takes to import
 
     # More workers than steps would have nothing to do.
-    own = cut if crops else own
     with team(step_views, min(workers, len(steps)), config, images, steps, stop, own=own, share=share) as views:
         yield views

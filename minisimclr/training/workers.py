@@ -5,8 +5,7 @@ large this takes long, and the other cores wait meanwhile. With n workers, worke
 from the k-th on. Each has two slots of memory that it shares with the training process: it fills one while the other is
 in use.
 
-If a GPU computes, workers read photos and cut their crops. They arrive in several parcels a step, because their sizes
-differ, and the GPU resizes them and changes their colours.
+If a GPU computes, workers read photos and cut their crops, which arrive in several parcels; the GPU does the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ..data import Dataset
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
 from .parcels import NOTHING, laid_out, parcels_of, room_for
-from .photos import Crops, views_of_crops
+from .photos import Crops, cut, views_of_crops
 from .run import Interrupted
 
 NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
@@ -56,6 +55,7 @@ def team(
 
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
+    options |= {"own": cut} if config.device == "cuda" else {}
     make, count = functools.partial(make, **options), len(range(config.batch)[options.get("share") or slice(None)])
     photos: Any = images if isinstance(images, Dataset) else None
     shared = photos.shared(_copied) if photos else (_copied(images), images.shape)  # one copy serves all
