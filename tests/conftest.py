@@ -3,12 +3,16 @@ hundred in CI, many at night."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when NumPy is imported, and by the processes that tests start
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads beyond the cores only wait for one another, at work
 
 import devices
 import numpy as np
@@ -57,6 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
         if marker and not item.get_closest_marker("gpu"):
             reason = marker.args[0] if marker.args else "nothing of it runs on a device: once, on the CPU, is enough"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there for good to itself: some tests collect garbage, and would look at all tests each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
