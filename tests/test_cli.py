@@ -351,7 +351,9 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
     assert "--debug" in error_line(capsys)
 
 
-@pytest.mark.parametrize("lost", ["missing", "empty", "bytes", "folder"])
+@pytest.mark.parametrize(
+    "lost", ["missing", "bytes", *(pytest.param(x, marks=pytest.mark.slow) for x in ("empty", "folder"))]
+)
 def test_evaluate_and_report_work_without_a_record_and_say_so(trained, tmp_path, capsys, lost):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "metrics.jsonl").unlink()

@@ -18,6 +18,7 @@ import pytest
 import minisimclr
 from minisimclr import ntxent
 from minisimclr.cli import demo, main
+from minisimclr.resnet import ENCODERS, resnet18
 from minisimclr.training.config import Config
 from minisimclr.training.train import pretrain
 
@@ -50,6 +51,7 @@ def spied_run(forms: dict[str, tuple[str, ...]], method: str) -> tuple[set[str],
         return spy
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "resnet18", lambda **options: resnet18(**{"base": 16, **options}))  # a quarter as wide
         for name, form in ntxent.METHODS.items():  # a table holds the functions themselves
             if name not in ("plain", "composed"):
                 patch.setitem(ntxent.METHODS, name, spied(f"minisimclr.ntxent.{name}", form))
