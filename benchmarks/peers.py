@@ -50,9 +50,12 @@ def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
 
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
         from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+        from minisimclr.processor import keep_freed_memory
 
         if keep_bytes is None:
             return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
+        if keep_bytes:
+            keep_freed_memory()  # as `pretrain` does: E of one step is used again in the next
         return lambda: tiled.value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare

@@ -36,14 +36,14 @@ First reading, 2,592 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,728 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 13,734 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
     values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
-    processor.py             188  The processor: threads, BLAS, and memory that is kept for the next step
+    processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
@@ -61,12 +61,12 @@ Second reading, 13,728 lines: the exact, fast, safe and resumable forms of the s
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/few.py             48  NT-Xent of few images: the whole matrix in one piece
-    ntxent/tiled.py          273  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/tiled.py          274  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
-    objectives/logistic.py    39  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
-    objectives/hinge.py       38  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
+    objectives/logistic.py    40  NT-logistic, of the paper's Table 4: a classifier says of each pair if it is positive
+    objectives/hinge.py       39  The margin triplet, of the paper's Table 4: a positive is nearer by a margin
     objectives/dcl.py         42  The decoupled loss (Yeh et al. 2021): NT-Xent without the positive in its denominator
     objectives/supervised.py  50  SupCon, the supervised loss (Khosla et al. 2020): all images of a class are positives
     objectives/__init__.py    58  Objectives beside NT-Xent, and the choice by name

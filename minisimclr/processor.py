@@ -235,6 +235,11 @@ if hasattr(os, "register_at_fork"):
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def memory_is_kept() -> bool:
+    """Return True if this process has asked to keep the memory of freed arrays, as a training run does."""
+    return keep_freed_memory.cache_info().currsize > 0
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Keep the memory of freed arrays for the next ones, from now on (glibc only); the peak stays the same."""

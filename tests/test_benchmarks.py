@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -62,3 +63,29 @@ def test_a_short_run_measures_every_contestant(
     rows: list[dict[str, Any]] = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert contestants <= {row["name"] for row in rows if row.get("median", 0) > 0}, done.stdout
     assert all(row["name"] in done.stdout for row in rows)
+
+
+def test_the_profile_of_a_step_counts_each_moment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation that calls others counts only what it does itself; the operations fill their phases."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    try:
+        profile = importlib.import_module("step_profile")
+        watch = profile.Stopwatch()
+        now = iter(float(k * k) for k in range(8))  # 0, 1, 4, 9: the outer piece takes 9, the inner one 4 − 1 of them
+        monkeypatch.setattr(profile.time, "perf_counter", lambda: next(now))
+        with watch.timing("outer"), watch.timing("inner"):
+            pass
+        assert {name: wall for name, (wall, _) in watch.total.items()} == {"inner": 3.0, "outer": 6.0}
+        monkeypatch.undo()
+        case = {"encoder": "small", "views": 8, "size": 16}
+        phases, operations = profile.profile(case, "plain", steps=1)
+    finally:
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
+                del sys.modules[name]
+    assert set(phases) == set(profile.PHASES)
+    assert {"conv2d", "conv2d backward", "batch_norm", "batch_norm backward"} <= set(operations)
+    watched = sum(phases[name].wall for name in ("forward", "loss", "backward"))
+    assert 0.3 * watched < sum(spent.wall for spent in operations.values()) <= watched

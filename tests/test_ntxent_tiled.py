@@ -296,9 +296,18 @@ def test_room_for_e_is_used_again_and_can_be_given_back() -> None:
     assert not tiled._spare
 
 
-def test_no_more_room_is_held_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("training", "held"), [(False, 0), (True, 1)])
+def test_a_training_run_holds_more_room_between_calls_than_a_bare_call_does(
+    monkeypatch: pytest.MonkeyPatch, training: bool, held: int
+) -> None:
+    """E of 300 images takes 0.7 MiB: that is between the two bounds of this test."""
     a, b = views(300, 8, np.float32)
     tiled.release()
+    assert tiled.SPARE_BYTES <= 32 * 2**20
+    monkeypatch.setattr(tiled, "SPARE_BYTES", 1000)
+    monkeypatch.setattr(processor, "_kept", training)
+    tiled.value_and_grad(a, b, 0.1)
+    assert len(tiled._spare) == held
     monkeypatch.setattr(tiled, "KEEP_BYTES", 1000)
     tiled.value_and_grad(a, b, 0.1, keep_bytes=2**30)
     assert not tiled._spare

@@ -638,6 +638,33 @@ def test_nothing_is_read_of_a_checkpoint_with_an_entry_too_many(whole, tmp_path,
     assert asked == ["meta"]
 
 
+@POSIX
+@pytest.mark.parametrize(
+    "way",
+    ["momentum-without-shape", "weights-nan", "big-endian", "one-too-many", "huge-network", "packed", "link", "pipe"],
+)
+def test_a_damaged_checkpoint_is_survived_by_its_folder(copy, whole, tmp_path, way):
+    """No other file is changed, and with the old one in its place the run goes on."""
+    kept = copy / "checkpoint.npz"
+    kept.rename(tmp_path / "kept.npz")
+    if way == "link":
+        kept.symlink_to(tmp_path / "kept.npz")
+    elif way == "pipe":
+        os.mkfifo(kept)
+    else:
+        stored, meta = checkpoint.load(tmp_path / "kept.npz")
+        HOSTILE.get(way, (lambda a, m: None, ""))[0](stored, meta)
+        written(kept, stored, meta, packed=way == "packed")
+    before = contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()}
+    with pytest.raises((CheckpointError, OSError)):
+        pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    assert contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()} == before
+    kept.unlink()
+    (tmp_path / "kept.npz").rename(kept)
+    pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    assert arrays(copy) == arrays(whole)
+
+
 def test_a_text_that_is_deeply_nested_or_no_text_is_refused(whole, tmp_path):
     stored, _ = checkpoint.load(whole / "checkpoint.npz")
     for meta in (b"[" * 100_000, b"\xff", b"", b"null", b"{" + b" " * (2 << 20)):

@@ -37,7 +37,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backend import Array
-from ..processor import blas_at_one_thread, blocks, parallel
+from ..processor import blas_at_one_thread, blocks, memory_is_kept, parallel
 from . import few
 from .exact import HIGH_TEMPERATURE, unit_rows
 
@@ -46,6 +46,7 @@ SINGLE_THREAD_N = 128  # images up to which one thread is faster: waking another
 STRIP = 1024  # rows of a strip, the unit of work where each row is independent; a strip of u stays in the L2 cache
 SUM_BYTES = 4 * 2**20  # bytes for the partial du of further rounds; more rounds at a time leave fewer threads waiting
 KEEP_BYTES = 160 * 2**20  # bytes that E may take between the two steps; enough for N = 4096 in float32 (130 MiB)
+SPARE_BYTES = 32 * 2**20  # bytes that are held between two calls; a training run holds all of E
 
 Pair = tuple[int, int]
 
@@ -65,7 +66,7 @@ def value_and_grad(
         try:
             return problem.solve()
         finally:
-            if 0 < problem.room.nbytes <= KEEP_BYTES:
+            if 0 < problem.room.nbytes <= (KEEP_BYTES if memory_is_kept() else SPARE_BYTES):
                 _spare[:] = [problem.room]
 
 
@@ -73,7 +74,7 @@ _spare: list[Array] = []  # at most one array, kept for the next call's E: new m
 
 
 def release() -> None:
-    """Free the memory, at most KEEP_BYTES, that is held ready for the next call's E."""
+    """Free the memory that is held ready for the next call's E: SPARE_BYTES at most, in a training run KEEP_BYTES."""
     _spare.clear()
 
 
