@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's `&`, leave them ignored; children inherit that
         if signal.getsignal(signum) == signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL if signum == signal.SIGHUP else signal.default_int_handler)
+    if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist: each process takes its tests in one piece, so
+        config.option.dist = "worksteal"  # that what the tests of a file share is made once
     device = config.getoption("--device")
     if device == "stand-in":
         sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
