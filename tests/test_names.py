@@ -45,7 +45,6 @@ ASKS = {
     "ntxent/cuda.py": "its kernels are for a GPU",
     "ntxent/__init__.py": "chooses between the version for a processor and the one for a GPU",
     "ops/conv/winograd.py": "its tiles are cut for a processor's cache",
-    "views/named.py": "cuts a batch to fit a processor's cache, as augment does",
     "views/augment.py": "cuts a batch to fit a processor's cache",
     "views/transforms.py": "finds the band of a matrix, which a GPU would have to wait for",
     "values/arrays.py": "NumPy's arrays have kinds of which CuPy's have none: masked ones, matrices, other byte orders",
