@@ -31,20 +31,24 @@ from minisimclr import ops
 from minisimclr.data import Dataset
 from minisimclr.storage import write
 from minisimclr.training.config import build_model
+from minisimclr.views import to_float, two_views
 
 Array = np.ndarray[Any, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "paper"
 IMAGES, TEST_IMAGES = 2048, 1024  # of each set: what a run sees, and what judges it
-BASE = {"batch": 128, "epochs": 12, "size": 32}  # 192 steps: about a minute on one core
+# 192 steps, half a minute on one core. The peak of the rate, lr·batch/256, is the best one of docs/results/temperature.
+BASE = {"batch": 64, "epochs": 6, "size": 32, "temperature": 0.1, "lr": 0.2}
 DOODLES = {"min_area": 0.3}  # their things are small, and often not in a twelfth of the image
 SEEDS = 3
+LAST = 10  # steps at the end of a run over which loss and contrastive accuracy are averaged
+Settings = dict[str, Any]
 
 
 class Run(NamedTuple):
     """One training: its label in the table, what it changes in the configuration, and its seed."""
 
     label: str
-    settings: dict[str, Any]
+    settings: Settings
     seed: int
 
 
@@ -53,83 +57,135 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question of the paper: its runs without seeds, and what the paper found."""
+    """A question of the paper: its runs without seeds, and what the paper found.
+
+    A label may have several settings to try, in a tuple. Then seed 0 runs all of them, and the one whose linear probe
+    is best on held-out *training* images gets the other seeds and the row in the table.
+    """
 
     question: str
-    settings: dict[str, dict[str, Any]]  # label -> what differs from BASE
-    paper: dict[str, float] = field(default_factory=dict)  # label -> top-1 of the paper, where that is confirmed
-    source: str = ""  # table or figure of the paper
+    settings: dict[str, Settings | tuple[Settings, ...]]  # label -> what differs from BASE
+    paper: dict[str, float | str] = field(default_factory=dict)  # label -> the paper's number of that row
+    source: str = ""  # table or figure of the paper, and what differs here
     seeds: int = SEEDS
     # Where one seed must do for most rows: this row, the best and the worst get SEEDS. "" repeats none.
     repeated: str = ""
 
+    def tried(self, label: str) -> tuple[Settings, ...]:
+        """Return the settings that are tried for a label: one or several."""
+        settings = self.settings[label]
+        return settings if isinstance(settings, tuple) else (settings,)
+
+    def chosen(self, label: str, done: Sequence[dict[str, Any]]) -> Settings:
+        """Return the settings of a label that are best on held-out training images, by the runs of seed 0."""
+        if len(tried := self.tried(label)) == 1:
+            return tried[0]
+        known = [run for run in done if run["label"] == label and run["seed"] == 0 and run["settings"] in tried]
+        return max(known, key=lambda run: run["validation"])["settings"] if known else tried[0]
+
     def runs(self, done: Sequence[dict[str, Any]] = ()) -> Iterator[Run]:
         """Yield every run, seed by seed: a table that was stopped early has each row. `done` grows meanwhile."""
         for seed in range(self.seeds):
-            for label, settings in self.settings.items():
-                yield Run(label, settings, seed)
+            for label in self.settings:
+                for settings in [self.chosen(label, done)] if seed else self.tried(label):
+                    yield Run(label, settings, seed)
         if self.repeated:
             best = sorted(done, key=lambda run: run["h linear"])
             for seed in range(self.seeds, SEEDS):
                 for label in dict.fromkeys([self.repeated, best[-1]["label"], best[0]["label"]]):
-                    yield Run(label, self.settings[label], seed)
+                    yield Run(label, self.tried(label)[0], seed)
+
+    def reported(self, done: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Return the runs of each label that the table shows: those of the chosen settings."""
+        chosen = {label: self.chosen(label, done) for label in self.settings}
+        return {
+            label: [run for run in done if run["label"] == label and run["settings"] == settings]
+            for label, settings in chosen.items()
+        }
 
 
 def views_of(first: str, second: str) -> str:
     """Write the views that are changed by these two and by nothing else, as Config.views has them."""
-    names = dict.fromkeys([first, second])
-    return ",".join(names if "crop" in names else ["whole", *names])
+    names = ["crop,flip" if name == "crop" else name for name in dict.fromkeys([first, second])]
+    return ",".join(names if "crop" in (first, second) else ["whole", *names])
 
 
+def rates(*values: float, **settings: Any) -> tuple[Settings, ...]:
+    """Return settings that differ in the learning rate."""
+    return tuple({**settings, "lr": lr} for lr in values)
+
+
+# SGD's steps are as long as the gradient, and that of NT-Xent carries 1/τ (chapter 5). So the rate is in proportion to
+# the temperature, or else the table would compare rates. (The paper's LARS divides by the length of the gradient.)
+RATE = BASE["lr"] / BASE["temperature"]
 TEMPERATURES = (0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
+LENGTH = 128  # mean |z|² after the head's batch norm: dot products are that much larger than cosines
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 CHANGES_OF_FIGURE_5 = ("crop", "cutout", "colour", "sobel", "noise", "blur", "rotate")
-LOSSES = ("nt_xent", "decoupled", "nt_logistic", "nt_logistic_semi_hard", "triplet", "triplet_semi_hard")
+LOGISTIC = tuple({"temperature": t, "lr": 2 * RATE * t} for t in (0.1, 0.5))  # its gradient is half of NT-Xent's
+TRIPLET = rates(0.5 * RATE, 1.5 * RATE)  # no temperature, so no factor 1/τ
 
 EXPERIMENTS = {
     "temperature": Experiment(
         "Which temperature?",
-        {f"τ = {t:g}": {"temperature": t} for t in TEMPERATURES}
-        | {"τ = 1, not normalized": {"temperature": 1.0, "task": "dot products"}},
-        {"τ = 0.05": 59.7, "τ = 0.1": 64.4, "τ = 0.5": 60.7, "τ = 1": 58.0},
+        {f"τ = {t:g}": {"temperature": t, "lr": round(RATE * t, 3)} if t != BASE["temperature"] else {}
+         for t in TEMPERATURES}
+        | {f"τ = {t:g}, not normalized": {"temperature": t, "lr": round(RATE * t / LENGTH, 4), "task": "dot products"}
+           for t in (10.0, 100.0)},
+        {"τ = 0.05": 59.7, "τ = 0.1": 64.4, "τ = 0.5": 60.7, "τ = 1": 58.0,
+         "τ = 10, not normalized": 57.2, "τ = 100, not normalized": 57.0},
         "Table 5",
     ),
     "head": Experiment(
         "Which projection head, and h or z?",
-        {head: {"head": head} for head in ("none", "linear", "mlp2", "mlp3")},
+        {"none": {"head": "none"}, "linear": {"head": "linear"}, "mlp2": {}, "mlp3": {"head": "mlp3"}},
         source="Figure 8: non-linear beats linear by about 3 points, none by more than 10; h beats z by more than 10",
     ),
     "pairs": Experiment(
         "Which two changes make the best views?",
-        {" + ".join(dict.fromkeys(pair)): {"views": views_of(*pair)}
+        {" + ".join(dict.fromkeys(pair)): {"views": views_of(*pair), "task": "one branch"}
          for pair in itertools.combinations_with_replacement(CHANGES_OF_FIGURE_5, 2)},
-        source="Figure 5: no change suffices alone, and crop + colour stands out. There one view stays as it is",
+        source="Figure 5: no change suffices alone, and crop + colour stands out. One view is changed, one is not",
         seeds=1,
         repeated="crop + colour",
     ),
     "strength": Experiment(
         "How strong should the colours change?",
-        {f"strength {s:g}": {"strength": s} for s in STRENGTHS} | {"strength 1, blur": {"strength": 1.0, "blur": True}},
+        {f"strength {s:g}": {"strength": s} if s != 0.5 else {} for s in STRENGTHS}
+        | {"strength 1, blur": {"strength": 1.0, "blur": True}},
         {"strength 0.125": 59.6, "strength 0.25": 61.0, "strength 0.5": 62.6, "strength 1": 63.2,
          "strength 1, blur": 64.5},
         "Table 1",
     ),
     "batch": Experiment(
         "How large a batch, for how long?",
-        {f"batch {b}, {e} epochs": {"batch": b, "epochs": e} for b in (64, 128, 256, 512) for e in (6, 24)},
+        {f"batch {b}, {e} epochs": {"batch": b, "epochs": e} for b in (32, 64, 128, 256) for e in (3, 12)},
         source="Table B.1, on ImageNet: batch 256 gains 9 points from 8 times the epochs, batch 8192 gains 4",
     ),
     "loss": Experiment(
-        "Which loss?", {name: {"objective": name} for name in LOSSES}, source="Table 4: NT-Xent is best"
+        "Which loss?",
+        {"nt_xent": {}, "decoupled": {"objective": "decoupled"}}
+        | {name: tuple({"objective": name, **tried} for tried in LOGISTIC)
+           for name in ("nt_logistic", "nt_logistic_semi_hard")}
+        | {name: tuple({"objective": name, **tried} for tried in TRIPLET)
+           for name in ("triplet", "triplet_semi_hard")},
+        {"nt_xent": 63.9, "nt_logistic": 51.6, "nt_logistic_semi_hard": 57.9, "triplet": 50.9,
+         "triplet_semi_hard": 57.5},
+        "Table 4. There, negatives of one view only; rate, margin and temperature tuned more finely",
     ),
     "families": Experiment(
         "SimCLR beside one of each family of self-supervision, and beside labels",
-        {"SimCLR": {}, **{name: {"task": name} for name in RIVALS}, "untrained": {"task": "untrained"}},
+        {"SimCLR": {}, "instance": rates(0.4, 1.6, task="instance"), "rotation": rates(1.0, 4.0, task="rotation"),
+         "masked": rates(10.0, 50.0, task="masked"), "supervised": rates(1.0, 4.0, task="supervised"),
+         "untrained": {"task": "untrained"}},
     ),
     "keeps": Experiment(
         "What does h keep, and z drop?",
-        {"SimCLR": {"task": "keeps"}},
-        source="Table 3, h against z: rotation 67.6 and 25.6, corrupted 99.5 and 59.6, Sobel 96.6 and 56.3",
+        {question: {"task": f"keeps {question}", **({"views": f"crop,flip,colour,{name}"} if name else {})}
+         for question, name in {"colour": "", "rotation": "rotate", "noise": "noise", "Sobel": "sobel"}.items()},
+        {"colour": "99.3 and 97.4 (chance 80)", "rotation": "67.6 and 25.6 (chance 25)",
+         "noise": "99.5 and 59.6 (chance 50)", "Sobel": "96.6 and 56.3 (chance 50)"},
+        "Table 3, h and z. There, by an MLP; here, by a linear probe, and grey is as likely as colour",
     ),
 }  # fmt: skip
 
@@ -145,6 +201,7 @@ def performed(run: Run, base: dict[str, Any], sets: tuple[Dataset, Dataset]) -> 
     began, cpu = time.monotonic(), time.process_time()
     images, labels = sets[0].images, sets[0].labels
     losses: list[float] = []
+    ends: dict[str, float] = {}
     if task in RIVALS:
         rival = train(task, config, images, labels, lambda step, loss: losses.append(loss))
         model = with_encoder(config, rival)
@@ -154,12 +211,24 @@ def performed(run: Run, base: dict[str, Any], sets: tuple[Dataset, Dataset]) -> 
         own = build_model(config)
         if task == "dot products":
             own.objective = dot_products
-        made = ms.pretrain(config, images, model=own, progress=lambda line: losses.append(line["loss"]))
-        model = made.model
+        made = ms.pretrain(config, images, model=own, views=one_branch(config) if task == "one branch" else None)
+        model, losses = made.model, [line["loss"] for line in made.history]
+        ends = {"contrastive": round(100 * statistics.fmean(line["top1"] for line in made.history[-LAST:]), 2)}
+    if losses:
+        ends |= {"first loss": losses[0], "last loss": statistics.fmean(losses[-LAST:])}
     spent = {"seconds": round(time.monotonic() - began, 1), "cpu seconds": round(time.process_time() - cpu, 1)}
-    judge = kept if task == "keeps" else scores
-    ends = {"first loss": losses[0], "last loss": statistics.fmean(losses[-10:])} if losses else {}
-    return {"label": run.label, "seed": run.seed, "settings": run.settings, **judge(model, *sets), **ends, **spent}
+    found = kept(model, *sets, task.removeprefix("keeps ")) if task.startswith("keeps ") else scores(model, *sets)
+    return {"label": run.label, "seed": run.seed, "settings": run.settings, **found, **ends, **spent}
+
+
+def one_branch(config: ms.Config) -> Callable[[Array, np.random.Generator], tuple[Array, Array]]:
+    """Return a function that changes one of the two views and leaves the other as it is, as in Figure 5."""
+
+    def views(images: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        how = {"strength": config.strength, "min_area": config.min_area, "names": config.views}
+        return two_views(images, rng, config.size, **how)[0], to_float(images)
+
+    return views
 
 
 def with_encoder(config: ms.Config, rival: Any) -> ms.SimCLR:
@@ -177,23 +246,23 @@ def dot_products(za: Any, zb: Any, temperature: float) -> Any:
 
 
 def scores(model: ms.SimCLR, known: Dataset, new: Dataset) -> dict[str, float]:
-    """Judge h and z on test images: kNN and linear probe, in per cent."""
-    pairs = zip(("h", "z"), ms.embed(model, known.images), ms.embed(model, new.images))
+    """Judge h and z on test images: kNN and linear probe, in per cent; and h on the last quarter of the known ones."""
+    pairs = dict(zip(("h", "z"), zip(ms.embed(model, known.images), ms.embed(model, new.images))))
     found = {}
-    for name, bank, query in pairs:
-        found[f"{name} kNN"] = 100 * ms.knn_accuracy(bank, known.labels, query, new.labels)
-        found[f"{name} linear"] = 100 * ms.linear_probe(bank, known.labels, query, new.labels)
-    return {name: round(float(score), 2) for name, score in found.items()}
+    for name, (bank, query) in pairs.items():
+        found[f"{name} kNN"] = ms.knn_accuracy(bank, known.labels, query, new.labels, k=min(20, len(bank)))
+        found[f"{name} linear"] = ms.linear_probe(bank, known.labels, query, new.labels)
+    (h, _), y, rest = pairs["h"], known.labels, len(known.labels) * 3 // 4
+    found["validation"] = ms.linear_probe(h[:rest], y[:rest], h[rest:], y[rest:])  # what settings are chosen by
+    return {name: round(100 * float(score), 2) for name, score in found.items()}
 
 
-def kept(model: ms.SimCLR, known: Dataset, new: Dataset) -> dict[str, float]:
+def kept(model: ms.SimCLR, known: Dataset, new: Dataset, question: str) -> dict[str, float]:
     """Judge what a linear probe on h, and on z, can tell of what was done to an image (Table 3), in per cent."""
-    found = {}
-    for question, change in CHANGES.items():
-        (bank, answers), (query, truth) = (change(data.images, np.random.default_rng(0)) for data in (known, new))
-        for name, a, b in zip(("h", "z"), ms.embed(model, bank), ms.embed(model, query)):
-            found[f"{name} {question}"] = round(100 * ms.linear_probe(a, answers, b, truth), 2)
-    return found
+    change = CHANGES[question]
+    (bank, answers), (query, truth) = (change(data.images, np.random.default_rng(0)) for data in (known, new))
+    pairs = zip(("h", "z"), ms.embed(model, bank), ms.embed(model, query))
+    return {f"{name} linear": round(100 * ms.linear_probe(a, answers, b, truth), 2) for name, a, b in pairs}
 
 
 def _rotated(images: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -236,20 +305,33 @@ def conduct(name: str, source: str, seeds: int | None, path: Path, images: int =
     """Perform the runs of an experiment that are not in its file yet, and store each when it is done."""
     base = BASE | (DOODLES if source == "doodles" else {})
     record = stored(path, {"experiment": name, "data": shown(source), "images": images, "base": base})
-    done = {(run["label"], run["seed"]) for run in record["runs"]}
+    done = [Run(run["label"], run["settings"], run["seed"]) for run in record["runs"]]
     sets = tuple(
         first(ms.load_dataset(source, split, size=base["size"]), count)
         for split, count in (("train", images), ("test", max(1, images * TEST_IMAGES // IMAGES)))
     )
     experiment = replace(EXPERIMENTS[name], seeds=seeds or EXPERIMENTS[name].seeds)
     for run in experiment.runs(record["runs"]):
-        if (run.label, run.seed) in done:
+        if run in done:
             continue
         print(f"{name}: {run.label}, seed {run.seed} …", end=" ", flush=True)
-        record["runs"].append(performed(run, base, sets))  # type: ignore[arg-type]
+        record["runs"].append(elsewhere(run, path, record) or performed(run, base, sets))  # type: ignore[arg-type]
         write(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         print(f"{record['runs'][-1]['seconds']:.0f} s", flush=True)
     return list(record["runs"])
+
+
+def elsewhere(run: Run, path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a run of the same settings and seed that another experiment has made, or nothing."""
+    if run.settings.get("task", "").startswith("keeps"):  # it is asked another question
+        return {}
+    for file in sorted(path.parent.glob("*.json")):
+        other = json.loads(file.read_text())
+        same = all(other.get(key) == record[key] for key in ("data", "images", "base"))
+        for made in other["runs"] if same else ():
+            if made["settings"] == run.settings and made["seed"] == run.seed and file != path:
+                return {**made, "label": run.label, "from": other["experiment"]}
+    return {}
 
 
 def stored(path: Path, head: dict[str, Any]) -> dict[str, Any]:
@@ -284,15 +366,26 @@ def shown(source: str) -> str:
 
 def table(experiment: Experiment, runs: list[dict[str, Any]]) -> str:
     """Write the means over seeds, with their spread, beside the paper's, in Markdown."""
-    columns = [key for key, value in runs[0].items() if key[:2] in ("h ", "z ")] if runs else []
-    head = ["", *columns, *(["the paper"] if experiment.paper else [])]
+    shown = {label: own for label, own in experiment.reported(runs).items() if own}
+    columns = dict.fromkeys(key for own in shown.values() for key in own[0] if key[:2] in ("h ", "z "))
+    if any(len(experiment.tried(label)) > 1 for label in shown):
+        columns["chosen"] = None
+    head = ["", *columns, "seeds", *(["the paper"] if experiment.paper else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for label in experiment.settings:
-        cells = [spread([run[column] for run in runs if run["label"] == label]) for column in columns]
-        if experiment.paper:
-            cells.append(f"{experiment.paper[label]:.1f}" if label in experiment.paper else "")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    for label, own in shown.items():
+        cells = [written(experiment, own, column) for column in columns]
+        beside = [str(experiment.paper.get(label, ""))] if experiment.paper else []
+        lines.append("| " + " | ".join([label, *cells, str(len(own)), *beside]) + " |")
     return "\n".join(lines)
+
+
+def written(experiment: Experiment, own: list[dict[str, Any]], column: str) -> str:
+    """Write a cell: the mean and spread of a score, or the settings that were chosen among several."""
+    if column != "chosen":
+        return spread([run[column] for run in own])
+    several = len(experiment.tried(own[0]["label"])) > 1
+    names = ("temperature", "lr") if several else ()
+    return ", ".join(f"{name} {own[0]['settings'][name]:g}" for name in names if name in own[0]["settings"])
 
 
 def spread(values: list[float]) -> str:
@@ -302,27 +395,66 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def figure(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw each score of h as a row of points: every seed, and their mean."""
-    import matplotlib.pyplot as plt
+def draw(name: str, runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw the figure of an experiment; needs matplotlib, the extra `plot`."""
+    matrix(runs, path) if name == "pairs" else figure(EXPERIMENTS[name], runs, path)
 
-    labels = [label for label in experiment.settings if any(run["label"] == label for run in runs)]
-    columns = [key for key in runs[0] if key.startswith("h ")]
-    drawing, axes = plt.subplots(figsize=(7, 1 + 0.4 * len(labels)), layout="constrained")
-    for k, column in enumerate(columns):
-        colour = f"C{k}"
-        for y, label in enumerate(labels):
-            values = [run[column] for run in runs if run["label"] == label]
-            axes.plot(values, [y + 0.12 * k] * len(values), "o", color=colour, markersize=4, alpha=0.5)
-            axes.plot(statistics.fmean(values), y + 0.12 * k, "|", color=colour, markersize=14,
-                      label=column if y == 0 else None)  # fmt: skip
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set(xlabel="accuracy on test images, per cent", title=experiment.question)
-    axes.grid(axis="x", linewidth=0.4)
-    axes.legend(loc="best", fontsize=8)
-    drawing.savefig(path, metadata={"Software": None}, dpi=120)
-    plt.close(drawing)
+
+MARKS = {"h linear": ("GREEN", "o"), "h kNN": ("BLUE", "s"), "z linear": ("GREY", "^")}  # score -> colour, shape
+
+
+def figure(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw each score as a row of points: every seed, and a stroke at their mean; the paper's number at the edge."""
+    sys.path.insert(0, str(RESULTS.parents[1] / "figures"))
+    import style  # sets the style of all figures
+
+    rows = {label: own for label, own in experiment.reported(runs).items() if own}
+    drawing, axes = style.plt.subplots(figsize=(7.5, 1.1 + 0.36 * len(rows)), layout="constrained")
+    for k, (column, (colour, shape)) in enumerate(MARKS.items()):
+        how = {"color": getattr(style, colour), "label": column}
+        for y, own in enumerate(rows.values()):
+            if values := [run[column] for run in own if column in run]:
+                place = y + 0.22 * (k - 1)
+                axes.plot(values, [place] * len(values), shape, color=how["color"], markersize=4, alpha=0.55)
+                axes.plot([statistics.fmean(values)], [place], "|", markersize=11, markeredgewidth=2, **how)
+                how.pop("label", None)
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for y, label in enumerate(rows):
+        if label in experiment.paper:
+            axes.text(1.01, y, f"paper: {experiment.paper[label]}", transform=axes.get_yaxis_transform(),
+                      fontsize=8, color=style.SOFT, va="center")  # fmt: skip
+    axes.set_xlabel("right answers on test images, per cent")
+    axes.set_title(experiment.question, loc="left")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(MARKS), fontsize=8)
+    drawing.savefig(path, metadata={"Software": None})
+    style.plt.close(drawing)
+
+
+def matrix(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw the linear probe of every pair of changes as a square, as in the paper's Figure 5."""
+    sys.path.insert(0, str(RESULTS.parents[1] / "figures"))
+    import style
+
+    values = np.full((len(CHANGES_OF_FIGURE_5),) * 2, np.nan)
+    for i, j in itertools.product(range(len(values)), repeat=2):
+        label = " + ".join(dict.fromkeys(CHANGES_OF_FIGURE_5[k] for k in sorted((i, j))))
+        if own := [run["h linear"] for run in runs if run["label"] == label]:
+            values[i, j] = statistics.fmean(own)
+    drawing, axes = style.plt.subplots(figsize=(5.6, 4.6), layout="constrained")
+    axes.imshow(values, cmap="Greens", vmin=np.nanmin(values) - 15)
+    for (i, j), value in np.ndenumerate(values):
+        dark = value > np.nanmin(values) + 0.6 * np.ptp(values[~np.isnan(values)])
+        axes.text(j, i, "" if np.isnan(value) else f"{value:.0f}", ha="center", va="center",
+                  color="white" if dark else style.INK)  # fmt: skip
+    axes.set_xticks(range(len(values)), CHANGES_OF_FIGURE_5, rotation=35, ha="right")
+    axes.set_yticks(range(len(values)), CHANGES_OF_FIGURE_5)
+    axes.set_title("linear probe on h, per cent, by the two changes", loc="left")
+    axes.spines[:].set_visible(False)
+    drawing.savefig(path, metadata={"Software": None})
+    style.plt.close(drawing)
 
 
 # ── The command ───────────────────────────────────────────────────────────────────────────────────
@@ -352,7 +484,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             runs = conduct(name, options.data, options.seeds, path, options.images)
         print(f"\n{experiment.question} ({experiment.source or 'not in the paper'})\n\n{table(experiment, runs)}\n")
-        figure(experiment, runs, path.with_suffix(".png"))
+        if runs:
+            draw(name, runs, path.with_suffix(".png"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Where a training step spends its time: by phase, and by operation.
+"""Profile of a training step: its time by phase, and by operation.
 
     python benchmarks/step_profile.py                                   # ResNet-18 with the CIFAR stem, 128 views
     python benchmarks/step_profile.py "small, 512 views" --threads 1

@@ -11,7 +11,8 @@ A page carries blocks such as
 
 Cog runs the code of the first line and writes what it prints between the two. A code host shows the result only,
 because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`,
-`from_figures`, `told`, `settings` and `compared`; what one `run` defines, the later ones of the page know.
+`from_figures`, `told`, `lab`, `curve`, `settings` and `compared`; what one `run` defines, the later ones of the page
+know.
 """
 
 from __future__ import annotations
@@ -138,6 +139,57 @@ def told(script: str, name: str) -> None:
         for text in paragraphs
     ]
     _print("\n" + "\n\n".join(wrapped) + "\n")
+
+
+LAB = HERE / "results" / "paper"  # what benchmarks/paper.py stores
+SETS = {"doodles": "Doodles", "cifar10-jpeg": "CIFAR-10 (as JPEG)"}  # the data sets of the lab, by their files
+
+
+def lab(name: str) -> None:
+    """Print what the paper lab has stored of an experiment: for each data set the cost, the table and the figure."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    paper = importlib.import_module("paper")
+    found = False
+    for data, title in SETS.items():
+        path = LAB / f"{name}-{data}.json"
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+        if runs:
+            _print(f"\n**{title}.** {_cost(runs)}\n\n{paper.table(paper.EXPERIMENTS[name], runs)}")
+            picture = path.with_suffix(".png")
+            if picture.exists():
+                alt = f"{paper.EXPERIMENTS[name].question} {title}: each seed, and the mean"
+                _print(f"\n![{alt}]({picture.relative_to(HERE)})")
+            found = True
+    if not found:
+        _print("\nNot run yet.")
+    _print("")
+
+
+def _cost(runs: list[dict[str, Any]]) -> str:
+    """Say how many runs there are, how many of them another experiment had made already, and what the rest cost."""
+    own = [run for run in runs if "from" not in run]
+    shared = len(runs) - len(own)
+    said = f"{len(runs)} runs" + (f", {shared} of them shared with other tables" if shared else "")
+    return f"{said}; {sum(run['cpu seconds'] for run in own) / 60:.0f} minutes of CPU time."
+
+
+def curve(file: str) -> None:
+    """Print the accuracies of a label-efficiency curve, as `finetune --curve` stores them: a row for each amount."""
+    if not (HERE / file).exists():
+        return _print("\nNot run yet.\n")
+    points = json.loads((HERE / file).read_text())["points"]
+    splits = list(points[0]["scores"])
+    heads = [f"{start}, {split}" for split in splits for start in ("SimCLR", "scratch")]
+    lines = ["| labels a class | images | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    for labels in dict.fromkeys(point["labels"] for point in points):
+        own = {point["start"]: point for point in points if point["labels"] == labels}
+        cells = [
+            f"{100 * own[start]['scores'][split]['accuracy']:.1f}" if start in own else ""
+            for split in splits
+            for start in ("simclr", "scratch")
+        ]
+        lines.append(f"| {labels} | {next(iter(own.values()))['count']:,} | " + " | ".join(cells) + " |")
+    _print("\n" + "\n".join(lines) + "\n")
 
 
 def _default(value: Any) -> str:

@@ -52,7 +52,7 @@ data/formats.py data/__init__.py
 training/large_batch.py training/photos.py training/workers.py training/precision.py training/archive.py
 training/checkpoint.py
 training/stored.py training/record.py training/folders.py training/trained.py training/run.py
-training/distributed.py training/signals.py training/session.py training/presets.py
+training/distributed.py training/begin.py training/signals.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py
 protocols/sgd_probe.py

@@ -235,19 +235,14 @@ if hasattr(os, "register_at_fork"):
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-_kept = False  # True since `keep_freed_memory` was called
-
-
 def memory_is_kept() -> bool:
     """Return True if this process has asked to keep the memory of freed arrays, as a training run does."""
-    return _kept
+    return keep_freed_memory.cache_info().currsize > 0
 
 
 @functools.cache
 def keep_freed_memory() -> None:
     """Keep the memory of freed arrays for the next ones, from now on (glibc only); the peak stays the same."""
-    global _kept
-    _kept = True
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # take large arrays, too, from the heap …

@@ -346,7 +346,7 @@ FAULTS = [
 
     # ── Augmentation ──────────────────────────────────────────────────────────────────────────────
     Fault("one-view-twice", "augmentation", "views/augment.py",
-          "source, a + b, size, method)", "source, a + a, size, method)", "views train"),
+          "        return a + b", "        return a + a", "views train"),
     Fault("orders-confused", "augmentation", "views/augment.py", "4 ** np.arange(4)", "np.arange(4)", "views"),
     Fault("blur-radius-is-its-size", "augmentation", "views/transforms.py",  # lightly-ai/lightly#1051
           "radius = size // 10 // 2", "radius = size // 10", "views"),
@@ -447,9 +447,9 @@ FAULTS = [
     Fault("runs-overwritten", "checkpoint", "training/folders.py",
           'if "checkpoint.npz" in there:', "if False:", "train cli"),
     Fault("stopped-without-saving", "checkpoint", "training/session.py",
-          "must = bool(self.asked) or done == total", "must = done == total", "train cli"),
+          "must = bool(self.asked) or first", "must = first", "run_folder train"),
     Fault("not-saved-at-the-end", "checkpoint", "training/session.py",
-          "must = bool(self.asked) or done == total", "must = bool(self.asked)", "train cli"),
+          "or self.run.steps <= self.kept:", "or error is None:", "run_folder train"),
     Fault("saved-although-not-finite", "checkpoint", "training/session.py",
           "if not math.isfinite(value):", "if False:", "train cli"),
     Fault("numerics-not-compared", "checkpoint", "training/run.py",
@@ -554,7 +554,7 @@ FAULTS = [
     Fault("other-first-weights", "ranks", "training/distributed.py",
           "    run.model.load_state_dict(model)", "    pass", "distributed"),
     Fault("views-drawn-for-the-share-alone", "ranks", "views/augment.py",
-          "parameters[first : first + count] for", "parameters[:count] for", "distributed"),
+          "[np.arange(first, first + count) +", "[np.arange(count) +", "distributed"),
 
     # ── Planted by somebody who had not written the code ──────────────────────────────────────────
     Fault("bound-for-one-row", "loss", "ntxent/tiled.py",
@@ -793,6 +793,10 @@ FAULTS = [
           "labelled = len(train.class_names) > 1", "labelled = len(train.class_names) > 0", "findings page"),
     Fault("an-image-is-its-own-neighbour", "report", "report/findings.py",
           "itself = test is train  #", "itself = False  #", "findings page"),
+    Fault("views-of-the-paper-only", "report", "training/trained.py",
+          "config.min_area, names=config.views)", "config.min_area)", "findings monitor"),
+    Fault("rank-is-not-drawn", "report", "report/numbers.py",
+          '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page"),
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     Fault("photos-turned-the-wrong-way", "data", "data/exif.py",
           "if orientation >= 5:  # stored as", "if orientation >= 7:  # stored as", "data decode"),

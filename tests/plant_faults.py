@@ -33,6 +33,7 @@ from faults import FAULTS, Fault, kind_of
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("minisimclr", "tests", "docs", "README.md", "pyproject.toml")
 SECONDS = 300  # a fault may make a loop endless: that is noticed too
+MEMORY = 8 * 2**20  # KiB that the tests may take: a fault may take all that there is
 WANTED = 2  # kinds of tests that must notice
 
 
@@ -72,6 +73,8 @@ def failures(folder: Path, files: Iterable[str], enough: int = 0) -> set[str]:
         *(("-p", "enough") if enough else ()),
         *(f"tests/test_{name}.py" for name in files),
     ]
+    if os.name == "posix":
+        command = ["sh", "-c", f'ulimit -v {MEMORY}; exec "$@"', "sh", *command]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:

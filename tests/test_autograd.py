@@ -1090,3 +1090,14 @@ def test_transposing_may_turn_three_axes_any_way_round() -> None:
     for axes in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)):
         assert_same(x.transpose(*axes).data, host(x.data).transpose(axes))
         assert_same(x.transpose(axes).data, host(x.data).transpose(axes))
+
+
+def test_a_method_that_tensors_do_not_have_points_to_the_functions() -> None:
+    x = leaf(3)
+    with pytest.raises(AttributeError, match=r"a Tensor has no exp; operations are functions, and minisimclr\.ops has"):
+        x.exp()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"^a Tensor has no __array_interface__$"):
+        x.__array_interface__  # noqa: B018
+    with pytest.raises(TypeError, match=r"use minisimclr\.ops\.maximum\(tensor, -tensor\)"):
+        abs(x)
+    assert not hasattr(x, "numpy")

@@ -357,6 +357,17 @@ def test_pickled_objects_are_refused_unopened(path, monkeypatch):
     assert not Path("trace").exists()
 
 
+def test_objects_are_refused_by_the_reader_too_whatever_kinds_are_admitted(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    trap = npy(np.array([Trap()], object), allow_pickle=True)
+    archive(path, w__npy=trap)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_module.Archive, "_header", lambda self, name: None)  # it would refuse them first
+        with archive_module.opened(path) as found, pytest.raises(ValueError, match="w is damaged"):
+            found.read("w")
+    assert not Path("trace").exists()
+
+
 def test_nothing_in_the_package_opens_pickles():
     for file in Path(checkpoint.__file__).parent.rglob("*.py"):
         text = file.read_text()

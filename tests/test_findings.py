@@ -1,5 +1,6 @@
 """The promises of the pictures, of the table, and of what is found out about a run."""
 
+import dataclasses
 import io
 import json
 
@@ -197,6 +198,17 @@ def test_the_views_sheet_shows_each_image_above_its_two_views(run, images):
     sheet = np.asarray(pictures.views_sheet(run, images.images, count=5))
     top_left = sheet[6 : 6 + 64, 84 : 84 + 64]
     assert (top_left[::4, ::4] == images.images[0]).all()  # enlarged four times, unchanged
+
+
+def test_the_views_that_are_shown_are_those_of_the_runs_own_changes(run, images):
+    whole = Run(dataclasses.replace(run.config, views="whole"), run.model)  # the whole image, and no other change
+    shown, a, b = pictures.rows_of_views(whole, images.images, 4)
+    assert abs(a.astype(int) - shown).max() <= 1
+    assert abs(b.astype(int) - shown).max() <= 1
+    _, a, _ = pictures.rows_of_views(run, images.images, 4)
+    assert abs(a.astype(int) - shown).max() > 50
+    one = Dataset(images.images, np.zeros(30, np.int64), ("image",))
+    np.testing.assert_allclose(findings.look(whole, one, one).share, 1, atol=1e-4)  # two equal views are alike
 
 
 def test_wrong_neighbours_are_framed_and_right_ones_are_not(run, images, found):

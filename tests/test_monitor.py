@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_a_run_with_a_monitor_has_the_same_bits_as_one_without():
     seen = ms.pretrain(CONFIG, IMAGES, monitor=Monitor(CONFIG, IMAGES, LABELS, every=1))
     assert bits(seen) == bits(plain)
     assert [line["loss"] for line in seen.history] == [line["loss"] for line in plain.history]
+
+
+def test_it_compares_views_that_are_made_by_the_runs_own_changes():
+    config = dataclasses.replace(CONFIG, views="whole")  # two views that are equal, then
+    model = build_model(config)
+    assert Monitor(config, IMAGES).measured(model)["alignment"] < 1e-6
+    assert Monitor(CONFIG, IMAGES).measured(model)["alignment"] > 1e-3
 
 
 def test_it_measures_at_the_end_of_every_so_many_epochs_and_at_the_end_of_the_run():

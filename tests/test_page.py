@@ -10,8 +10,9 @@ import pytest
 
 from minisimclr import Config, Dataset
 from minisimclr.protocols.compare import Score
+from minisimclr.protocols.monitor import Monitor
 from minisimclr.report import drawn, look, words
-from minisimclr.report.numbers import cost
+from minisimclr.report.numbers import CURVES, cost
 from minisimclr.report.page import as_html
 from minisimclr.training.config import build_model
 from minisimclr.training.run import Run
@@ -132,6 +133,9 @@ def test_without_classes_nothing_is_right_or_wrong_on_the_page():
     assert sections == ["training", "views", "atlas", "neighbours", "similarity", "worst", "settings"]
     assert "Views that are least alike" in text
     assert "another class" not in Elements(text).text
+    assert "Each dot is a training image" in text
+    assert "that training has not seen" not in text
+    assert "images of a class that resemble one another" not in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
     assert data["votes"] is None
     assert not any(image in cells for image, cells in enumerate(data["near"]))  # all are on the map, in their order
@@ -143,11 +147,25 @@ def test_the_curves_are_those_that_the_record_has():
 
     plain = ["Loss", "Contrastive top-1", "Speed, images per second"]
     assert titles() == plain
-    assert titles(knn=0.5, alignment=0.4, uniformity=-2.0) == [
-        *("Loss", "Contrastive top-1", "kNN accuracy over time", "Alignment", "Uniformity"),
+    assert titles(knn=0.5, alignment=0.4, uniformity=-2.0, rank=20.0, spread=0.9) == [
+        *("Loss", "Contrastive top-1", "kNN accuracy over time", "Alignment", "Uniformity", "Effective rank", "Spread"),
         "Speed, images per second",
     ]
     assert titles(knn="many", lr=float("nan"), uniformity=None, alignment=[1]) == plain
+
+
+def test_all_that_the_monitor_measures_is_drawn():
+    config = Config(size=16, head_dim=8, batch=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
+    measured = Monitor(config, pixels, np.arange(20) % 2).measured(build_model(config))
+    assert set(measured) <= set(CURVES)
+    assert {"knn", "rank", "spread"} <= set(measured)
+
+
+def test_the_advice_of_the_monitor_stands_above_the_curves_once_and_as_text():
+    text = made(lines=history(advice="try <b>more</b> epochs"))
+    assert text.count("The monitor advised: try &lt;b&gt;more&lt;/b&gt; epochs.") == 1
+    assert "advised" not in made()
 
 
 def test_the_loss_stands_between_chance_and_the_floor_of_the_book(usual):

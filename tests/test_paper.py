@@ -36,14 +36,24 @@ def small(count: int = 16, size: int = 16, classes: int = 2) -> Dataset:
     return Dataset(images.astype(np.uint8), labels, ("dark", "bright"))
 
 
+def done_once(experiment: Any) -> list[dict[str, Any]]:
+    """Results of seed 0, as if every setting had been tried; the last one of each label is the best."""
+    return [
+        {"label": label, "settings": tried, "seed": 0, "h linear": 50.0, "validation": 10.0 * k}
+        for label in experiment.settings
+        for k, tried in enumerate(experiment.tried(label))
+    ]
+
+
 CONFIG = ms.Config(batch=8, epochs=1, size=16, warmup=0.0)
 
 
 def test_every_run_of_every_experiment_is_a_valid_configuration(lab: Any) -> None:
     labels = 0
     for name, experiment in lab.EXPERIMENTS.items():
-        runs = list(experiment.runs([{"label": label, "h linear": 50.0} for label in experiment.settings]))
-        assert len({(run.label, run.seed) for run in runs}) == len(runs), f"{name}: two runs of one name"
+        runs = list(experiment.runs(done_once(experiment)))
+        names = {(run.label, str(run.settings), run.seed) for run in runs}
+        assert len(names) == len(runs), f"{name}: two runs of one name"
         for run in runs:
             settings = {key: value for key, value in run.settings.items() if key != "task"}
             ms.Config(**lab.BASE | settings, seed=run.seed)
@@ -119,29 +129,83 @@ def test_the_first_images_have_every_class_alike(lab: Any) -> None:
     assert len(lab.first(small(count=40), 100).images) == 40  # no more than there are
 
 
-def test_a_stored_run_is_not_run_again_and_other_settings_are_refused(
-    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def performed(lab: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The runs that were asked for: none is made, and each has a score that follows from its settings and seed."""
     made: list[Any] = []
 
     def instead(run: Any, base: Any, sets: Any) -> dict[str, Any]:
-        made.append((run.label, run.seed))
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        return {"label": run.label, "seed": run.seed, "settings": run.settings, "h kNN": 50.0 + run.seed, "seconds": 0}
+        made.append(run)
+        score = 50.0 + run.seed
+        return {
+            **run._asdict(),
+            "h kNN": score,
+            "h linear": score,
+            "validation": run.settings.get("lr", 0.0),
+            "seconds": 0.0,
+        }
 
     monkeypatch.setattr(lab, "performed", instead)
     monkeypatch.setattr(ms, "load_dataset", lambda *_, **__: small(64))  # to draw all doodles takes seconds
-    path = tmp_path / "head-doodles.json"
+    return made
+
+
+def test_a_stored_run_is_not_run_again_and_other_settings_are_refused(
+    lab: Any, tmp_path: Path, performed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead, path = lab.performed, tmp_path / "head-doodles.json"
+
+    def three(*arguments: Any) -> dict[str, Any]:
+        if len(performed) == 3:
+            raise KeyboardInterrupt
+        return dict(instead(*arguments))
+
+    monkeypatch.setattr(lab, "performed", three)
     with pytest.raises(KeyboardInterrupt):
         lab.conduct("head", "doodles", 2, path, images=32)
     assert len(json.loads(path.read_text())["runs"]) == 3  # what was done before the interrupt is kept
+    monkeypatch.setattr(lab, "performed", instead)
     runs = lab.conduct("head", "doodles", 2, path, images=32)
-    assert len(runs) == 8
-    assert len(made) == 9  # the one that was broken off, again
-    assert "| none | 50.5 ± 0.7 |" in lab.table(lab.EXPERIMENTS["head"], runs)
+    assert len(runs) == len(performed) == 8
+    assert "| none | 50.5 ± 0.7 | 50.5 ± 0.7 | 2 |" in lab.table(lab.EXPERIMENTS["head"], runs)
     with pytest.raises(ValueError, match="other settings"):
         lab.conduct("head", "doodles", 2, path, images=48)
+
+
+def test_the_setting_that_is_best_on_held_out_training_images_gets_the_other_seeds(
+    lab: Any, tmp_path: Path, performed: list[Any]
+) -> None:
+    runs = lab.conduct("loss", "doodles", 2, tmp_path / "loss-doodles.json", images=32)
+    triplet = [(run.settings["lr"], run.seed) for run in performed if run.label == "triplet"]
+    low, high = (tried["lr"] for tried in lab.TRIPLET)
+    assert triplet == [(low, 0), (high, 0), (high, 1)]  # here the validation score is the rate
+    (row,) = [line for line in lab.table(lab.EXPERIMENTS["loss"], runs).splitlines() if line.startswith("| triplet |")]
+    assert row == f"| triplet | 50.5 ± 0.7 | 50.5 ± 0.7 | lr {high:g} | 2 | 50.9 |"  # the other rate is not averaged in
+
+
+def test_the_run_that_many_experiments_share_is_made_once(lab: Any, tmp_path: Path, performed: list[Any]) -> None:
+    for name in ("temperature", "head", "keeps"):
+        lab.conduct(name, "doodles", 1, tmp_path / f"{name}-doodles.json", images=32)
+    base = [run.label for run in performed if not run.settings]
+    assert base == ["τ = 0.1"]
+    head = json.loads((tmp_path / "head-doodles.json").read_text())["runs"]
+    assert [run["label"] for run in head if run.get("from") == "temperature"] == ["mlp2"]
+    assert "keeps colour" in [run.settings.get("task") for run in performed]  # it is asked another question
+
+
+def test_the_rate_follows_the_temperature(lab: Any) -> None:
+    """SGD's step carries 1/τ: with one rate for all, a table of temperatures would be a table of rates."""
+    for experiment, label in (("temperature", "τ = 0.05"), ("temperature", "τ = 1")):
+        settings = lab.BASE | lab.EXPERIMENTS[experiment].settings[label]
+        assert settings["lr"] / settings["temperature"] == pytest.approx(lab.RATE)
+
+
+def test_one_branch_is_changed_and_the_other_is_the_image(lab: Any) -> None:
+    images = small().images
+    config = ms.Config(size=16, views="whole,sobel:1")
+    changed, same = lab.one_branch(config)(images, np.random.default_rng(0))
+    np.testing.assert_array_equal(same, images.astype(np.float32) / np.float32(255))
+    assert (changed != same).any(axis=(1, 2, 3)).all()
 
 
 def test_the_best_the_worst_and_crop_with_colour_are_repeated_with_other_seeds(lab: Any) -> None:
@@ -152,15 +216,15 @@ def test_the_best_the_worst_and_crop_with_colour_are_repeated_with_other_seeds(l
     assert len(done) == 28 + 6
     again = {(run["label"], run["seed"]) for run in done[28:]}
     assert again == {(label, seed) for label in ("crop + colour", "crop", "noise") for seed in (1, 2)}
-    assert pairs.settings["sobel"] == {"views": "whole,sobel"}
-    assert pairs.settings["crop + noise"] == {"views": "crop,noise"}
+    assert pairs.settings["sobel"]["views"] == "whole,sobel"
+    assert pairs.settings["crop + noise"]["views"] == "crop,flip,noise"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["SimCLR", *RIVALS, "untrained"])
 def test_a_run_is_judged_on_both_h_and_z(lab: Any, label: str) -> None:
     experiment = lab.EXPERIMENTS["families"]
-    run = lab.Run(label, experiment.settings[label], 0)
+    run = lab.Run(label, experiment.tried(label)[0], 0)
     found = lab.performed(run, {"batch": 8, "epochs": 2, "size": 16}, (small(64), small(32)))
     assert {"h kNN", "h linear", "z kNN", "z linear"} <= found.keys()
     assert all(0 <= found[key] <= 100 for key in ("h kNN", "h linear"))
@@ -168,8 +232,17 @@ def test_a_run_is_judged_on_both_h_and_z(lab: Any, label: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_h_keeps_is_asked_of_h_and_z(lab: Any) -> None:
-    found = lab.performed(
-        lab.Run("SimCLR", {"task": "keeps"}, 0), {"batch": 8, "epochs": 1, "size": 16}, (small(64), small(32))
-    )
-    assert {f"{name} {question}" for name in "hz" for question in lab.CHANGES} <= found.keys()
+@pytest.mark.parametrize("question", ["colour", "rotation", "noise", "Sobel"])
+def test_what_h_keeps_is_asked_of_h_and_z(lab: Any, question: str) -> None:
+    run = lab.Run(question, lab.EXPERIMENTS["keeps"].settings[question], 0)
+    found = lab.performed(run, {"batch": 8, "epochs": 1, "size": 16}, (small(64), small(32)))
+    assert {"h linear", "z linear"} <= found.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["τ = 10, not normalized", "τ = 0.05"])
+def test_a_run_without_normalization_trains(lab: Any, label: str) -> None:
+    run = lab.Run(label, lab.EXPERIMENTS["temperature"].settings[label], 0)
+    found = lab.performed(run, {"batch": 16, "epochs": 8, "size": 16}, (small(64), small(32)))
+    assert found["last loss"] < found["first loss"]
+    assert 0 <= found["contrastive"] <= 100

@@ -23,7 +23,7 @@ from minisimclr.training.train import pretrain
 
 # The functions with which a fast form begins: module -> names. Those of convolution, batch norm and pooling stand
 # beside the tests of these, and those of NT-Xent in the table of its room.
-FAST_FORMS: dict[str, tuple[str, ...]] = {"minisimclr.views.augment": ("_fill",)}
+FAST_FORMS: dict[str, tuple[str, ...]] = {"minisimclr.views.augment": ("_batched",)}
 CONFIG = Config(size=32, batch=4, epochs=3, head_dim=8, encoder="resnet18", stem="imagenet", device=devices.DEVICE)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 

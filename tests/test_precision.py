@@ -230,6 +230,22 @@ def test_an_overflow_changes_nothing_in_the_whole_network_but_the_scale(images, 
     assert float(optimizer.loss_scale.value) == 2.0**126
 
 
+@pytest.mark.usefixtures("quiet")
+def test_the_loss_scale_does_not_matter_to_the_gradient_of_a_whole_network(images, monkeypatch):
+    """A power of two changes no digit of a float16, as long as nothing overflows or becomes too small."""
+    a, b = two_views(on_device(images[:8]), np.random.default_rng(0), 16)
+    found = []
+    for scale in (2.0**10, 2.0**12):
+        monkeypatch.setattr(precision, "FIRST", scale)
+        model, optimizer = precision.build(HALF)
+        size = float(optimizer.backward(model.loss(a, b, 0.5)[0]))
+        found.append((size, [host(p.grad) for p in model.parameters()]))
+    (one, gradients), (two, others) = found
+    assert one == pytest.approx(two, rel=1e-2)
+    for x, y in zip(gradients, others):
+        assert np.linalg.norm(x - y) <= 1e-2 * np.linalg.norm(x) + 1e-6
+
+
 def test_a_step_without_overflow_is_that_of_the_unscaled_gradient(optimizer):
     other = type(optimizer)([Tensor(optimizer.params[0].data, requires_grad=True)], lr=0.1)
     other.velocity[0][...] = optimizer.velocity[0]

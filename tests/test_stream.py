@@ -210,7 +210,7 @@ def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(
 def test_no_crop_has_fewer_pixels_than_its_view_unless_the_photo_has_no_more():
     sizes = np.tile([[600, 900]], (500, 1))
     a, b = (draw_parameters(np.random.default_rng(seed), 500, *sizes.T) for seed in (0, 1))
-    needed = finest(sizes, photo_batches.boxes(a + b), 224)
+    needed = finest(sizes, a + b, 224)
     smallest = np.minimum.reduce([a.height, a.width, b.height, b.width])
     assert ((smallest * needed / 600 >= 224 - 1e-9) | (needed == 600)).all()
     assert (needed < 600).any()
@@ -749,7 +749,7 @@ def test_a_crop_from_a_reduced_jpeg_is_near_pillows_crop_from_the_whole_one(tmp_
         drawn.append(draw_parameters(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(photo_batches, "draw_parameters", noted)
+    monkeypatch.setattr(augment, "draw_parameters", noted)
     config = dataclasses.replace(CONFIG, size=32, strength=0.0, batch=2)
     errors = []
     for seed in range(4):

@@ -63,7 +63,8 @@ def bars(axes: Any) -> None:
             for case in cases
         ]
         speed = [b / rows[case]["median"] for case, b in zip(cases, best)]
-        drawn = axes.bar(np.arange(len(cases)) + 0.2 * (k - 1.5), speed, width=0.18, color=colour, label=name)
+        label = {"slabs": "nine products (slabs)", "winograd": "Winograd"}.get(name, name.replace("torch", "PyTorch,"))
+        drawn = axes.bar(np.arange(len(cases)) + 0.2 * (k - 1.5), speed, width=0.18, color=colour, label=label)
         axes.bar_label(drawn, [f"{s:.2f}" for s in speed], fontsize=8, color=INK, padding=1)
     axes.axhline(1, color=FAINT, linewidth=1, zorder=0)
     axes.set_xticks(range(len(cases)), [case.replace("x", "×") for case in cases])

@@ -4,6 +4,7 @@
 
 ntxent_rungs.png: the error of each rung, from the table of chapter 5, which a test measures again.
 train_step.png: the time of a training step, from benchmarks/results/, for chapter 9.
+scaling.png: the processor time of a step that two processes share, from there too, for chapter 14.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ RUNGS = {"composed": style.BLUE, "plain": style.AMBER, "exact": style.GREEN, "ti
 MACHINES = {"AVX2": "train_step_quiet_avx2.json", "AVX-512": "train_step_quiet_avx512.json"}
 STEPS = {
     "direct": ("slabs", style.BLUE),
-    "auto": ("default", style.GREEN),
+    "auto": ("auto: Winograd", style.GREEN),
     "torch channels-last": ("PyTorch, channels last", style.GREY),
     "torch c.-l., memory kept": ("PyTorch, memory kept", style.GREY),
 }
@@ -74,7 +75,24 @@ def train_step() -> None:
     figure.savefig(style.HERE / "train_step.png")
 
 
+def scaling() -> None:
+    """A bar for each kind of scaling and number of ranks."""
+    results = json.loads((style.HERE.parent.parent / "benchmarks" / "results" / "distributed.json").read_text())
+    titles = {"strong": "strong: 64 images, shared", "weak": "weak: 32 images for each rank"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 1.9), sharex=True)
+    for ax, (kind, title) in zip(axes, titles.items()):
+        for row in (row for row in results["rows"] if row["kind"] == kind):
+            ranks = f"{row['ranks']} rank{'s' * (row['ranks'] > 1)}"
+            drawn = ax.barh(ranks, row["processor"], color=(style.BLUE, style.GREEN)[row["ranks"] > 1], height=0.62)
+            ax.bar_label(drawn, [f"{row['processor']:.3f} s"], padding=4, fontsize=9)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set(title=title, xlabel="processor time of a rank, seconds a step", xlim=(0, 0.27))
+    figure.savefig(style.HERE / "scaling.png")
+
+
 if __name__ == "__main__":
     style.curves()
     rungs()
     train_step()
+    scaling()

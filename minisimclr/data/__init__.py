@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +57,29 @@ def load_dataset(
     text("split", split)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a name or a path, not {shown(source)}")
-    # Both sources are imported where they are used: Pillow, zip files and the drawings would be a tenth of the time
-    # that `import minisimclr` takes.
+    options = {
+        "report": report or _to_stderr,
+        "reading": reading or Reading(),
+        "cache_side": whole("cache_side", cache_side, -2),
+        "cache": None if cache is None else Path(cache),
+    }
+    return _reader_of(os.fspath(source), options)(split, size, limit)
+
+
+def _reader_of(source: str, options: dict[str, Any]) -> Callable[[str, int, int | None], Dataset]:
+    """Return the function that reads a source: the drawings, arrays, or files of images, which alone have options."""
+    # Each is imported where it is used: Pillow, zip files and the drawings would be a tenth of the time that
+    # `import minisimclr` takes.
     if source == "doodles":
         from .doodles import load_doodles
 
-        return load_doodles(split, size, limit)
+        return load_doodles
     from .files import load_files
-    from .formats import known_folder, load_arrays
+    from .formats import arrays_of, known_folder, load_arrays
 
-    source, reading = known_folder(os.fspath(source)), reading or Reading()
-    arrays = load_arrays(Path(source), split, size, limit, reading)
-    if arrays is not None:
-        return arrays
-    return load_files(
-        Path(source),
-        split,
-        size,
-        limit,
-        report or _to_stderr,
-        reading,
-        cache_side=whole("cache_side", cache_side, -2),
-        cache=None if cache is None else Path(cache),
-    )
+    path = Path(known_folder(source))
+    arrays = arrays_of(path)
+    return partial(load_files, path, **options) if arrays is None else partial(load_arrays, path, arrays)
 
 
 def taken(images: Any) -> Any:

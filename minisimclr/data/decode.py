@@ -166,7 +166,7 @@ def _decoder(name: str) -> Callable[[IO[bytes]], Image.Image]:
         try:
             from pillow_heif.as_plugin import HeifImageFile
         except ImportError:
-            raise RefusedError('a HEIC image, which needs the extra: pip install "minisimclr[heic]"') from None
+            raise RefusedError("a HEIC image, which needs the extra: pip install pillow-heif") from None
         opener: Callable[[IO[bytes]], Image.Image] = HeifImageFile
         return opener
     if name == "AVIF":

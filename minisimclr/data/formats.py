@@ -19,7 +19,7 @@ from PIL import Image
 from .binaries import MAX_BYTES, Arrays, Part, cifar_binary, cifar_python, idx, stl10
 from .dataset import DataError, Dataset
 from .names import held_out
-from .reading import HOME, Reading
+from .reading import HOME
 from .splits import role
 
 FOLDERS = {  # torchvision's names, and those of the archives
@@ -61,14 +61,11 @@ def arrays_of(path: Path) -> Arrays | None:
     return None
 
 
-def load_arrays(path: Path, split: str, size: int, limit: int | None, reading: Reading) -> Dataset | None:
-    """Load a split of an array data set; None if the path is none.
+def load_arrays(path: Path, arrays: Arrays, split: str, size: int, limit: int | None) -> Dataset:
+    """Load a split of an array data set, whose splits `arrays_of` has found.
 
     Raises: DataError for a split that is not there, and for arrays that are no images; OSError if reading fails.
     """
-    arrays = arrays_of(path)
-    if arrays is None:
-        return None
     parts, class_names = arrays
     name = next((name for name in parts if name == split or role(name) == role(split) != ""), "")
     if not name:

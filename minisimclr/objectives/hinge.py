@@ -18,7 +18,8 @@ def triplet(za: Any, zb: Any, margin: float = 0.4, semi_hard: bool = False) -> T
     Shapes: za (N,D), zb (N,D) -> scalar
     VJP:    dc⁻ = g·w/2N where the hinge is open, dc⁺ = −Σ dc⁻, w the share of the negative
     Raises: ValueError for a margin that is negative or not finite; ValueError and TypeError as `nt_xent` does.
-    Source: Chen et al. 2020, Table 2; semi-hard negatives: Schroff et al. 2015.
+    Source: Chen et al. 2020, Table 2; semi-hard negatives: their §5.1, after Schroff et al. 2015. For Table 4 they take
+            the negatives from one view only (their appendix B.10); here they are from both, as for NT-Xent.
 
     >>> import numpy as np
     >>> round(triplet(np.eye(2), np.eye(2), margin=1.25).item(), 4)  # 0 − 1 + 1.25

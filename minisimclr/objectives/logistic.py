@@ -18,7 +18,8 @@ def nt_logistic(za: Any, zb: Any, temperature: float = 0.1, semi_hard: bool = Fa
     Shapes: za (N,D), zb (N,D) -> scalar
     VJP:    ds⁺ = −g·σ(−s⁺)/2N, ds⁻ = g·w·σ(s⁻)/2N, w the share of the negative
     Raises: ValueError and TypeError as `nt_xent` does.
-    Source: Chen et al. 2020, Table 2.
+    Source: Chen et al. 2020, Table 2; semi-hard negatives: their §5.1. Negatives are from both views, unlike theirs in
+            Table 4 (their appendix B.10).
 
     >>> import numpy as np
     >>> round(nt_logistic(np.eye(2), np.eye(2), temperature=0.5).item(), 4)  # log(1 + e⁻²) + log 2

@@ -17,15 +17,12 @@ from ..evaluation.knn import knn_accuracy
 from ..simclr import SimCLR
 from ..training.config import Config
 from ..training.run import Metrics
+from ..training.trained import views_in_training
 from ..values import whole
-from ..views import two_views
 
 MOST_IMAGES = 2000  # images of which kNN is computed: 200 ask, 1,800 answer; a fifteenth of an epoch of 5,000 images
 MOST_PAIRS = 256  # images of which two views are compared
-COLLAPSED_SPREAD, COLLAPSED_RANK = (
-    0.1,
-    1.5,
-)  # below either one, the embeddings have collapsed; healthy ones have 1 and 10
+COLLAPSED_SPREAD, COLLAPSED_RANK = 0.1, 1.5  # below either one, embeddings have collapsed; healthy ones: 1 and 10
 
 
 class Monitor:
@@ -84,7 +81,7 @@ class Monitor:
         """Measure the model as it is; nothing, if its numbers overflow."""
         config, device = self.config, device_of(model.parameters()[0].data)
         rng = np.random.default_rng(config.seed)  # the same views each time, so that measurements can be compared
-        a, b = two_views(self.pairs, rng, config.size, config.strength, config.blur, config.min_area)
+        a, b = views_in_training(config, self.pairs, rng)
         with no_grad():
             za, zb = (to_numpy(model(to_device(view, device), train=False)[1].data) for view in (a, b))  # (P,D) each
         if not (np.abs(za).max() < 1e16 and np.abs(zb).max() < 1e16):

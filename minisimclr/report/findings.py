@@ -21,7 +21,7 @@ from ..evaluation.knn import nearest, unit_rows
 from ..protocols.compare import Score
 from ..training.config import build_model
 from ..training.run import Metrics, Run
-from ..views import two_views
+from ..training.trained import views_in_training
 
 Indices: TypeAlias = NDArray[np.int64]
 DOTS = 384  # number of images on the map; their neighbours, eight times as many, must fit into the page, too
@@ -59,13 +59,13 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
     """
     labelled = len(train.class_names) > 1
     itself = test is train  # an image is then its own nearest neighbour
-    h, z = embed(run.model, test.images)  # (N,D), (N,head_dim)
+    h, _ = embed(run.model, test.images)  # (N,D)
     train_h = h if itself else embed(run.model, train.images)[0]  # (M,D)
     found, cosines = _others(train_h, h, max(VOTERS, NEIGHBOURS), itself)
     if labelled:
         voted, share = votes(train.labels[found[:, :VOTERS]], cosines[:, :VOTERS], len(train.class_names))
     else:
-        voted, share = np.zeros(len(test), np.int64), _likeness(run, test.images, z)
+        voted, share = np.zeros(len(test), np.int64), _likeness(run, test.images)
     shown = spread(test.labels, DOTS)
     rows, record = _sorted(test, h, labelled), run.history
     device = device_of(run.model.parameters()[0].data)
@@ -128,10 +128,9 @@ def votes(labels: Indices, cosines: NDArray[Any], classes: int) -> tuple[Indices
     return count.argmax(axis=1), count.max(axis=1) / count.sum(axis=1)
 
 
-def _likeness(run: Run, images: NDArray[np.uint8], z: Any) -> NDArray[np.float64]:
+def _likeness(run: Run, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the cosine of each image's two views in z, (N,): low where the network takes them for two things."""
-    config, rng = run.config, np.random.default_rng(run.config.seed)
-    a, b = two_views(images, rng, config.size, config.strength, config.blur, config.min_area)
+    a, b = views_in_training(run.config, images, np.random.default_rng(run.config.seed))
     ua, ub = (unit_rows(np, embed(run.model, np.round(255 * view).astype(np.uint8))[1]) for view in (a, b))
     return np.asarray((ua * ub).sum(axis=1), float)
 

@@ -55,7 +55,7 @@ def atlas(material: Material) -> str:
         'On the keyboard: arrows and Enter.</p><div class="found" aria-live="polite"></div></div></div>'
         + (f'<div class="legend">{legend}</div>' if findings.labelled else "")
     )
-    return material.section("atlas", title, content, "map")
+    return material.section("atlas", title, content, "map" if findings.labelled else "training map")
 
 
 def neighbours(material: Material) -> str:
@@ -109,7 +109,8 @@ def similarity(material: Material) -> str:
         "the same in both</p>"
     )
     content = f'<div class="pair">{"".join(figures)}</div>{scale}'
-    return material.section("similarity", "Similarities before and after training", content, "similarity")
+    words = "similarity" if findings.labelled else "unsorted similarity"
+    return material.section("similarity", "Similarities before and after training", content, words)
 
 
 def worst(material: Material) -> str:

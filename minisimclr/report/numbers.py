@@ -85,7 +85,8 @@ CURVES = {  # what metrics.jsonl may hold: the title, and True for shares
     "knn": ("kNN accuracy over time", True),
     "alignment": ("Alignment", False),
     "uniformity": ("Uniformity", False),
-    "effective_rank": ("Effective rank", False),
+    "rank": ("Effective rank", False),
+    "spread": ("Spread", False),
     "lr": ("Learning rate", False),
     "images_per_second": ("Speed, images per second", False),
 }
@@ -111,7 +112,9 @@ def training(material: Material) -> str:
             exact=key == "lr",
         )
         figures.append(f"<figure><h3>{title}</h3>{drawn}{material.meaning(key)}</figure>")
-    return material.section("training", "Training", f'<div class="pair">{"".join(figures)}</div>')
+    advice = dict.fromkeys(text(line["advice"], 200) for line in material.findings.record if "advice" in line)
+    said = "".join(f'<p class="advice">The monitor advised: {words}.</p>' for words in advice)
+    return material.section("training", "Training", f'{said}<div class="pair">{"".join(figures)}</div>')
 
 
 def levels(findings: Findings) -> list[svg.Level]:

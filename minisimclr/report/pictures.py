@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..training.run import Run
-from ..views import two_views
+from ..training.trained import views_in_training
 from .findings import Findings
 from .thumbs import as_png
 
@@ -39,7 +39,7 @@ def rows_of_views(run: Run, images: NDArray[np.uint8], count: int) -> NDArray[np
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
     rng = np.random.default_rng(config.seed)
-    a, b = two_views(chosen, rng, config.size, config.strength, config.blur, config.min_area)
+    a, b = views_in_training(config, chosen, rng)
     return np.stack([chosen, *((255 * view).round().astype(np.uint8) for view in (a, b))])
 
 

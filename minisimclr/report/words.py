@@ -40,18 +40,23 @@ MEANING = {
     ),
     "alignment": (
         "10_evaluation",
-        "",
+        "without-labels",
         "The mean squared distance of two views of an image on the unit sphere: 0 means that they coincide.",
     ),
     "uniformity": (
         "10_evaluation",
-        "",
+        "without-labels",
         "How evenly embeddings cover the sphere: the lower the better; near 0 all of them have collapsed to a point.",
     ),
-    "effective_rank": (
+    "rank": (
         "10_evaluation",
-        "",
-        "The number of dimensions that h effectively uses: a small one is the mark of a collapse.",
+        "without-labels",
+        "The number of directions that z effectively uses: near 1, all embeddings have collapsed to a line.",
+    ),
+    "spread": (
+        "10_evaluation",
+        "without-labels",
+        "How far embeddings differ from one another: 0 in a collapse, about 1 where they fill the sphere.",
     ),
     "views": (
         "07_augmentation",
@@ -65,6 +70,12 @@ MEANING = {
         "Each dot is an image that training has not seen, placed by its h; close dots are similar images. PCA shows "
         "the two directions of largest variance; t-SNE keeps neighbours together, and its distances mean little.",
     ),
+    "training map": (
+        "10_evaluation",
+        "nearest-neighbours",
+        "Each dot is a training image, placed by its h; close dots are similar images. PCA shows the two directions of "
+        "largest variance; t-SNE keeps neighbours together, and its distances mean little.",
+    ),
     "neighbours": (
         "10_evaluation",
         "nearest-neighbours",
@@ -76,6 +87,12 @@ MEANING = {
         "watching-it",
         "Cosines of h between all pairs of images, their common mean taken off. Training should bring out squares on "
         "the diagonal: images of a class that resemble one another, and no others.",
+    ),
+    "unsorted similarity": (
+        "05_nt_xent",
+        "watching-it",
+        "Cosines of h between all pairs of images, their common mean taken off. Without classes, the images lie in the "
+        "order of the largest direction of h: neighbours in this order should be alike, and distant ones should not.",
     ),
     "accuracy": (
         "10_evaluation",

@@ -10,32 +10,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, array_module, to_device
-from ..data import Dataset, Reading, load_dataset
+from ..data import Dataset
 from ..nn import method_of
-from ..views import named
-from ..views.augment import _crops as crops_of
-from ..views.augment import make_views
-from ..views.parameters import ViewParameters, draw_parameters
+from ..views.augment import Drawn, draw_views, make_views
 from .config import Config
 
 CHUNK = 2**26  # bytes of decoded photos that are held at a time; at 224 pixels 20 photos, at 32 a batch of 1,000
-
-
-def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
-    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
-    reading = Reading.from_text(config.reading)
-    side, size = config.cache_side, config.size
-    return load_dataset(
-        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
-    )
 
 
 def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
@@ -60,69 +46,41 @@ def photo_views(
         views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
         return views
     size, count = config.size, len(chosen[share])
-    drawn = drawn_views(config, photos.sizes[chosen], rng)[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
+    height, width = photos.sizes[chosen].T  # (B,) each
+    settings = (size, config.strength, config.blur, config.min_area)
+    drawn = draw_views(rng, config.views, len(chosen), height, width, *settings)
+    drawn = drawn[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
     chosen, sizes = chosen[share], photos.sizes[chosen[share]]
     xp = array_module(to_device(np.empty(0), config.device))
     both = xp.empty((2, count, size, size, 3), dtype=xp.float32)
-    at_least = finest(sizes, boxes(drawn), size)
+    at_least = finest(sizes, drawn, size)
     for part in chunks(sizes):
         pixels = photos.read_all(chosen[part], at_least[part])  # a list of n arrays, uint8 (H,W,3)
         views_of_part = np.arange(2 * count).reshape(2, -1)[:, part].ravel()  # (2n,)
         some = fitted(drawn[views_of_part], np.tile(sizes[part], (2, 1)), pixels * 2)
         source = np.tile(np.arange(len(pixels)), 2)  # (2n,) view i shows pixels[source[i]]
-        both[:, part] = made(xp, config, pixels, source, some).reshape(2, len(pixels), size, size, 3)
+        views_of_chunk = make_views(xp, pixels, source, some, size, method_of("views", config.method))
+        both[:, part] = views_of_chunk.reshape(2, len(pixels), size, size, 3)
     return both[0], both[1]
-
-
-# ── Either kind of views: the paper's (parameters.py), or others by name (named.py) ───────────────
-
-
-def drawn_views(config: Config, sizes: NDArray[np.int64], rng: np.random.Generator) -> Any:
-    """Draw the random numbers of 2B views of photos of these sizes, (B,2): first all views a, then all views b."""
-    papers, blurred = named.is_papers(config.views)
-    height, width = sizes.T
-    if papers:
-        settings = (config.strength, config.blur or blurred, config.min_area)
-        a, b = (draw_parameters(rng, len(sizes), height, width, *settings) for _ in "ab")
-        return a + b
-    recipe = named.recipe_of(config.views, config.blur)
-    twice = (np.tile(height, 2), np.tile(width, 2))
-    return named.draw(rng, recipe, 2 * len(sizes), *twice, config.size, config.strength, config.min_area)
-
-
-def made(xp: Any, config: Config, pixels: list[Any], source: NDArray[np.int64], drawn: Any) -> Array:
-    """Make the views that were drawn, float32 (V,size,size,3); view i shows pixels[source[i]]."""
-    method = method_of("views", config.method)
-    if isinstance(drawn, ViewParameters):
-        return make_views(xp, pixels, source, drawn, config.size, method)
-    return named.make(xp, pixels, source, drawn, config.size, crops_of, method)
-
-
-def boxes(drawn: Any) -> tuple[NDArray[np.int64], ...]:
-    """Return top, left, height and width of the crops, (V,) each."""
-    if isinstance(drawn, ViewParameters):
-        return drawn.top, drawn.left, drawn.height, drawn.width
-    found: tuple[NDArray[np.int64], ...] = drawn.boxes
-    return found
 
 
 # ── How fine a photo must be, and what follows if it comes in another size ────────────────────────
 
 
-def finest(sizes: NDArray[np.int64], boxes: tuple[NDArray[np.int64], ...], size: int) -> NDArray[np.int64]:
+def finest(sizes: NDArray[np.int64], drawn: Drawn, size: int) -> NDArray[np.int64]:
     """Return the shorter side, (B,) pixels, that each photo needs, so that no crop of it has fewer than `size` pixels.
 
     A crop that is smaller than its view needs the whole photo: no more pixels are there.
 
-    Shapes: sizes (B,2); boxes of 2B views, top, left, height and width
+    Shapes: sizes (B,2); 2B views drawn
     """
-    shortest = np.minimum(*boxes[2:]).reshape(2, -1).min(axis=0)  # (B,) side of a crop
+    shortest = np.minimum(drawn.height, drawn.width).reshape(2, -1).min(axis=0)  # (B,) side of a crop
     shorter = sizes.min(axis=1)
     needed: NDArray[np.int64] = np.minimum(shorter, -(-shorter * size // shortest))
     return needed
 
 
-def fitted(drawn: Any, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> Any:
+def fitted(drawn: Drawn, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]) -> Drawn:
     """Return the views with the crops scaled from photos of these sizes to the pixels that were read.
 
     The two differ where a photo was decoded at a part of its size, and where another one took its place.
@@ -131,13 +89,11 @@ def fitted(drawn: Any, sizes: NDArray[np.int64], pixels: list[NDArray[np.uint8]]
     if (read == sizes).all():
         return drawn
     factor, end = (read / sizes).T, read.T  # (2,V) rows, columns
-    start, length = np.stack(boxes(drawn)).reshape(2, 2, -1)  # (2,V) each
+    start, length = np.stack([drawn.top, drawn.left, drawn.height, drawn.width]).reshape(2, 2, -1)  # (2,V) each
     first = np.minimum(np.rint(start * factor), end - 1)
     last = np.clip(np.rint(length * factor), 1, end - first)
     (top, left), (height, width) = first.astype(np.int64), last.astype(np.int64)
-    if isinstance(drawn, ViewParameters):
-        return dataclasses.replace(drawn, top=top, left=left, height=height, width=width)
-    return dataclasses.replace(drawn, boxes=(top, left, height, width))
+    return dataclasses.replace(drawn, top=top, left=left, height=height, width=width)
 
 
 def chunks(sizes: NDArray[np.int64]) -> list[slice]:

@@ -1,4 +1,4 @@
-"""A trained model in use: embed images, and find those that look alike to it."""
+"""A trained model in use: images embedded, images like them found, views as in training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from ..evaluation.embed import Matrix, embed
 from ..evaluation.knn import nearest
 from ..simclr import SimCLR
 from ..values import shown, whole
+from ..views import two_views
+from .config import Config
+
+
+def views_in_training(config: Config, images: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Make two views of each image, by the changes with which the run of this configuration was trained.
+
+    Shapes: images uint8 (N,H,W,3) -> two of float32 (N,size,size,3)
+    """
+    return two_views(images, rng, config.size, config.strength, config.blur, config.min_area, names=config.views)
 
 
 class Trained:
