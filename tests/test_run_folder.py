@@ -261,6 +261,8 @@ def test_what_a_command_wrote_before_may_be_replaced(copy, tmp_path, monkeypatch
 @pytest.mark.parametrize("command", ["embed RUN --to nowhere/e.npz", "export RUN nowhere/e.safetensors"])
 def test_a_folder_that_does_not_exist_is_told_by_the_name_that_was_given(copy, tmp_path, monkeypatch, capsys, command):
     """And not by that of a temporary file, which nobody knows."""
+    few = {"train": (11, 0, ("filled",)), "test": (4, 1, ("filled",)), "unseen": (4, 2, ("hatched",))}
+    monkeypatch.setattr("minisimclr.data.doodles.SPLITS", few)  # drawing all of them takes nine seconds
     monkeypatch.chdir(tmp_path)
     assert main(command.replace("RUN", str(copy)).split()) == 4
     assert f"minisimclr: error: {command.split()[-1]}: No such file or directory" in capsys.readouterr().err
