@@ -260,7 +260,7 @@ def again(n: int = 4096) -> str:
 
 
 def profile() -> str:
-    """Where the milliseconds of a step go: by phase, by operation, and the figure."""
+    """The milliseconds of a step: by phase, by operation, and the figure."""
     found = stored(PROFILE)
     if not found:
         return missing(PROFILE)
