@@ -10,6 +10,7 @@ lines that are neither blank nor only a comment.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -74,11 +75,13 @@ HEADINGS = {
 }
 
 
+@functools.cache
 def first_line(file: str) -> str:
     """The first line of a file's docstring, without its full stop."""
     return (ast.get_docstring(ast.parse((PACKAGE / file).read_text())) or "").partition("\n")[0].rstrip(".:")
 
 
+@functools.cache
 def lines_of_code(file: str) -> int:
     """The number of lines that are neither blank nor only a comment."""
     lines = (PACKAGE / file).read_text().splitlines()

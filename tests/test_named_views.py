@@ -10,7 +10,6 @@ import devices
 import numpy as np
 import pytest
 from devices import host, on_device
-from scipy import stats
 
 import minisimclr as ms
 from minisimclr.training.config import Config
@@ -182,9 +181,16 @@ def test_the_two_views_of_an_image_and_two_images_have_numbers_of_their_own() ->
 MANY = 4000
 
 
+def stats() -> Any:
+    """SciPy's tests of distributions. They take most of a second to import, which few tests need to."""
+    from scipy import stats
+
+    return stats
+
+
 def is_uniform(values: Array, low: float, high: float) -> bool:
     """By Kolmogorov and Smirnov, at a level at which one of a thousand right laws would fail; the seed is fixed."""
-    return bool(stats.kstest(np.asarray(values, float), stats.uniform(low, high - low).cdf).pvalue > 1e-3)
+    return bool(stats().kstest(np.asarray(values, float), stats().uniform(low, high - low).cdf).pvalue > 1e-3)
 
 
 @pytest.mark.host
@@ -200,10 +206,10 @@ def test_the_distributions_of_cuts_turns_and_noise() -> None:
     n = drawn("crop,cutout,rotate,noise", MANY, size=8)
     for counts in (np.bincount(n["cutout"]["row"], minlength=8), np.bincount(n["cutout"]["column"], minlength=8),
                    np.bincount(n["rotate"]["turns"], minlength=4)):  # fmt: skip
-        assert stats.chisquare(counts).pvalue > 1e-3
+        assert stats().chisquare(counts).pvalue > 1e-3
     assert abs(np.corrcoef(n["cutout"]["row"], n["cutout"]["column"])[0, 1]) < 4 / math.sqrt(MANY)
     assert is_uniform(n["noise"]["sigma"], *NOISE_SIGMA)
-    assert stats.kstest(n["noise"]["field"][:200].ravel().astype(float), "norm").pvalue > 1e-3
+    assert stats().kstest(n["noise"]["field"][:200].ravel().astype(float), "norm").pvalue > 1e-3
 
 
 @pytest.mark.host
@@ -212,7 +218,7 @@ def test_the_distributions_of_the_colour_factors_are_uniform_and_every_order_is_
         n = drawn(name, MANY, strength=0.5, seed=2)[name]
         for k, (low, high) in enumerate((brightness, (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))):
             assert is_uniform(n["factor"][:, k], low, high)
-        assert stats.chisquare(np.unique(n["order"], axis=0, return_counts=True)[1]).pvalue > 1e-3
+        assert stats().chisquare(np.unique(n["order"], axis=0, return_counts=True)[1]).pvalue > 1e-3
     assert drawn("jitter-google", MANY, strength=2)["jitter-google"]["factor"][:, :3].min() >= 0, "no negative factor"
 
 
@@ -244,7 +250,7 @@ def test_the_distributions_of_googles_crops_are_those_of_its_own_loop(height: in
     top, left, h, w = named.crops_of_google(rng, MANY, height, width, 0.08)
     slow_h, slow_w = np.transpose([slow_crop_of_google(rng, height, width, 0.08) for _ in range(MANY)])
     for mine, theirs in ((h, slow_h), (w, slow_w), (h * w, slow_h * slow_w)):
-        assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
+        assert stats().ks_2samp(mine, theirs).pvalue > 1e-3
     assert (top + h <= height).all()
     assert (left + w <= width).all()
     assert (top + h < height)[h < height].all(), "TensorFlow's offsets leave out their upper end"
