@@ -36,7 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,119 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,134 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -109,7 +109,7 @@ Second reading, 14,119 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training process
+    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
     training/workers.py      208  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
@@ -133,7 +133,7 @@ Second reading, 14,119 lines: the exact, fast, safe and resumable forms of the s
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    179  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
@@ -155,7 +155,7 @@ Second reading, 14,119 lines: the exact, fast, safe and resumable forms of the s
     cli/demo.py               63  `minisimclr demo`: draw images, pre-train on them, and show what was learned
     cli/pretrain.py          214  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
+    cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too

@@ -217,6 +217,13 @@ def identity(run: Run, train: Dataset, labels: str | int, start: str, **options:
             **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings, **crops}  # fmt: skip
 
 
-def found_among(points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the stored point that was made with these settings, if there is one."""
-    return next((p for p in points if all(p.get(name) == value for name, value in wanted.items())), None)
+def found_among(
+    points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any], tests: Mapping[str, Dataset]
+) -> Mapping[str, Any] | None:
+    """Return the stored point that was made with these settings, and scored on these splits, if there is one."""
+    images = {split: len(data) for split, data in tests.items()}
+    for p in points:
+        scored = {split: score["images"] for split, score in p["scores"].items()}
+        if scored == images and all(p.get(name) == value for name, value in wanted.items()):
+            return p
+    return None

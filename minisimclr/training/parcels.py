@@ -1,4 +1,4 @@
-"""Parcels: what a worker puts into memory that the training process shares.
+"""Parcels: what a worker puts into a slot of the memory that it shares with the training.
 
 A parcel holds the two views of a step. Or it holds crops of photos, as many as there is room for: their sizes follow
 from what was drawn, and memory for the largest possible crops of a batch would be ten times that of its views.
