@@ -337,9 +337,7 @@ def test_a_table_in_each_split_labels_the_files_in_there_and_no_others(tmp_path)
 def test_a_name_without_its_folder_that_two_files_have_is_refused(tmp_path):
     tree(tmp_path, "train/0.png", "train/1.png", "test/0.png")
     (tmp_path / "t.csv").write_text("id,label\n0,a\n1,b\n")
-    with pytest.raises(
-        DataError, match=r"table's 0 may be one of 2 images, such as t\w+/0\.png; write their folders"
-    ):
+    with pytest.raises(DataError, match=r"table's 0 may be one of 2 images, such as t\w+/0\.png; write their folders"):
         found(tmp_path, Reading(labels="t.csv"))
 
 
