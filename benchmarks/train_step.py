@@ -190,22 +190,31 @@ def torch_network(own: Any) -> Any:
 # ── The floor ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def floor(case: arena.Case, best: dict[str, float]) -> float:
-    """Three products per convolution, and eight passes over its output: batch norm, forward and backward."""
+def work(case: arena.Case) -> dict[str, float]:
+    """Multiply–adds of a step, three products per convolution, and bytes of eight passes over its output.
+
+    The passes are those of convolution and batch norm, forward and backward; chapter 13 of the book counts them.
+    """
     from minisimclr.nn import Conv2d
 
-    work = {"products": 0.0, "bytes": 0.0}
+    found = {"products": 0.0, "bytes": 0.0}
     call = Conv2d.__call__
 
     def counted(layer: Any, *inputs: Any, **settings: Any) -> Any:
         y = call(layer, *inputs, **settings)
-        work["products"] += 3.0 * y.data.size * layer.weight.data.size / layer.weight.shape[-1] * case["views"] / 2
-        work["bytes"] += 8.0 * y.data.nbytes * case["views"] / 2
+        found["products"] += 3.0 * y.data.size * layer.weight.data.size / layer.weight.shape[-1] * case["views"] / 2
+        found["bytes"] += 8.0 * y.data.nbytes * case["views"] / 2
         return y
 
     with mock.patch.object(Conv2d, "__call__", counted):
         model_of(case).encoder(views({**case, "views": 4})[0])
-    return work["products"] / best["gemm"] + work["bytes"] / best["copy"]
+    return found
+
+
+def floor(case: arena.Case, best: dict[str, float]) -> float:
+    """Seconds that a step takes at least, at the best rates of the machine."""
+    found = work(case)
+    return found["products"] / best["gemm"] + found["bytes"] / best["copy"]
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class SimCLR(Module):
         # f and g of the paper; any other function would never be trained
         self.encoder, self.head = instance("encoder", encoder, Module), instance("head", head, Module)
         self.method = method_of("ntxent", method)  # the loss is all that this module computes itself
-        self.objective = objective or partial(nt_xent, method=self.method)
+        # Of the objectives NT-Xent alone has several forms.
+        self.objective = partial(nt_xent, method=self.method) if objective in (None, nt_xent) else objective
 
     def __call__(self, images: Any, train: bool = False) -> tuple[Tensor, Tensor]:
         """Compute h (N,features) and z (N,out_dim) of float images (N,H,W,3) in [0,1]."""

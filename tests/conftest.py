@@ -3,12 +3,16 @@ hundred in CI, many at night."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when NumPy is imported, and by the processes that tests start
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads beyond the cores only wait for one another, at work
 
 import devices
 import numpy as np
@@ -37,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's `&`, leave them ignored; children inherit that
         if signal.getsignal(signum) == signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL if signum == signal.SIGHUP else signal.default_int_handler)
+    if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist: each process takes its tests in one piece, so
+        config.option.dist = "worksteal"  # that what the tests of a file share is made once
     device = config.getoption("--device")
     if device == "stand-in":
         sys.path.insert(0, str(Path(__file__).with_name("stand_in")))
@@ -57,6 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
         if marker and not item.get_closest_marker("gpu"):
             reason = marker.args[0] if marker.args else "nothing of it runs on a device: once, on the CPU, is enough"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there for good to itself: some tests collect garbage, and would look at all tests each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

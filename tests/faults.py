@@ -346,7 +346,7 @@ FAULTS = [
 
     # ── Augmentation ──────────────────────────────────────────────────────────────────────────────
     Fault("one-view-twice", "augmentation", "views/augment.py",
-          "source, a + b, size, method)", "source, a + a, size, method)", "views train"),
+          "        return a + b", "        return a + a", "views train"),
     Fault("orders-confused", "augmentation", "views/augment.py", "4 ** np.arange(4)", "np.arange(4)", "views"),
     Fault("blur-radius-is-its-size", "augmentation", "views/transforms.py",  # lightly-ai/lightly#1051
           "radius = size // 10 // 2", "radius = size // 10", "views"),
@@ -409,7 +409,7 @@ FAULTS = [
     Fault("two-processes-in-a-folder", "checkpoint", "storage.py", "fcntl.LOCK_EX | fcntl", "0 | fcntl",
           "run_folder"),
     Fault("momentum-of-any-shape", "checkpoint", "training/archive.py", "if header.shape != rule.shape:", "if False:",
-          "run_folder"),
+          "run_folder checkpoint"),
     Fault("any-dtype-read", "checkpoint", "training/archive.py", "if header.dtype != rule.dtype:", "if False:",
           "run_folder"),
     Fault("nan-weights-evaluated", "checkpoint", "training/archive.py", "if not np.isfinite(block).all():",
@@ -447,9 +447,9 @@ FAULTS = [
     Fault("runs-overwritten", "checkpoint", "training/folders.py",
           'if "checkpoint.npz" in there:', "if False:", "train cli"),
     Fault("stopped-without-saving", "checkpoint", "training/session.py",
-          "must = bool(self.asked) or done == total", "must = done == total", "train cli"),
+          "must = bool(self.asked) or first", "must = first", "run_folder train"),
     Fault("not-saved-at-the-end", "checkpoint", "training/session.py",
-          "must = bool(self.asked) or done == total", "must = bool(self.asked)", "train cli"),
+          "or self.run.steps <= self.kept:", "or error is None:", "run_folder train"),
     Fault("saved-although-not-finite", "checkpoint", "training/session.py",
           "if not math.isfinite(value):", "if False:", "train cli"),
     Fault("numerics-not-compared", "checkpoint", "training/run.py",
@@ -554,7 +554,7 @@ FAULTS = [
     Fault("other-first-weights", "ranks", "training/distributed.py",
           "    run.model.load_state_dict(model)", "    pass", "distributed"),
     Fault("views-drawn-for-the-share-alone", "ranks", "views/augment.py",
-          "parameters[first : first + count] for", "parameters[:count] for", "distributed"),
+          "[np.arange(first, first + count) +", "[np.arange(count) +", "distributed"),
 
     # ── Planted by somebody who had not written the code ──────────────────────────────────────────
     Fault("bound-for-one-row", "loss", "ntxent/tiled.py",
@@ -685,6 +685,14 @@ FAULTS = [
           'run.model if start == "simclr" else', 'run.model if start == "scratch" else', "finetune"),
     Fault("classes-given-the-labels-of-all", "evaluation", "protocols/finetune.py",
           "/ 100 * len(labels) / len(classes)))", "/ 100 * len(labels)))", "finetune doctests"),
+    Fault("scratch-at-the-rate-of-fine-tuning", "evaluation", "protocols/finetune.py",
+          "peak = (RATES[start] if", 'peak = (RATES["simclr"] if', "finetune"),
+    Fault("one-rate-for-any-batch", "evaluation", "protocols/finetune.py",
+          'not_negative("lr", lr)) * batch / 256', 'not_negative("lr", lr)) * 1', "finetune"),
+    Fault("few-images-in-one-batch", "training", "training/presets.py",
+          "BATCHES = 2  #", "BATCHES = 1  #", "presets doctests"),
+    Fault("few-images-at-a-low-temperature", "training", "training/presets.py",
+          "TEMPERATURE = 0.2  #", "TEMPERATURE = 0.1  #", "presets doctests"),
     Fault("forgets-that-it-was-made-longer", "checkpoint", "training/run.py",
           "run.extended = [*found.extended, (found.steps, found.config.epochs)]", "run.extended = found.extended",
           "longer"),

@@ -316,7 +316,7 @@ import numpy as np
 from minisimclr.processor import keep_freed_memory
 
 def step():
-    arrays = [np.ones(size, np.float32) for size in (700_000, 600_000, 800_000, 50_000_000)]
+    arrays = [np.ones(size, np.float32) for size in (700_000, 600_000, 800_000, 9_000_000)]  # one beyond 32 MiB
 
 def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

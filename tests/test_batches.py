@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minisimclr.cli import main
 from minisimclr.training import workers as worker_processes
@@ -132,6 +133,9 @@ def running(pid: int) -> bool:
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, signum: signal.Signals) -> None:
     """Ctrl-C in a terminal reaches the workers too: they leave it to the training process, which goes on to its end."""
+    (tmp_path / "photos").mkdir()
+    for k, image in enumerate(IMAGES):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{k}.png")
     command = [
         sys.executable,
         "-m",
@@ -139,8 +143,10 @@ def test_a_signal_to_all_processes_stops_the_run_and_saves_it(tmp_path: Path, si
         "pretrain",
         "--workers",
         "2",
+        "--data",
+        str(tmp_path / "photos"),
         "--batch",
-        "32",
+        "4",
         "--size",
         "8",
         "--epochs",

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -138,9 +139,9 @@ def test_gradcheck_prints_every_operation_and_fails_if_one_does(capsys, monkeypa
 
 
 def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
-    small = {"train": (96, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
+    small = {"train": (64, 0, ("filled",)), "test": (32, 1, ("filled",)), "unseen": (32, 2, ("hatched",))}
     monkeypatch.setattr("minisimclr.data.doodles.SPLITS", small)
-    monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, batch=32, epochs=1))
+    monkeypatch.setattr(demo, "DEMO", dataclasses.replace(demo.DEMO, size=16, batch=32, epochs=1))
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--method", "ntxent=exact", *THERE]) == 0
     captured = capsys.readouterr()
@@ -351,7 +352,9 @@ def test_an_unexpected_error_is_one_line_too(monkeypatch, trained, capsys):
     assert "--debug" in error_line(capsys)
 
 
-@pytest.mark.parametrize("lost", ["missing", "empty", "bytes", "folder"])
+@pytest.mark.parametrize(
+    "lost", ["missing", "bytes", *(pytest.param(x, marks=pytest.mark.slow) for x in ("empty", "folder"))]
+)
 def test_evaluate_and_report_work_without_a_record_and_say_so(trained, tmp_path, capsys, lost):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "metrics.jsonl").unlink()
@@ -506,7 +509,13 @@ def test_too_little_memory_is_one_line_that_says_where_and_what_to_change(
 # ── In a process of its own ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*two, marks=pytest.mark.slow) for two in [(signal.SIGINT, 130), (signal.SIGHUP, 129)]),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_and_prints_one_line(photos, tmp_path, signum, code):
     run = tmp_path / "run"
     command = [
@@ -526,6 +535,7 @@ def test_a_signal_finishes_the_step_saves_and_prints_one_line(photos, tmp_path, 
     try:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
             assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signum)
         _, errors = process.communicate(timeout=60)
     finally:

@@ -16,7 +16,7 @@ from minisimclr import ops
 from minisimclr.engine.autograd import no_grad
 from minisimclr.nn import METHOD, ROOMS, BatchNorm2d, Conv2d, Linear, method_of
 from minisimclr.ntxent import nt_xent
-from minisimclr.resnet import resnet18
+from minisimclr.resnet import ENCODERS, resnet18
 from minisimclr.training import batches
 from minisimclr.training.config import METHODS, ORDER, VIEWS, WEIGHTS, Config, build_model, build_optimizer
 from minisimclr.training.optim import LARS, SGD
@@ -199,6 +199,13 @@ def test_no_form_of_the_loss_is_missing_from_the_settings():
     assert set(listed) - {"or"} == set(METHODS["ntxent"]) - {"reference"}
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """A ResNet-18 of 8 channels in place of 64: a 64th of the weights."""
+    monkeypatch.setitem(ENCODERS, "resnet18", lambda **options: resnet18(**{"base": 8, **options}))
+
+
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("conv", ["plain", "slabs", "winograd", "auto"])
 def test_the_method_reaches_every_layer(conv):
     method = f"conv={conv},norm=plain,pool=plain,ntxent=exact"
@@ -292,6 +299,7 @@ def test_the_model_follows_from_the_seed():
     assert not np.array_equal(one["encoder.conv1.weight"], other["encoder.conv1.weight"])
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(
     ("settings", "stem"),
     [

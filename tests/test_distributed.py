@@ -303,14 +303,16 @@ def test_a_run_on_three_ranks_agrees_with_that_of_one_process(optimizer: str) ->
         assert ours["top1"] == pytest.approx(theirs["top1"])
 
 
-@pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_twenty_steps_in_float64_agree_to_eight_digits(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "steps"), [(3, 6), *(pytest.param(size, 20, marks=pytest.mark.slow) for size in (2, 3, 4))]
+)
+def test_several_steps_in_float64_agree_to_eight_digits(size: int, steps: int) -> None:
     config = dataclasses.replace(CONFIG, epochs=20, temperature=0.5)
 
     def train(ranks: Any) -> Any:
         model = network(np.float64, ranks=None if ranks is ALONE else ranks)
         optimizer, views = ms.LARS(model.parameters(), 0.03), step_views(config, IMAGES, None, share(7, ranks))
-        for step in range(20):
+        for step in range(steps):
             loss, _, _ = model.loss(*(view.astype(np.float64) for view in views(step)), config.temperature)
             optimizer.backward(loss, lambda gradients: add_up(ranks, gradients))
             optimizer.step()

@@ -15,14 +15,16 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "minisimclr"
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_fits_its_file_once_and_leaves_python(fault: Fault) -> None:
-    text = (PACKAGE / fault.file).read_text()
-    planted = patched(text, fault)
-    assert planted != text
-    if fault.file.endswith(".py"):
-        compile(planted, fault.file, "exec")
-    assert all((TESTS / f"test_{name}.py").exists() for name in fault.tests.split())
+@pytest.mark.parametrize("file", sorted({fault.file for fault in FAULTS}))
+def test_a_fault_fits_its_file_once_and_leaves_python(file: str) -> None:
+    text = (PACKAGE / file).read_text()
+    for fault in FAULTS:
+        if fault.file == file:
+            planted = patched(text, fault)
+            assert planted != text, fault
+            if file.endswith(".py"):
+                compile(planted, f"{file} with {fault.name}", "exec")
+            assert all((TESTS / f"test_{name}.py").exists() for name in fault.tests.split()), fault
 
 
 def test_there_are_enough_faults_of_every_area_each_with_a_name_of_its_own() -> None:
@@ -44,4 +46,4 @@ def test_the_kind_of_a_test_is_what_it_holds_the_code_against() -> None:
     assert kind_of("tests/test_ops.py::test_gradient_passes_the_three_checks[add-0]") == "differences"
     assert kind_of("tests/test_ops.py::test_value_is_the_reference[three_checks]") == "oracle"
     assert kind_of("tests/test_ntxent.py::TestClosedForms::test_all_rows_equal[tiled]") == "closed form"
-    assert kind_of("tests/test_autograd.py::test_a_graph_100000_deep_can_be_dropped") == "structure of autograd"
+    assert kind_of("tests/test_autograd.py::test_a_deep_graph_can_be_dropped") == "structure of autograd"

@@ -92,8 +92,18 @@ PLAIN: dict[str, tuple[Function, list[Array]]] = {
 def test_each_check_accepts_the_right_gradient_and_rejects_one_a_thousandth_off(check: str, case: str) -> None:
     f, arrays = PLAIN[case]
     assert CHECKS[check](f, *arrays)
-    factors = (1.001, np.nan) if case.startswith(f"nt_xent, N = {LARGE}") else (1.001, 0.999, 0.5, -1.0, 0.0, np.nan)
-    for factor in factors:
+    with pytest.raises(GradcheckError):
+        CHECKS[check](wrong(f), *arrays)
+
+
+LONG = {case for case in PLAIN if case.startswith(("conv2d", "nt_xent"))}  # a path is looked at in quarters, too
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow][: case in LONG]) for case in PLAIN])
+def test_each_check_rejects_a_gradient_that_is_off_by_any_factor(check: str, case: str) -> None:
+    f, arrays = PLAIN[case]
+    for factor in (np.nan,) if case.startswith(f"nt_xent, N = {LARGE}") else (0.999, 0.5, -1.0, 0.0, np.nan):
         with pytest.raises(GradcheckError):
             CHECKS[check](wrong(f, factor), *arrays)
 
@@ -263,8 +273,8 @@ def assert_many_random_cases_are_told_right_from_wrong(count: int) -> None:
                         check(wrong(f), *arrays)
 
 
-def test_a_hundred_random_cases_without_a_false_alarm() -> None:
-    assert_many_random_cases_are_told_right_from_wrong(100 if devices.DEVICE == "cpu" else 20)
+def test_fifty_random_cases_without_a_false_alarm() -> None:
+    assert_many_random_cases_are_told_right_from_wrong(50 if devices.DEVICE == "cpu" else 20)
 
 
 @pytest.mark.slow

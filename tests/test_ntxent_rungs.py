@@ -8,6 +8,7 @@ was measured. Here a cell must be true (no error is above it) and not modest (so
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -55,14 +56,21 @@ SITUATIONS = {  # and the temperature of each
 }
 
 
+@functools.cache
+def batches(situation: str) -> list[Any]:
+    """Views in float32, with the loss and the gradients of the same numbers in float64."""
+    several = [embeddings(situation, np.random.default_rng([seed, N, D])) for seed in range(BATCHES)]
+    double = [[z.astype(np.float64) for z in views] for views in several]
+    return [
+        (views, nt_xent_value_and_grad(*wide, SITUATIONS[situation], "exact")) for views, wide in zip(several, double)
+    ]
+
+
+@functools.cache
 def errors(rung: str, situation: str) -> tuple[float, float]:
     """Relative errors of the loss, and of the gradient by its norm, against float64; the worst of several batches."""
     worst = np.zeros(2)
-    for seed in range(BATCHES):
-        views = embeddings(situation, np.random.default_rng([seed, N, D]))
-        expected, *gradients = nt_xent_value_and_grad(
-            *(z.astype(np.float64) for z in views), SITUATIONS[situation], "exact"
-        )
+    for views, (expected, *gradients) in batches(situation):
         with np.errstate(all="ignore"):  # the plain form divides by zero
             loss, *got = nt_xent_value_and_grad(*views, SITUATIONS[situation], rung)
             length = np.linalg.norm(np.concatenate(views).astype(np.float64), axis=1, keepdims=True)

@@ -5,13 +5,18 @@ Run with `pytest -m peers`.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from minisimclr import evaluation
 
-sklearn = pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
-pytestmark = [pytest.mark.peers, pytest.mark.host]
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.host,
+    pytest.mark.skipif(find_spec("sklearn") is None, reason="needs scikit-learn: pip install scikit-learn"),
+]
 
 Array = np.ndarray
 

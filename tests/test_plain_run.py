@@ -18,12 +18,13 @@ import pytest
 import minisimclr
 from minisimclr import ntxent
 from minisimclr.cli import demo, main
+from minisimclr.resnet import ENCODERS, resnet18
 from minisimclr.training.config import Config
 from minisimclr.training.train import pretrain
 
 # The functions with which a fast form begins: module -> names. Those of convolution, batch norm and pooling stand
 # beside the tests of these, and those of NT-Xent in the table of its room.
-FAST_FORMS: dict[str, tuple[str, ...]] = {"minisimclr.views.augment": ("_fill",)}
+FAST_FORMS: dict[str, tuple[str, ...]] = {"minisimclr.views.augment": ("_batched",)}
 CONFIG = Config(size=32, batch=4, epochs=3, head_dim=8, encoder="resnet18", stem="imagenet", device=devices.DEVICE)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
@@ -38,8 +39,8 @@ def fast_forms() -> dict[str, tuple[str, ...]]:
     return FAST_FORMS | named
 
 
-def entered(monkeypatch: pytest.MonkeyPatch, forms: dict[str, tuple[str, ...]], config: Config) -> set[str]:
-    """The fast forms that three steps of a run enter."""
+def spied_run(forms: dict[str, tuple[str, ...]], method: str) -> tuple[set[str], list[float]]:
+    """The fast forms that three steps of a run enter, and the losses of the steps."""
     found: set[str] = set()
 
     def spied(label: str, original: Any) -> Any:
@@ -49,7 +50,8 @@ def entered(monkeypatch: pytest.MonkeyPatch, forms: dict[str, tuple[str, ...]], 
 
         return spy
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "resnet18", lambda **options: resnet18(**{"base": 16, **options}))  # a quarter as wide
         for name, form in ntxent.METHODS.items():  # a table holds the functions themselves
             if name not in ("plain", "composed"):
                 patch.setitem(ntxent.METHODS, name, spied(f"minisimclr.ntxent.{name}", form))
@@ -57,31 +59,35 @@ def entered(monkeypatch: pytest.MonkeyPatch, forms: dict[str, tuple[str, ...]], 
             for name in names:
                 home = importlib.import_module(module)
                 patch.setattr(home, name, spied(f"{module}.{name}", getattr(home, name)))
-        result = pretrain(config, IMAGES)
+        result = pretrain(Config(**CONFIG.as_dict() | {"method": method}), IMAGES)
     assert len(result.history) == 3
-    return found
+    return found, [line["loss"] for line in result.history]
 
 
-def test_a_run_by_plain_forms_enters_no_fast_one_and_the_default_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    forms = fast_forms()
-    plain = Config(**CONFIG.as_dict() | {"method": "plain"})
-    assert entered(monkeypatch, forms, plain) == set()
-    rooms = {label.split(".")[1] for label in entered(monkeypatch, forms, CONFIG)}
+@pytest.fixture(scope="module")
+def plain_run() -> tuple[set[str], list[float]]:
+    return spied_run(fast_forms(), "plain")
+
+
+@pytest.fixture(scope="module")
+def default_run() -> tuple[set[str], list[float]]:
+    return spied_run(fast_forms(), CONFIG.method)
+
+
+def test_a_run_by_plain_forms_enters_no_fast_one_and_the_default_does(plain_run: Any, default_run: Any) -> None:
+    assert plain_run[0] == set()
+    rooms = {label.split(".")[1] for label in default_run[0]}
     assert rooms >= {"ops", "ntxent", "views"}  # the spies see something
 
 
 @pytest.mark.parametrize("room", ["ntxent", "views"])
-def test_one_plain_room_enters_no_fast_form_of_that_room(monkeypatch: pytest.MonkeyPatch, room: str) -> None:
-    config = Config(**CONFIG.as_dict() | {"method": f"{room}=plain"})
-    assert not [label for label in entered(monkeypatch, FAST_FORMS, config) if label.split(".")[1] == room]
+def test_one_plain_room_enters_no_fast_form_of_that_room(room: str) -> None:
+    assert not [label for label in spied_run(FAST_FORMS, f"{room}=plain")[0] if label.split(".")[1] == room]
 
 
-def test_a_run_by_plain_forms_learns_what_the_default_learns() -> None:
+def test_a_run_by_plain_forms_learns_what_the_default_learns(plain_run: Any, default_run: Any) -> None:
     """The first loss is the same up to rounding; so few images in a batch make something of it in the next steps."""
-    losses = [
-        [line["loss"] for line in pretrain(Config(**CONFIG.as_dict() | {"method": method}), IMAGES).history]
-        for method in ("plain", CONFIG.method)
-    ]
+    losses = plain_run[1], default_run[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
 

@@ -117,6 +117,17 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name, content):
     assert contents(tmp_path) == {name: content}
 
 
+@pytest.mark.parametrize("command", ["pretrain --batch 4 --data IMAGES --out FOLDER", "demo --out FOLDER"])
+def test_the_command_refuses_a_folder_with_a_file_of_somebody_else_in_it(tmp_path, command, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.txt").write_text("mine")
+    np.save(tmp_path / "images.npy", IMAGES)
+    command = command.replace("FOLDER", str(tmp_path / "mine")).replace("IMAGES", str(tmp_path / "images.npy"))
+    assert main(command.split()) == 2
+    assert "table.txt" in capsys.readouterr().err
+    assert contents(tmp_path / "mine") == {"table.txt": b"mine"}
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_its_folder(copy, whole):
     """The folder is ours by its config.json; other files in it are no harm."""
     (copy / "checkpoint.npz").unlink()
@@ -250,6 +261,8 @@ def test_what_a_command_wrote_before_may_be_replaced(copy, tmp_path, monkeypatch
 @pytest.mark.parametrize("command", ["embed RUN --to nowhere/e.npz", "export RUN nowhere/e.safetensors"])
 def test_a_folder_that_does_not_exist_is_told_by_the_name_that_was_given(copy, tmp_path, monkeypatch, capsys, command):
     """And not by that of a temporary file, which nobody knows."""
+    few = {"train": (11, 0, ("filled",)), "test": (4, 1, ("filled",)), "unseen": (4, 2, ("hatched",))}
+    monkeypatch.setattr("minisimclr.data.doodles.SPLITS", few)  # drawing all of them takes nine seconds
     monkeypatch.chdir(tmp_path)
     assert main(command.replace("RUN", str(copy)).split()) == 4
     assert f"minisimclr: error: {command.split()[-1]}: No such file or directory" in capsys.readouterr().err
@@ -309,6 +322,16 @@ def test_a_bad_byte_in_the_record_neither_blocks_nor_is_erased(copy, whole, plac
     assert lines(copy)[:3] == damaged
     assert arrays(copy) == arrays(whole)
     assert len(lines(copy)) == STEPS
+
+
+def test_random_bytes_in_the_record_are_kept_beside_the_lines_that_come(copy):
+    noise = [b"\xff\x00{[\n", b'{"step": 1, "loss"\n', b"null\n"]
+    before = lines(copy)
+    (copy / "metrics.jsonl").write_bytes(b"".join([noise[0], before[0], *noise[1:], *before[1:]]))
+    pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    now = lines(copy)
+    assert [line for line in now if line in noise] == noise
+    assert [json.loads(line)["step"] for line in now if line not in noise] == list(range(STEPS))
 
 
 @pytest.mark.parametrize(
@@ -417,18 +440,88 @@ def test_weights_that_were_being_written_are_not_saved(tmp_path, whole, monkeypa
 
     def broken(optimizer: SGD, lr: float | None = None) -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:  # after the first epoch, step 2, there was a checkpoint; after step 3 none
             optimizer.params[0].data[...] = 0
             fail()
         original(optimizer, lr)
 
     with monkeypatch.context() as patch:
         patch.setattr(SGD, "step", broken)
-        patch.setattr(session, "SAVE_EVERY", -1.0)
         with pytest.raises(Gone):
             pretrain(CONFIG, IMAGES, folder=tmp_path)
     assert load_run(tmp_path).steps == 2
     pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert arrays(tmp_path) == arrays(whole)
+
+
+def test_a_step_that_is_broken_off_and_a_stop_before_it_leave_the_same_bits(tmp_path, stopped, monkeypatch):
+    from minisimclr.training.optim import Optimizer
+
+    original, calls = Optimizer.backward, []
+
+    def broken(*args: Any) -> Any:
+        calls.append(1)
+        return original(*args) if len(calls) < 4 else fail(MemoryError)
+
+    monkeypatch.setattr(Optimizer, "backward", broken)
+    with pytest.raises(MemoryError):
+        pretrain(CONFIG, IMAGES, folder=tmp_path)
+    assert arrays(tmp_path) == arrays(stopped)
+
+
+def test_a_run_broken_off_while_its_weights_were_written_ends_with_the_same_bits(tmp_path, whole, monkeypatch):
+    """The weights are a step further then than the number of steps says."""
+    from minisimclr.training.optim import SGD
+
+    original, calls = SGD.step, []
+
+    def broken(optimizer: SGD, lr: float | None = None) -> None:
+        calls.append(1)
+        original(optimizer, lr)
+        if len(calls) == 4:
+            fail(KeyboardInterrupt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SGD, "step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(CONFIG, IMAGES, folder=tmp_path)
+    pretrain(CONFIG, IMAGES, folder=tmp_path, resume=True)
+    assert arrays(tmp_path) == arrays(whole)
+
+
+@POSIX
+def test_a_stop_is_told_after_its_step_was_saved(tmp_path, monkeypatch):
+    saved: list[int] = []
+
+    def stop(message: str, signum: int) -> Interrupted:
+        saved.append(load_run(tmp_path).steps)
+        return Interrupted(message, signum)
+
+    monkeypatch.setattr(session, "Interrupted", stop)
+    with pytest.raises(Interrupted):
+        pretrain(CONFIG, IMAGES, folder=tmp_path, progress=at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert saved == [4]
+
+
+@POSIX
+def test_a_signal_must_not_hide_that_the_disk_is_full(tmp_path, monkeypatch):
+    """Who is told that a run was stopped believes that it was saved."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(CONFIG, IMAGES, folder=tmp_path, progress=at(0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
+@POSIX
+def test_a_run_under_nohup_is_whole_whatever_it_is_sent_and_agrees_with_another(tmp_path, whole, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        pretrain(CONFIG, IMAGES, folder=tmp_path, progress=lambda line: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert arrays(tmp_path) == arrays(whole)
 
 
@@ -651,7 +744,17 @@ def test_nothing_is_read_of_a_checkpoint_with_an_entry_too_many(whole, tmp_path,
 @POSIX
 @pytest.mark.parametrize(
     "way",
-    ["momentum-without-shape", "weights-nan", "big-endian", "one-too-many", "huge-network", "packed", "link", "pipe"],
+    [
+        "momentum-without-shape",
+        "weights-infinite",
+        "steps-too-many",
+        "big-endian",
+        "one-too-many",
+        "huge-network",
+        "packed",
+        "link",
+        "pipe",
+    ],
 )
 def test_a_damaged_checkpoint_is_survived_by_its_folder(copy, whole, tmp_path, way):
     """No other file is changed, and with the old one in its place the run goes on."""
@@ -666,8 +769,14 @@ def test_a_damaged_checkpoint_is_survived_by_its_folder(copy, whole, tmp_path, w
         HOSTILE.get(way, (lambda a, m: None, ""))[0](stored, meta)
         written(kept, stored, meta, packed=way == "packed")
     before = contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()}
-    with pytest.raises((CheckpointError, OSError)):
+    tracemalloc.start()
+    if way != "link":  # which may be read, and not replaced
+        with pytest.raises(CheckpointError):
+            load_run(copy)
+    with pytest.raises(OSError, match="checkpoint"):
         pretrain(CONFIG, IMAGES, folder=copy, resume=True)
+    assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    tracemalloc.stop()
     assert contents(copy) | {"kept": (tmp_path / "kept.npz").read_bytes()} == before
     kept.unlink()
     (tmp_path / "kept.npz").rename(kept)

@@ -24,7 +24,7 @@ from minisimclr.engine.autograd import Tensor
 from minisimclr.ntxent import nt_xent
 from minisimclr.resnet import ENCODERS, resnet_small
 from minisimclr.simclr import SimCLR
-from minisimclr.training import batches, checkpoint, photos, precision, record, run, session, train
+from minisimclr.training import batches, checkpoint, precision, record, run, session, train
 from minisimclr.training.checkpoint import CheckpointError
 from minisimclr.training.config import ORDER, VIEWS, Config, build_model, build_optimizer
 from minisimclr.training.optim import SGD
@@ -195,7 +195,7 @@ def test_images_come_from_the_data_set_unless_given(monkeypatch):
         assert reading == Reading()
         return Dataset(IMAGES, np.zeros(len(IMAGES), np.int64), ("all",))
 
-    monkeypatch.setattr(photos, "load_dataset", load)
+    monkeypatch.setattr(batches, "load_dataset", load)
     assert pretrain(CONFIG).images == fingerprint(IMAGES)
     assert asked == [("doodles", "train", 8)]
 

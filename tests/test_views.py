@@ -175,7 +175,8 @@ def test_auto_is_the_batched_form():
 
 def test_the_plain_form_enters_no_fast_form(monkeypatch):
     for name in (
-        "_fill",
+        "_batched",
+        "_changed",
         "_groups",
         "_crops",
         "resample",

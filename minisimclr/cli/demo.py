@@ -16,6 +16,7 @@ from ..data import load_dataset
 from ..nn import method_of
 from ..protocols.monitor import Monitor
 from ..training.config import Config
+from ..training.folders import require_free
 from ..training.train import pretrain
 from .common import add_device, free_folder, path_name
 from .console import saying, show, training
@@ -65,6 +66,7 @@ def run_command(options: argparse.Namespace) -> None:
     config = dataclasses.replace(DEMO, **given)
     backend.require(config.device)
     folder = options.out or free_folder(Path("runs/demo"))
+    require_free(folder)  # before the work, not after it
     started = time.monotonic()
     with saying("drawing 7,000 doodles"):
         train = load_dataset(config.data, "train", size=config.size)

@@ -19,11 +19,11 @@ from ..nn import method_of
 from ..processor import set_threads, threads
 from ..protocols.monitor import Monitor
 from ..training import record, stored
-from ..training.batches import MOST_WORKERS, resident
+from ..training.batches import MOST_WORKERS, resident, training_images
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
+from ..training.folders import require_free, require_resumable
 from ..training.large_batch import remarks, require_room
-from ..training.photos import training_images
 from ..training.presets import FEW_STEPS, PRESETS, TUNED, fitted, preset
 from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
@@ -111,6 +111,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
     require_room(config, options.workers, None, ranks)
     folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    if ranks.rank == 0:  # who alone writes; and before the images are read, not after it
+        (require_resumable if options.resume else require_free)(folder)
     reading = Reading.from_text(config.reading)
     with saying(f"loading {config.data}"):
         train = training_images(config, options.cache, note)

@@ -236,7 +236,7 @@ def _seed(tensor: Tensor, grad: Any) -> Array:
 
 def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
     """Undo broadcasting and promotion: sum over the axes that were stretched, and return to the parent's dtype."""
-    gradient, shape = as_array(gradient), parent.shape  # the gradient may be larger than the input, whose shape this is
+    gradient, shape = as_array(gradient), parent.shape  # `shape` is the input's; the gradient may be larger
     if gradient.shape != shape:
         lead = gradient.ndim - len(shape)  # axes that broadcasting put in front
         # An element that was used many times receives the sum of all their gradients.

@@ -74,6 +74,15 @@ class Surface:
             f"use minisimclr.ops.{name} if there is one, or give np.{name} the array, tensor.data"
         )
 
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:  # only what is not found comes here, such as x.exp()
+            advice = "" if name.startswith("_") else "; operations are functions, and minisimclr.ops has them"
+            raise AttributeError(f"a Tensor has no {name}{advice}", name=name, obj=self)
+
+    def __abs__(self) -> NoReturn:
+        raise TypeError("a Tensor has no abs; use minisimclr.ops.maximum(tensor, -tensor)")
+
     def __reduce__(self) -> Any:  # for copy.copy, copy.deepcopy and pickle
         if self._node is not None and self._node.leaf is None:
             raise RuntimeError("a computed tensor cannot be copied with its history; copy tensor.detach() instead")

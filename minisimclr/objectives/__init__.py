@@ -37,10 +37,9 @@ Objective: TypeAlias = Callable[..., Tensor]  # za (N,D), zb (N,D), temperature 
 OBJECTIVES = ("nt_xent", "decoupled", "nt_logistic", "nt_logistic_semi_hard", "triplet", "triplet_semi_hard")
 
 
-def named(name: str, *, form: str = "auto", margin: float = 0.4, ranks: Ranks | None = None) -> Objective:
-    """Return an objective as a function of za, zb and the temperature.
+def named(name: str, *, margin: float = 0.4, ranks: Ranks | None = None) -> Objective:
+    """Return an objective as a function of za, zb and the temperature. For NT-Xent a model chooses the form itself.
 
-    form    that in which NT-Xent runs; the others have one form
     margin  of the triplets, which have no temperature: they take it and do not use it
     ranks   the processes that share each batch; NT-Xent alone is computed among several
 
@@ -50,16 +49,23 @@ def named(name: str, *, form: str = "auto", margin: float = 0.4, ranks: Ranks | 
 
     Raises: ValueError for a name that is not in OBJECTIVES, and for any but NT-Xent with several ranks.
     """
-    semi_hard = one_of("objective", name, OBJECTIVES).endswith("_semi_hard")
+    name = one_of("objective", name, OBJECTIVES)
     if ranks is not None and ranks.size > 1:
         if name != "nt_xent":
             raise ValueError(f"objective {name} needs one process: leave out --distributed, or use nt_xent")
         return partial(shared.nt_xent, ranks=ranks)
-    if name.startswith("triplet"):
-        return lambda za, zb, temperature: triplet(za, zb, margin=margin, semi_hard=semi_hard)
-    if name.startswith("nt_logistic"):
-        return partial(nt_logistic, semi_hard=semi_hard)
-    return decoupled if name == "decoupled" else partial(nt_xent, method=form)
+    kind, semi_hard = name.removesuffix("_semi_hard"), name.endswith("_semi_hard")
+    forms: dict[str, Objective] = {
+        "nt_xent": nt_xent,
+        "decoupled": decoupled,
+        "nt_logistic": partial(nt_logistic, semi_hard=semi_hard),
+        "triplet": _without_temperature(partial(triplet, margin=margin, semi_hard=semi_hard)),
+    }
+    return forms[kind]
+
+
+def _without_temperature(objective: Objective) -> Objective:
+    return lambda za, zb, temperature: objective(za, zb)
 
 
 def chance(name: str, count: int, margin: float = 0.4) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array, free_bytes, to_device
-from ..data import DataError, Dataset
+from ..data import DataError, Dataset, Reading, load_dataset
 from ..nn import method_of
 from ..values import whole
 from ..views import two_views
@@ -30,6 +31,15 @@ Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, view
 
 
 # ── Which images, which views ─────────────────────────────────────────────────────────────────────
+
+
+def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
+    """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
+    reading = Reading.from_text(config.reading)  # how the names in the data are read, where they leave a choice
+    side, size = config.cache_side, config.size
+    return load_dataset(
+        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
+    )
 
 
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -70,13 +80,13 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
         return epoch_order(len(images), config.batch, config.rng(ORDER, epoch))  # (steps_per_epoch,B)
 
     batch_of = (lambda chosen: chosen) if isinstance(images, Dataset) else batch_source(images, config.device)
-    if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
-        own, share = functools.partial(photo_views, config, images, own, share), slice(0, config.batch)
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
-    made = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
-    make = own or (lambda batch, rng: made(batch, rng, *settings, config.views))
+    both = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
+    make = own or (lambda batch, rng: both(batch, rng, *settings, config.views))
+    if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
+        make, share = functools.partial(photo_views, config, images, own, share), slice(0, config.batch)
 
     def views(step: int) -> tuple[Array, Array]:
         epoch, k = divmod(step, steps_per_epoch)  # the step alone tells a resumed run where in the epoch it is
@@ -95,14 +105,15 @@ def views_ahead(
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
-    The views of a step are valid until those of the next are asked for. On a GPU there are no workers, because the
-    GPU makes the views faster than they could be sent to it.
+    The views of a step are valid until those of the next are asked for. If a GPU computes, workers read photos and
+    cut the crops; of an array there are none, because the GPU makes its views faster than they could be sent to it.
 
     Raises: ValueError for a number of workers outside 0…MOST_WORKERS. A call raises what a worker raised,
             ChildProcessError if one was killed, and Interrupted if one is stuck after a signal was put into `stop`.
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
-    if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
+    crops = config.device == "cuda" and own is None and isinstance(images, Dataset)
+    if (config.device == "cuda" and not crops) or not workers or not steps:  # no steps: the resumed run is complete
         yield step_views(config, images, own, share)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import

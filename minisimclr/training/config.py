@@ -15,7 +15,7 @@ import numpy as np
 from .. import heads, objectives
 from ..data import Reading
 from ..heads import HEADS
-from ..nn import METHOD, method_of
+from ..nn import METHOD
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
@@ -176,11 +176,12 @@ def build_model(config: Config, product_dtype: Any = None, ranks: Any = None) ->
         stem = "small" if config.encoder == "small" else "cifar" if config.size < 96 else "imagenet"
     # One generator draws the weights of f, then those of g: the other order would give other weights.
     encoder = ENCODERS[config.encoder](width=config.width, stem=stem, **how)
-    if config.zero_init:
-        heads.zero_last_scales(encoder)
     head: Any = heads.named(config.head, encoder.features, config.head_dim, config.head_layers, **how)
-    loss = {"form": method_of("ntxent", config.method), "margin": config.margin, "ranks": ranks}
-    return SimCLR(encoder, head, method=config.method, objective=objectives.named(config.objective, **loss))
+    objective = objectives.named(config.objective, margin=config.margin, ranks=ranks)
+    model = SimCLR(encoder, head, method=config.method, objective=objective)
+    if config.zero_init:
+        heads.zero_last_scales(model.encoder)
+    return model
 
 
 def build_optimizer(config: Config, model: SimCLR, loss_scale: Any = None) -> Optimizer:

@@ -25,7 +25,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,6 @@ from ..backend import Array, array_module, device_of, to_device, to_numpy
 from ..collective import Ranks
 from ..storage import one_line
 from .checkpoint import NUMERICS
-from .config import Config
 from .run import Run
 
 FIRST_SLEEP, LONGEST_SLEEP = 2e-5, 1e-3  # seconds between two looks at a message: short at first, then twice as long
@@ -168,22 +167,20 @@ def mpi_ranks(code_of: Callable[[BaseException], int] = lambda error: 1) -> Iter
         raise ranks.failed[min(ranks.failed)]
 
 
-def require_same(ranks: Ranks, config: Config, images: str, own: Mapping[str, Any]) -> None:
-    """Refuse ranks that would not train the same, and what several cannot do.
-
-    images  the fingerprint of the images of this rank
-    own     the model and the views that the caller brought, or None
+def require_same(ranks: Ranks, run: Run) -> None:
+    """Refuse ranks whose runs would not train the same, and what several cannot do.
 
     Raises: ValueError, which names a rank that differs from rank 0, and in what.
     """
     if ranks.size == 1:
         return
-    if own["views"] is not None:
+    config = run.config
+    if "views" in run.own:
         raise ValueError("views of one's own are made by one process: leave out ranks")
-    if own["model"] is not None and getattr(own["model"].objective, "keywords", {}).get("ranks") is not ranks:
+    if "model" in run.own and getattr(run.model.objective, "keywords", {}).get("ranks") is not ranks:
         raise ValueError('a model of one\'s own needs objective=minisimclr.objectives.named("nt_xent", ranks=ranks)')
     settings = json.dumps([NUMERICS, config.as_dict()], sort_keys=True)
-    for what, text in (("settings", settings), ("images", images)):
+    for what, text in (("settings", settings), ("images", run.images)):
         sums = ranks.all_gather(np.array(zlib.crc32(text.encode()), np.int64))  # (W,)
         others = np.flatnonzero(sums != sums[0])
         if len(others):

@@ -61,9 +61,14 @@ def require_output(path: Path, *sources: Path | str) -> None:
     sources  files and folders that are read; a name that does not exist, such as "doodles", is no file. In a folder of
              images, a .npz or .parquet is no image, and may be replaced
 
-    Raises: ValueError; OSError for a name that is a link, a pipe or a folder.
+    Raises: ValueError; OSError for a name that is a link, a pipe or a folder, or that is in no folder.
     """
     require_replaceable(path)
+    try:
+        os.stat(os.path.join(path.parent, ""))
+    except OSError as error:
+        error.filename = str(path)  # as if it had been opened
+        raise
     if path.name in NAMES and (is_ours(path.parent) or os.path.lexists(path.parent / "checkpoint.npz")):
         raise ValueError(f"{shown(path)} is a file of a run, and is not replaced; choose another name")
     there = path.resolve()

@@ -12,66 +12,22 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from ..backend import Array, array_module, is_array, to_numpy
 from ..collective import ALONE, Ranks, add_up, share
-from ..interop import load_into
 from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
-from ..values import instance
-from . import distributed, precision
-from .config import Config
 from .optim import Optimizer
-from .run import Interrupted, Metrics, NonFiniteError, Run, fingerprint, opened, restore, save, take_folder
+from .run import Interrupted, Metrics, NonFiniteError, Run, opened, save
 from .signals import returns_run, stop_signals
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings, by device: a reading empties a GPU's queue
 SAVE_EVERY = 60.0  # seconds between checkpoints, at least; more are written after the first epoch and at the end
 Monitor = Callable[[SimCLR, list[Metrics]], Metrics]  # model, metrics of the last steps -> what else to record
-
-
-def begin(
-    config: Config,
-    images: Any,
-    folder: str | Path | None,
-    resume: bool,
-    model: SimCLR | None = None,
-    views: object = None,
-    ranks: Ranks | None = None,
-) -> tuple[Run, Optimizer]:
-    """Build the model and its optimizer, take the folder, and go on from its checkpoint if the run is resumed.
-
-    model, views  those that the caller brought, or None; the run remembers that it needs them
-    ranks         the processes that share each batch: rank 0 keeps the run, and gives the others its weights
-
-    Raises: RuntimeError for a precision that the device does not have, ValueError for a folder that does not fit,
-            CheckpointError for a checkpoint that cannot be used; nothing is written by then.
-    """
-    from .workers import leave_if_only_imported  # here, for the time that multiprocessing takes to import
-
-    leave_if_only_imported()
-    own = {"model": model and instance("model", model, SimCLR), "views": views}
-    ranks, identity = ranks or ALONE, fingerprint(images)
-    distributed.require_same(ranks, config, identity, own)
-    model, optimizer = precision.build(config, model, ranks)
-    if config.init and not resume and ranks.rank == 0:
-        load_into(model.encoder, config.init)
-    path, lock = take_folder(folder, resume) if ranks.rank == 0 else (None, None)
-    run = Run(config, model, folder=path, images=identity, ranks=ranks.size, news=getattr(images, "news", dict))
-    run.own, run.lock = tuple(name for name, thing in own.items() if thing is not None), lock
-    try:
-        if resume and ranks.rank == 0:
-            restore(run, optimizer.load_state_dict)
-        distributed.take_over(ranks, run, optimizer)
-    except BaseException:
-        run.release()
-        raise
-    return run, optimizer
 
 
 class Session:
@@ -99,7 +55,6 @@ class Session:
     ) -> None:
         self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
         self.monitor = monitor if self.ranks.rank == 0 else None
-        self.share = share(run.config.batch, self.ranks)  # the images of each batch that this rank sees
         self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device
@@ -136,6 +91,11 @@ class Session:
     def asked(self) -> list[int]:
         """The signals that asked to stop. Ranks obey one when all know of it, so that none waits for another."""
         return self.stop if self.ranks.size == 1 else self.agreed
+
+    @property
+    def share(self) -> slice:
+        """The images of each batch that this rank sees."""
+        return share(self.run.config.batch, self.ranks)
 
     def add_up(self, gradients: list[Array]) -> None:
         """Add up the gradients over the ranks, in place."""
@@ -240,9 +200,9 @@ class Session:
             del self.finished[0]
         for line in lines:
             self.progress(line)
-        done, total = self.run.steps, self.steps.stop
-        first = self.kept == 0 and done >= total // self.run.config.epochs  # a run can be looked at early
-        must = bool(self.asked) or done == total or first
+        done = self.run.steps
+        first = self.kept == 0 and done >= self.steps.stop // self.run.config.epochs  # a run can be looked at early
+        must = bool(self.asked) or first  # what is left at the end is saved by `_rescue`
         if self.run.folder is not None and (must or time.monotonic() - self.saved > SAVE_EVERY):
             save(self.run, self.optimizer.state_dict())
             self.saved, self.kept = time.monotonic(), done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..simclr import SimCLR
 from ..values import instance, whole
-from .batches import MOST_WORKERS, views_ahead
+from .batches import MOST_WORKERS, training_images, views_ahead
+from .begin import begin
 from .config import Config
-from .large_batch import in_chunks, loss_by_chunks, require_room
 from .optim import warmup_cosine
-from .photos import training_images
 from .run import Metrics, NonFiniteError, Run
-from .session import Monitor, Session, begin
+from .session import Monitor, Session
 
 __all__ = ["NonFiniteError", "pretrain"]
 
@@ -61,17 +59,17 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
-    require_room(config, workers, views, ranks)
-    images = taken(training_images(config) if images is None else images)  # (N,H,W,3), or photos: data/stream.py
+    if images is None:
+        images = training_images(config)
+    images = taken(images)  # uint8 (N,H,W,3), or photos: data/stream.py
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
     peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
-    run, optimizer = begin(config, images, folder, resume, model, views, ranks)  # builds the network, or loads it
-    # With --chunk the loss is the same, but a graph never holds more than a chunk of the batch: chapter 14.
-    loss_of = partial(loss_by_chunks, run.model, chunk=config.chunk) if in_chunks(config) else run.model.loss
+    # The network is new, or that of the checkpoint. `loss_of` is its loss, in chunks of the batch if --chunk asks.
+    run, optimizer, loss_of = begin(config, images, folder, resume, model, views, ranks, workers)
     with (
         Session(run, optimizer, total_steps, progress, monitor, ranks) as session,  # records, saves, stops
         views_ahead(config, images, session.steps, workers, session.stop, views, session.share) as views_of,

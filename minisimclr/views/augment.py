@@ -23,7 +23,7 @@ colour changes, there are only 24 orders: views of the same order are changed to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from ..backend import Array, array_module
 from ..processor import parallel, pieces
 from ..values import by_default, generator, numbers, one_of, truth
 from . import named, plain
-from .parameters import CROP_AREA, ViewParameters, draw_parameters
+from .parameters import CROP_AREA, Side, ViewParameters, draw_parameters
 from .transforms import (
     brightness,
     check_images,
@@ -48,6 +48,7 @@ from .transforms import (
 
 METHODS = ("plain", "batched", "auto")
 GROUP_PIXELS = 2**15  # pixels of the images that are changed together on a CPU; a few copies of them fit its cache
+Drawn: TypeAlias = ViewParameters | named.Drawn  # what is random about V views: the paper's, or changes by name
 JITTER = (brightness, contrast, saturation, hue)  # the changes, by their numbers in `ViewParameters.order`
 
 
@@ -87,22 +88,35 @@ def two_views(
     strength, min_area = numbers(strength=strength, min_area=min_area)
     first, total = within or (0, count)
     source = np.tile(np.arange(count), 2)  # (2N,) view i shows images[source[i]]
-    papers, blurred = named.is_papers(names)
-    if not papers:
-        recipe = named.recipe_of(names, blur)
-        rows = np.concatenate([np.arange(first, first + count) + k * total for k in (0, 1)])  # (2N,)
-        some = named.draw(rng, recipe, 2 * total, height, width, size, strength, min_area)[rows]
-        views = named.make(array_module(images), images, source, some, size, _crops, one_of("method", method, METHODS))
-        return views[:count], views[count:]
-    drawn = (draw_parameters(rng, total, height, width, strength, blur or blurred, min_area) for _ in "ab")
-    a, b = (parameters[first : first + count] for parameters in drawn)
+    rows = np.concatenate([np.arange(first, first + count) + k * total for k in (0, 1)])  # (2N,) views a, views b
+    drawn = draw_views(rng, names, total, height, width, size, strength, blur, min_area)[rows]
     # Both views in one call: its groups of images are then twice as large.
-    views = make_views(array_module(images), images, source, a + b, size, method)  # (2N,size,size,3)
+    views = make_views(array_module(images), images, source, drawn, size, method)  # (2N,size,size,3)
     return views[:count], views[count:]
 
 
+def draw_views(
+    rng: np.random.Generator,
+    names: str,
+    count: int,
+    height: Side,
+    width: Side,
+    size: int,
+    strength: float,
+    blur: bool,
+    min_area: float,
+) -> Drawn:
+    """Draw what is random about two views of each of `count` images: first of all views a, then of all views b."""
+    papers, blurred = named.is_papers(names)
+    if papers:
+        a, b = (draw_parameters(rng, count, height, width, strength, blur or blurred, min_area) for _ in "ab")
+        return a + b
+    height, width = (np.tile(np.broadcast_to(side, count), 2) for side in (height, width))  # (2N,)
+    return named.draw(rng, named.recipe_of(names, blur), 2 * count, height, width, size, strength, min_area)
+
+
 def make_views(
-    xp: Any, images: Array, source: NDArray[np.int64], parameters: ViewParameters, size: int, method: str = "auto"
+    xp: Any, images: Array, source: NDArray[np.int64], parameters: Drawn, size: int, method: str = "auto"
 ) -> Array:
     """Make the views that the parameters describe; view i shows images[source[i]].
 
@@ -115,31 +129,25 @@ def make_views(
     # Choose between the forms. Both write the views of all parameters, in the same order.
     if method == "plain":
         for i, k in enumerate(source):
-            views[i] = plain.view(xp, xp.asarray(images[k]), parameters[i], size)  # (size,size,3)
+            image, p = xp.asarray(images[k]), parameters[i]  # (H,W,3), and what was drawn for this view
+            view = plain.view(xp, image, p, size) if isinstance(p, ViewParameters) else named.view(xp, image, p, size)
+            views[i] = view  # (size,size,3)
     else:
-        _fill(xp, views, images, source, parameters)
+        _batched(xp, views, images, source, parameters)
     return views
 
 
 # ── The batched form ──────────────────────────────────────────────────────────────────────────────
 
 
-def _fill(xp: Any, views: Array, images: Array, source: NDArray[np.int64], parameters: ViewParameters) -> None:
+def _batched(xp: Any, views: Array, images: Array, source: NDArray[np.int64], parameters: Drawn) -> None:
     """Write view i of images[source[i]] into views[i], group by group; on a CPU the threads share the groups."""
     size = views.shape[1]
 
     def make_group(group: NDArray[np.int64]) -> None:
         p = parameters[group]  # B of the V views
         x = _crops(xp, images, source[group], p, size)  # (3,B,P): each colour a plane of P = size² pixels
-        if p.jitter[0]:  # all views of a group have the same order of changes, or none
-            for change in p.order[0]:
-                x = JITTER[change](xp, x, xp.asarray(p.factor[:, change]))  # (3,B,P), a factor for each image
-        if p.grey.any():
-            i = xp.asarray(np.flatnonzero(p.grey))  # indices, because Python would wait for a GPU to count a mask
-            x[:, i] = grey_of(xp, x[:, i])
-        if p.blur.any():
-            i = xp.asarray(np.flatnonzero(p.blur))
-            x[:, i] = gaussian_blur(xp, x[:, i], xp.asarray(p.sigma[p.blur]))
+        x = _changed(xp, x, p) if isinstance(p, ViewParameters) else named.changed(xp, x, p)  # (3,B,P)
         views[xp.asarray(group)] = interleaved(xp, x, size)  # (B,size,size,3)
 
     groups = _groups(xp, parameters, size)
@@ -150,19 +158,35 @@ def _fill(xp: Any, views: Array, images: Array, source: NDArray[np.int64], param
             make_group(group)
 
 
-def _groups(xp: Any, p: ViewParameters, size: int) -> list[NDArray[np.int64]]:
+def _changed(xp: Any, x: Array, p: ViewParameters) -> Array:
+    """Make the paper's changes of colour, and the blur: float32 (3,B,P) in [0,1]."""
+    if p.jitter[0]:  # all views of a group have the same order of changes, or none
+        for change in p.order[0]:
+            x = JITTER[change](xp, x, xp.asarray(p.factor[:, change]))  # (3,B,P), a factor for each image
+    if p.grey.any():
+        i = xp.asarray(np.flatnonzero(p.grey))  # indices, because Python would wait for a GPU to count a mask
+        x[:, i] = grey_of(xp, x[:, i])
+    if p.blur.any():
+        i = xp.asarray(np.flatnonzero(p.blur))
+        x[:, i] = gaussian_blur(xp, x[:, i], xp.asarray(p.sigma[p.blur]))
+    return x
+
+
+def _groups(xp: Any, p: Drawn, size: int) -> list[NDArray[np.int64]]:
     """Group the views whose colours change in the same order: each change is then one call for all of them.
 
     A group is cut where it is too large for a few copies of it to fit a processor's cache.
     """
-    code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)  # (V,) a number for each order; 0: no change
+    code = np.zeros(len(p.top), np.int64)  # (V,) a number for each order; 0: no change, or all in the same order
+    if isinstance(p, ViewParameters):
+        code = np.where(p.jitter, 1 + p.order @ 4 ** np.arange(4), 0)
     by_code = np.argsort(code, kind="stable")  # (V,) the views, sorted so that those of one code are neighbours
     same = np.split(by_code, np.flatnonzero(np.diff(code[by_code])) + 1)  # one array for each code
     most = max(1, GROUP_PIXELS // size**2)  # images in a group
     return [group[part] for group in same for part in pieces(xp, len(group), most)]
 
 
-def _crops(xp: Any, images: Array, source: NDArray[np.int64], p: ViewParameters, size: int) -> Array:
+def _crops(xp: Any, images: Array, source: NDArray[np.int64], p: Drawn, size: int) -> Array:
     """Crop, flip and resize: images[source] -> float32 (3,B,size²)."""
     # Only the part of the images that some crop sees is copied; positions count from its corner.
     if isinstance(images, list):  # photos of several sizes: each crop lies in a corner of what is copied

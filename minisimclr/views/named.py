@@ -15,21 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Array
-from ..processor import parallel, pieces
 from ..values import shown, text
 from . import plain
 from .changes import CHANGES
 from .colours import Numbers
 from .parameters import CROP_ASPECT
 from .parameters import _draw_crops as draw_crops
-from .transforms import interleaved
 
 Boxes: TypeAlias = "tuple[NDArray[np.int64], ...]"  # top, left, height, width, (N,) each
 
@@ -41,7 +38,6 @@ PRESETS = {
 PAPER = [("crop", 1.0), ("flip", 0.5), ("jitter", 0.8), ("grey", 0.2)]  # what augment.py makes, and then the blur
 TRIES = 100  # draws of a crop before the whole image is taken; TensorFlow's
 COVERED = 0.1  # smallest area of a crop of Google's: its `min_object_covered`, with the whole image as the object
-GROUP_PIXELS = 2**15  # pixels that are changed together on a CPU, as in augment.py
 
 
 @dataclass(frozen=True)
@@ -135,13 +131,17 @@ CROPS: dict[str, Callable[..., Boxes]] = {"crop": draw_crops, "crop-google": cro
 class Drawn:
     """The numbers of N views: the boxes of their crops, and for each change which views it meets, and its numbers."""
 
-    boxes: Boxes
+    top: NDArray[np.int64]  # (N,) as in ViewParameters
+    left: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
     steps: tuple[tuple[str, NDArray[np.bool_], Numbers], ...]
+    flip: ClassVar[None] = None  # it is one of the changes
 
-    def __getitem__(self, rows: NDArray[np.int64] | slice) -> Drawn:
-        """Select the numbers of some views."""
+    def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> Drawn:
+        """Select the numbers of some views, or of one view without the leading axis."""
         steps = tuple((name, on[rows], {key: x[rows] for key, x in n.items()}) for name, on, n in self.steps)
-        return Drawn(tuple(side[rows] for side in self.boxes), steps)
+        return Drawn(self.top[rows], self.left[rows], self.height[rows], self.width[rows], steps)
 
 
 def draw(
@@ -157,59 +157,34 @@ def draw(
     """Draw the numbers of `count` views. Each change draws from a generator of its own, seeded by `rng`."""
     seed = int(rng.integers(2**63))
     children = {name: np.random.default_rng([seed, k]) for k, name in enumerate(("crop", *CHANGES))}
-    boxes = CROPS[recipe.crop](children["crop"], count, height, width, min_area)
+    top, left, box_height, box_width = CROPS[recipe.crop](children["crop"], count, height, width, min_area)
     steps = []
     for name, probability in recipe.changes:
         child = children[name]
         on = child.random(count) < probability
         steps.append((name, on, CHANGES[name].draw(child, count, size, strength)))
-    return Drawn(boxes, tuple(steps))
+    return Drawn(top, left, box_height, box_width, tuple(steps))
 
 
 # ── The pixels ────────────────────────────────────────────────────────────────────────────────────
 
 
-def plain_view(xp: Any, image: Array, drawn: Drawn, size: int) -> Array:
-    """Make one view, one change after the other: uint8 (H,W,3) -> float (size,size,3)."""
-    top, left, height, width = (int(side[0]) for side in drawn.boxes)
-    x = image[top : top + height, left : left + width] / 255  # (h,w,3) in [0,1]
+def view(xp: Any, image: Array, drawn: Drawn, size: int) -> Array:
+    """Make one view, `drawn[i]` of the drawn ones, one change after the other: uint8 (H,W,3) -> float (size,size,3)."""
+    x = image[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width] / 255  # (h,w,3) in [0,1]
     x = plain.resize(xp, x, size)
     x = plain.resize(xp, x.swapaxes(0, 1), size).swapaxes(0, 1)  # (size,size,3)
     for name, on, numbers in drawn.steps:
-        if on[0]:
-            x = CHANGES[name].plain(xp, x, {key: value[0] for key, value in numbers.items()})
+        if on:
+            x = CHANGES[name].plain(xp, x, numbers)
     return x
 
 
-def make(
-    xp: Any, images: Any, source: NDArray[np.int64], drawn: Drawn, size: int, crops: Any, method: str = "auto"
-) -> Array:
-    """Make the views that were drawn; view i shows images[source[i]]. `crops` is augment.py's function.
-
-    Shapes: images uint8 (N,H,W,3), source (V,), V views drawn -> float32 (V,size,size,3) in [0,1]
-    """
-    views = xp.empty((len(source), size, size, 3), dtype=xp.float32)
-
-    def make_group(group: NDArray[np.int64]) -> None:
-        some = drawn[group]
-        if method == "plain":
-            for i in group:
-                views[i] = plain_view(xp, xp.asarray(images[source[i]]), drawn[i : i + 1], size)
-            return
-        top, left, height, width = some.boxes
-        box = SimpleNamespace(top=top, left=left, height=height, width=width, flip=None)
-        x = crops(xp, images, source[group], box, size)  # (3,B,P)
-        for name, on, numbers in some.steps:
-            rows = np.flatnonzero(on)
-            if len(rows):
-                i = xp.asarray(rows)
-                x[:, i] = CHANGES[name].batched(xp, x[:, i], {key: value[rows] for key, value in numbers.items()})
-        views[xp.asarray(group)] = interleaved(xp, x, size)  # (B,size,size,3)
-
-    groups = [np.arange(len(source))[part] for part in pieces(xp, len(source), max(1, GROUP_PIXELS // size**2))]
-    if xp is np:
-        parallel(make_group, groups)
-    else:
-        for group in groups:
-            make_group(group)
-    return views
+def changed(xp: Any, x: Array, drawn: Drawn) -> Array:
+    """Make the changes of several views, one change after the other, in place: float32 (3,B,P) in [0,1]."""
+    for name, on, numbers in drawn.steps:
+        rows = np.flatnonzero(on)
+        if len(rows):
+            i = xp.asarray(rows)
+            x[:, i] = CHANGES[name].batched(xp, x[:, i], {key: value[rows] for key, value in numbers.items()})
+    return x

@@ -60,7 +60,7 @@ def batch_norm(
     batch=True says that mean and variance are those of x itself (training), so gradient flows through them as
     well; batch=False says that they are constants (running statistics, evaluation). In a ResNet a shortcut and a
     ReLU follow: at most one array `shortcut` is added to y, and relu=True takes max(y, 0) of the sum.
-    x and shortcut may be of half precision, and then y is; scale, shift and the statistics are float32 even so.
+    If x and shortcut are of half precision, so is y; scale, shift and the statistics stay float32.
 
     Shapes: x (…,C), scale (C,), shift (C,), shortcut (…,C) -> y (…,C)
     VJP:    g ← g where y > 0, if relu;   dshortcut = g
