@@ -409,7 +409,7 @@ FAULTS = [
     Fault("two-processes-in-a-folder", "checkpoint", "storage.py", "fcntl.LOCK_EX | fcntl", "0 | fcntl",
           "run_folder"),
     Fault("momentum-of-any-shape", "checkpoint", "training/archive.py", "if header.shape != rule.shape:", "if False:",
-          "run_folder"),
+          "run_folder checkpoint"),
     Fault("any-dtype-read", "checkpoint", "training/archive.py", "if header.dtype != rule.dtype:", "if False:",
           "run_folder"),
     Fault("nan-weights-evaluated", "checkpoint", "training/archive.py", "if not np.isfinite(block).all():",
