@@ -242,9 +242,22 @@ def test_one_point_prints_a_line_with_its_uncertainty(folder, capsys):
     assert "±" in line
 
 
+SCORE = {"accuracy": 0.5, "per_class": 0.5, "images": 4}
+POINT: dict[str, Any] = {"labels": "1", "start": "simclr", "count": 2, "scores": {"test": SCORE}}
+WRONG_POINTS = [
+    json.dumps({"points": [point]})
+    for point in (
+        *(POINT | wrong for wrong in ({"labels": 1}, {"start": "\x1b[2J"}, {"start": []}, {"count": "2"})),
+        *(POINT | {"scores": {"test": SCORE | wrong}} for wrong in (
+            {"images": 0}, {"images": 1e400}, {"accuracy": 10**400}, {"accuracy": float("nan")}, {"per_class": -1},
+        )),
+    )
+]  # fmt: skip
+
+
 @pytest.mark.host
 def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
-    for content in ("[]", "{}", '{"points": [{"scores": {"test": {"accuracy": "x"}}}]}', "no json"):
+    for content in ("[]", "{}", '{"points": [{"scores": {"test": {"accuracy": "x"}}}]}', "no json", *WRONG_POINTS):
         (folder / "finetune.json").write_text(content)
         assert main(["finetune", str(folder), "--labels", "1"]) == 2
         assert "finetune.json holds no points" in capsys.readouterr().err
@@ -253,6 +266,23 @@ def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
         (folder / "finetune.json").unlink()
         os.mkfifo(folder / "finetune.json")
         assert main(["finetune", str(folder), "--labels", "1"]) == 4
+        assert "finetune.json: it is a pipe, not a file" in capsys.readouterr().err
+
+
+@pytest.mark.host
+def test_a_point_that_was_scored_on_another_split_is_made_again(folder, capsys):
+    """Its accuracy would be shown as that of the split that is asked for now."""
+    call = ["finetune", str(folder), "--labels", "25%", "--from", "scratch", "--epochs", "1"]
+    assert main(call) == 0
+    kept = json.loads((folder / "finetune.json").read_text())
+    kept["points"][0]["scores"] = {"unseen": kept["points"][0]["scores"]["test"] | {"accuracy": 0.125}}
+    (folder / "finetune.json").write_text(json.dumps(kept))
+    assert main(call) == 0
+    assert "12.5" not in capsys.readouterr().out
+    assert [[*point["scores"]] for point in json.loads((folder / "finetune.json").read_text())["points"]] == [
+        ["unseen"],
+        ["test"],
+    ]
 
 
 @pytest.mark.host
