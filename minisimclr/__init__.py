@@ -37,6 +37,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 14,139 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,234 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -85,12 +86,12 @@ Second reading, 14,139 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/reading.py           69  The way in which a source is read, where its names leave a choice
     data/splits.py           127  The names that people give to splits: train, Training, val, seg_test, test1 …
-    data/names.py            185  From the names of image files to the split and the class of each
+    data/names.py            193  From the names of image files to the split and the class of each
     data/classes.py           56  The classes of a source: one for each name, however that is written
-    data/left_out.py          69  The files of a source that are no data, each with its cause
-    data/zip_names.py         88  The names in a zip file as text
-    data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
-    data/labels.py           122  Labels from file names or from a CSV file, when they are asked for; and lists of files
+    data/left_out.py          71  The files of a source that are no data, each with its cause
+    data/zip_names.py         89  The names in a zip file as text
+    data/archive.py          203  The images in a zip file: listed from its directory, unpacked one at a time
+    data/labels.py           190  Labels from file names or from a CSV file, when they are asked for; and lists of files
     data/find.py             181  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
     data/jpeg.py              77  The size, scans and orientation of a JPEG file, and the bytes that matter
@@ -152,8 +153,8 @@ Second reading, 14,139 lines: the exact, fast, safe and resumable forms of the s
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
-    cli/demo.py               63  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          214  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/pretrain.py          216  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again

@@ -163,6 +163,76 @@ def test_a_published_file_must_have_its_checksum_and_another_is_said_to_have_non
         load_dataset(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.npz", b"junk", "cut off, or damaged"),
+        ("x.npy", b"junk", "no NumPy file of numbers"),
+        ("train-images-idx3-ubyte.gz", b"not packed", "cut off, or damaged"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(9))[:12], "cut off, or damaged"),
+        ("train_X.bin", b"short", "cut off"),
+    ],
+)
+def test_a_damaged_file_of_arrays_is_refused_in_one_line_that_names_the_source(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    source = tmp_path / name if name.startswith("x.") else tmp_path
+    for ask in (load_dataset, splits_of):
+        if ask is splits_of and name != "x.npz":
+            continue  # it does not look at the images
+        with pytest.raises(DataError, match=says) as caught:
+            ask(source)
+        assert str(caught.value).startswith(f"{source}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacking", ["data", "labels", "label_names"])
+def test_a_pickle_that_lacks_something_is_refused_in_one_line(tmp_path, lacking):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        content = {"data": planes, "labels": LABELS.tolist(), "label_names": [b"a", b"b", b"c"]}
+        if (name == "batches.meta") == (lacking == "label_names"):
+            del content[lacking]
+        (tmp_path / name).write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(DataError, match=f"it lacks {lacking}, and is no data set of its kind"):
+        load_dataset(tmp_path, report=lambda line: None)
+
+
+def test_names_of_classes_that_are_bytes_are_text(tmp_path):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        content = {b"data": planes, b"labels": LABELS.tolist(), b"label_names": [b"plane", b"car", "bird"]}
+        (tmp_path / name).write_bytes(pickle.dumps(content, 4))
+    assert load_dataset(tmp_path, report=lambda line: None).class_names == ("plane", "car", "bird")
+
+
+def test_one_image_is_not_read_as_many_rows(tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS[0])
+    with pytest.raises(DataError, match="may be one image"):
+        load_dataset(tmp_path / "x.npy")
+
+
+def test_several_data_sets_in_one_folder_are_not_mixed(tmp_path):
+    images = struct.pack(">4B3I", 0, 0, 8, 3, 2, 4, 4) + bytes(32)
+    for name in ("emnist-letters-train", "emnist-digits-test"):
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(images)
+    with pytest.raises(DataError, match="several data sets: emnist-digits, emnist-letters; move"):
+        load_dataset(tmp_path)
+
+
+def test_a_folder_that_holds_one_data_set_stands_for_it(tmp_path):
+    pixels = RNG.integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+    (tmp_path / "stl10_binary").mkdir()
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(pixels.transpose(0, 3, 2, 1).tobytes())
+    (tmp_path / "stl10_binary.tar.gz").touch()
+    np.testing.assert_array_equal(load_dataset(tmp_path, size=96).images, pixels)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    images = struct.pack(">4B3I", 0, 0, 8, 3, 2, 5, 5) + bytes(50)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(images)
+    with pytest.raises(DataError, match="several data sets: MNIST, stl10_binary; name one of them"):
+        load_dataset(tmp_path)
+    assert len(load_dataset(tmp_path / "MNIST")) == 2
+
+
 def test_stl10_keeps_columns_first_and_counts_from_one(tmp_path):
     pixels = RNG.integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
     columns = pixels.transpose(0, 3, 2, 1).tobytes()

@@ -55,6 +55,15 @@ class Layout:
             else:
                 self.outside[k] = "outside the class folders"
 
+    def part_by(self, split_of: dict[int, str]) -> None:
+        """Part the images into other splits, as a table says; those of which it says nothing are in none."""
+        images = {k: folder for part in self.splits.values() for k, folder in part.items()}
+        self.outside |= dict.fromkeys(images.keys() - split_of.keys(), "without a split in the table")
+        self.splits, self.by_folder = {name: {} for name in sorted(set(split_of.values()))}, True
+        self.roles = {name: role(name) for name in self.splits}
+        for k in sorted(split_of.keys() & images.keys()):
+            self.splits[split_of[k]][k] = images[k]
+
     def has_labels(self, split: str) -> bool:
         """Return True if the images of a split are in class folders."""
         return any(self.splits[split].values())
