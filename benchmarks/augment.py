@@ -3,17 +3,26 @@
     python benchmarks/augment.py --threads 1
     python benchmarks/augment.py --threads 2 --peers        # two processes, too, with half of the images each
     python benchmarks/augment.py --json out.json --plot out.png
+    python benchmarks/augment.py --threads 2 --cases "128 JPEG files of 400x300, 224" \\
+        --only "minisimclr, 2 workers" "DataLoader, 2 workers"
 
 Each contestant makes two views of every image of the batch, from uint8 images in memory, or from JPEG files, to float32
 views. They live in processes of their own and take turns (arena.py). The floor is a single copy of the views. `mean` is
 the mean of all pixels: it shows that all do about the same (tests/test_views.py holds each image to the definitions).
+
+With workers, JPEG files are read as in training: by our own worker processes, and by torchvision's ImageFolder with
+PyTorch's DataLoader. They work ahead, so they are stopped while it is somebody else's turn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import itertools
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -33,9 +42,9 @@ CASES: dict[str, arena.Case] = {
     "256 images of 32": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": False},
     "256 images of 32, blur": {"images": 256, "side": 32, "size": 32, "strength": 0.5, "blur": True},
     "32 images, 224 of 256": {"images": 32, "side": 256, "size": 224, "strength": 1.0, "blur": True},
-    "32 JPEG files of 400x300, 224": {"images": 32, "file": [400, 300], "size": 224, "strength": 1.0, "blur": True},
-    "4 JPEG files of 12 megapixels, 224": {
-        "images": 4,
+    "128 JPEG files of 400x300, 224": {"images": 128, "file": [400, 300], "size": 224, "strength": 1.0, "blur": True},
+    "16 JPEG files of 12 megapixels, 224": {
+        "images": 16,
         "file": [4000, 3000],
         "size": 224,
         "strength": 1.0,
@@ -57,12 +66,17 @@ def folder_of(width: int, height: int, count: int) -> tempfile.TemporaryDirector
     from PIL import Image
 
     folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
+    (Path(folder.name) / "all").mkdir()  # ImageFolder takes folders of classes
     for k in range(count):
         blocks = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
         noise = rng.integers(-10, 11, (height, width, 1))
         pixels = np.clip(np.asarray(blocks) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(f"{folder.name}/{k}.jpg", quality=90)
+        Image.fromarray(pixels).save(f"{folder.name}/all/{k}.jpg", quality=90)
     return folder
+
+
+def files_of(case: arena.Case) -> Path:
+    return Path(folder_of(*case["file"], case["images"]).name) / "all"
 
 
 def from_files(case: arena.Case) -> Any:
@@ -73,7 +87,7 @@ def from_files(case: arena.Case) -> Any:
 
     files.IN_MEMORY = 0  # none of them stays decoded
     config = Config(size=case["size"], batch=case["images"], strength=case["strength"], blur=case["blur"])
-    photos: Any = load_dataset(folder_of(*case["file"], case["images"]).name, size=config.size)
+    photos: Any = load_dataset(files_of(case), size=config.size)
     chosen, rng = np.arange(len(photos)), np.random.default_rng(1)
 
     def run() -> Any:
@@ -131,17 +145,11 @@ def torchvision_transforms(version: int) -> arena.Prepare:
 
             images = list(torch.from_numpy(images_of(case).transpose(0, 3, 1, 2).copy()))
             finish = [t.ToDtype(torch.float32, scale=True)]
-        s = case["strength"]
-        blur = [t.RandomApply([t.GaussianBlur(case["size"] // 10 | 1, (0.1, 2.0))], p=0.5)] if case["blur"] else []
-        pipeline = t.Compose([
-            t.RandomResizedCrop(case["size"]), t.RandomHorizontalFlip(),
-            t.RandomApply([t.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)], p=0.8), t.RandomGrayscale(0.2),
-            *blur, *finish,
-        ])  # fmt: skip
+        pipeline = pipeline_of(t, case, finish)
 
         def run() -> Any:
             if "file" in case:  # as an ImageFolder and a transform of two views do it: each file is decoded once
-                names = sorted(Path(folder_of(*case["file"], case["images"]).name).iterdir())
+                names = sorted(files_of(case).iterdir())
                 pairs = [[pipeline(image) for _ in "ab"] for image in (Image.open(n).convert("RGB") for n in names)]
                 return [torch.stack(views) for views in zip(*pairs)]
             return [torch.stack([pipeline(image) for image in images]) for _ in "ab"]
@@ -149,6 +157,94 @@ def torchvision_transforms(version: int) -> arena.Prepare:
         return run, lambda views: {"mean": np.mean([float(v.mean()) for v in views])}
 
     return prepare
+
+
+def pipeline_of(t: Any, case: arena.Case, finish: list[Any]) -> Any:
+    s = case["strength"]
+    blur = [t.RandomApply([t.GaussianBlur(case["size"] // 10 | 1, (0.1, 2.0))], p=0.5)] if case["blur"] else []
+    return t.Compose([
+        t.RandomResizedCrop(case["size"]), t.RandomHorizontalFlip(),
+        t.RandomApply([t.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)], p=0.8), t.RandomGrayscale(0.2),
+        *blur, *finish,
+    ])  # fmt: skip
+
+
+# ── Workers that work ahead ───────────────────────────────────────────────────────────────────────
+
+BATCHES = 4  # of a run; they share its images
+
+
+def workers_of_ours(workers: int) -> arena.Prepare:
+    def prepare(case: arena.Case) -> Any:
+        from minisimclr.data import files, load_dataset
+        from minisimclr.training.batches import views_ahead
+        from minisimclr.training.config import Config
+
+        files.IN_MEMORY = 0
+        batch = batch_of(case)
+        config = Config(size=case["size"], batch=batch, strength=case["strength"], blur=case["blur"])
+        ahead = views_ahead(config, load_dataset(files_of(case), size=config.size), range(10**9), workers)
+        kept["ours"] = ahead  # a context that is left ends its workers
+        return in_turn(map(ahead.__enter__(), itertools.count()))
+
+    return prepare
+
+
+def workers_of_a_data_loader(workers: int) -> arena.Prepare:
+    def prepare(case: arena.Case) -> Any:
+        import torch
+        from torchvision import datasets
+        from torchvision import transforms as t
+
+        batch, pipeline = batch_of(case), pipeline_of(t, case, [t.ToTensor()])
+        images = datasets.ImageFolder(files_of(case).parent, lambda image: [pipeline(image) for _ in "ab"])
+        endless = torch.utils.data.RandomSampler(images, replacement=True, num_samples=10**9)
+        loader = torch.utils.data.DataLoader(
+            images, batch, sampler=endless, num_workers=workers, worker_init_fn=end_with_parent
+        )
+        return in_turn(views for views, _ in loader)
+
+    return prepare
+
+
+def batch_of(case: arena.Case) -> int:
+    if "file" not in case:
+        raise ValueError("images in memory are not read")
+    return int(case["images"]) // BATCHES
+
+
+def in_turn(batches: Any) -> Any:
+    """Take a few batches at each run, and stop the workers in between."""
+    first = next(batches)  # they have begun
+
+    def run() -> Any:
+        tell(signal.SIGCONT)
+        views = [next(batches) for _ in range(BATCHES)][-1]
+        tell(signal.SIGSTOP)
+        return views
+
+    run.others = lambda: sum(map(seconds_of, children()))  # type: ignore[attr-defined]
+    del first
+    return run, lambda views: {"mean": np.mean([float(np.asarray(v).mean()) for v in views])}
+
+
+def children() -> list[int]:
+    return [int(k) for task in Path("/proc/self/task").iterdir() for k in (task / "children").read_text().split()]
+
+
+def tell(number: int) -> None:
+    for child in children():
+        os.kill(child, number)
+
+
+def seconds_of(process: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def end_with_parent(_: int) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process would stay for ever
 
 
 # ── Two processes ─────────────────────────────────────────────────────────────────────────────────
@@ -199,11 +295,15 @@ def view_bytes(case: arena.Case) -> float:
 
 if __name__ == "__main__":
     arena.main(
-        "augment", __doc__ or "", {"minisimclr": ours, "minisimclr, 2 processes": in_two(ours)},
+        "augment", __doc__ or "", {"minisimclr": ours, "minisimclr, 2 processes": in_two(ours),
+         "minisimclr, 1 worker": workers_of_ours(1), "minisimclr, 2 workers": workers_of_ours(2)},
         {"torchvision, Pillow": ("torch", torchvision_transforms(1)),
          "torchvision v2, tensors": ("torch", torchvision_transforms(2)),
-         "Pillow, 2 processes": ("torch", in_two(torchvision_transforms(1)))},
-        CASES, default=list(CASES), defaults=["torchvision, Pillow", "torchvision v2, tensors"],
+         "Pillow, 2 processes": ("torch", in_two(torchvision_transforms(1))),
+         "DataLoader, 1 worker": ("torch", workers_of_a_data_loader(1)),
+         "DataLoader, 2 workers": ("torch", workers_of_a_data_loader(2))},
+        CASES, default=list(CASES),
+        defaults=["torchvision, Pillow", "torchvision v2, tensors", "DataLoader, 1 worker", "DataLoader, 2 workers"],
         floor=lambda case, best: view_bytes(case) / best["copy"], unit="views/s",
         per_run=lambda case: 2.0 * case["images"], seconds=10,
     )  # fmt: skip

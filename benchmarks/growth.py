@@ -13,7 +13,6 @@ grows with the number of multiply–adds, memory with the number of activations.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -75,27 +74,27 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 
 
 def plot(found: dict[str, dict[str, Any]], path: str) -> None:
-    """A column for each thing varied; time above, memory below, the expected slope dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """A column for each thing varied: time above, memory below, and the expected slope dashed."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs" / "figures"))
+    import style
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(found), figsize=(11, 5), sharex="col", sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, len(found), figsize=(10, 4.6), sharex="col", sharey="row", layout="constrained")
     for column, (name, rows) in enumerate(found.items()):
         sizes = np.array(rows["sizes"], float)
-        for line, (what, unit, scale) in enumerate((("time", "ms", 1e3), ("memory", "MiB", 2**-20))):
-            axis, costs = axes[line, column], scale * np.array(rows[what])
-            wanted = rows[f"expected {what}"]
-            axis.loglog(sizes, costs[-1] * (sizes / sizes[-1]) ** wanted, "--", color="0.7")
-            axis.loglog(sizes, costs, "o-", color=f"C{line}")
-            axis.set_title(f"{what} ∝ size^{rows[f'fitted {what}']:.2f}, expected {wanted}", fontsize=9)
-            axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-            axis.minorticks_off()
-            axis.spines[["top", "right"]].set_visible(False)
-            if column == 0:
-                axis.set_ylabel("CPU time of a step, ms" if what == "time" else f"kept for the backward pass, {unit}")
+        for line, (what, scale, colour) in enumerate((("time", 1e3, style.BLUE), ("memory", 2**-20, style.GREEN))):
+            axis, costs, wanted = axes[line, column], scale * np.array(rows[what]), rows[f"expected {what}"]
+            axis.loglog(sizes, costs[-1] * (sizes / sizes[-1]) ** wanted, "--", color=style.GREY, linewidth=1.2)
+            axis.loglog(sizes, costs, "o-", color=colour, markersize=5)
+            axis.set_title(f"exponent {rows[f'fitted {what}']:.2f}, expected {wanted}", fontsize=10)
+            axis.grid(axis="y", visible=True)
+        axes[1, column].set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axes[1, column].minorticks_off()
         axes[1, column].set_xlabel(ABOUT[name])
+    axes[0, 0].set_ylabel("CPU time of a step, ms")
+    axes[1, 0].set_ylabel("kept for backward, MiB")
+    for axis in axes[:, 0]:
+        axis.yaxis.set_major_formatter("{x:,.0f}")
     figure.savefig(path, dpi=160)
 
 
@@ -125,10 +124,7 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        options.json.write_text(
-            json.dumps({"device": arena.device(), "commit": arena.commit(), "usual": USUAL, "growth": found}, indent=1)
-            + "\n"
-        )
+        arena.write(str(options.json), "growth", {"device": arena.device(), "usual": USUAL, "growth": found})
     if options.plot:
         plot(found, options.plot)
 

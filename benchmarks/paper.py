@@ -3,6 +3,7 @@
     python benchmarks/paper.py temperature                  on doodles; goes on where it was stopped
     python benchmarks/paper.py head --data cifar10.zip      on images of your own
     python benchmarks/paper.py --list                       the experiments, with their runs
+    python benchmarks/paper.py --lengths                    the first gradient of each task: why the rates differ
     python benchmarks/paper.py temperature --show           the table and the figure of what is there; nothing runs
 
 Every run trains the small encoder on the same images for the same number of steps, but for what the experiment varies,
@@ -121,6 +122,7 @@ RATE = BASE["lr"] / BASE["temperature"]
 TEMPERATURES = (0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
 LENGTH = 128  # mean |z|² after the head's batch norm: dot products are that much larger than cosines
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
+LOSSES = ("nt_xent", "decoupled", "nt_logistic", "nt_logistic_semi_hard", "triplet", "triplet_semi_hard")
 CHANGES_OF_FIGURE_5 = ("crop", "cutout", "colour", "sobel", "noise", "blur", "rotate")
 LOGISTIC = tuple({"temperature": t, "lr": 2 * RATE * t} for t in (0.1, 0.5))  # its gradient is half of NT-Xent's
 TRIPLET = rates(0.5 * RATE, 1.5 * RATE)  # no temperature, so no factor 1/τ
@@ -457,6 +459,29 @@ def matrix(runs: list[dict[str, Any]], path: Path) -> None:
     style.plt.close(drawing)
 
 
+def lengths(batch: int = 64) -> dict[str, float]:
+    """Return the length of the first gradient of each objective and rival on a batch of doodles: why rates differ."""
+    data = first(ms.load_dataset("doodles", "test", size=BASE["size"]), batch)
+    tasks: dict[str, Settings] = {f"nt_xent, τ = {t:g}": {"temperature": t} for t in (0.1, 1.0)}
+    tasks |= {name: {"objective": name, "temperature": 0.1} for name in LOSSES[1:]}
+    tasks |= {name: {"task": name} for name in RIVALS}
+    found = {}
+    for label, changed in tasks.items():
+        task = changed.pop("task", "")
+        config = ms.Config(**BASE | DOODLES | changed)
+        rng = np.random.default_rng(1)
+        views = two_views(data.images, rng, config.size, config.strength, min_area=config.min_area)
+        if task:
+            model: Any = RIVALS[task](config, data.images, data.labels)
+            loss = model.loss(np.concatenate(views), np.tile(np.arange(batch), 2), rng)
+        else:
+            model = build_model(config)
+            loss = model.loss(*views, config.temperature)[0]
+        loss.backward()
+        found[label] = float(np.sqrt(sum(np.square(p.grad).sum() for p in model.parameters())))
+    return found
+
+
 # ── The command ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -467,15 +492,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help=f"seeds of each run (default: {SEEDS})")
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help=f"training images (default: {IMAGES})")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results")
+    parser.add_argument("--lengths", action="store_true", help="measure the first gradient of each task, and leave")
     parser.add_argument("--list", action="store_true", help="list the experiments and leave")
     parser.add_argument("--show", action="store_true", help="write table and figure of what is there; run nothing")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - EXPERIMENTS.keys():
         parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    for label, length in lengths().items() if options.lengths else ():
+        print(f"{label:24} {length:8.2f}")
     for name in options.names if not options.list else EXPERIMENTS:
         experiment = EXPERIMENTS[name]
         if options.list:
-            count = len(experiment.settings) * experiment.seeds + (6 if experiment.repeated else 0)
+            tried = sum(len(experiment.tried(label)) for label in experiment.settings)
+            count = tried + len(experiment.settings) * (experiment.seeds - 1) + (6 if experiment.repeated else 0)
             print(f"{name:12} {count:3} runs  {experiment.question}")
             continue
         path = options.out / f"{name}-{shown(options.data)}.json"

@@ -7,13 +7,14 @@
 Every operation is timed from outside, in its forward and in its backward pass; one that calls others counts only
 what it does itself. "Busy" is the CPU time of all threads as a fraction of the elapsed time of all cores: where it is
 low, threads wait. The medians of several steps are shown. Timing itself costs less than a hundredth of a step.
+The floors are those of chapter 13: the multiply–adds of all convolutions at this machine's best rate of the matrix
+product, and five of the eight passes, those of batch norm, at its rate of copying.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing it
 
 import arena
-from train_step import CASES, DECAY, LR, MOMENTUM, TEMPERATURE, model_of
+from train_step import CASES, DECAY, LR, MOMENTUM, TEMPERATURE, model_of, work
 
 from minisimclr import ntxent, ops, processor, two_views
 from minisimclr.engine import autograd
@@ -36,6 +37,9 @@ from minisimclr.training.optim import SGD
 
 PHASES = ("views", "forward", "loss", "backward", "update")
 SHOWN = 12  # operations in the table; the others are added up
+DRAWN = 0.02  # share of a step from which an operation has a bar of its own
+PART_OF = {"moments": "batch_norm"}  # operations that are drawn as a part of another one
+OF_BATCH_NORM = 5 / 8  # of the passes that train_step.py counts
 
 
 class Spent(NamedTuple):
@@ -155,42 +159,71 @@ def table(title: str, phases: dict[str, Spent], operations: dict[str, Spent], th
     return "\n".join(lines)
 
 
-def plot(found: dict[str, Any], path: str) -> None:
-    """Draw a bar for each case, cut into operations, forward and backward together, as shares of the step."""
-    import matplotlib
+def floors(case: dict[str, Any], best: dict[str, float]) -> dict[str, float]:
+    """Return the seconds that convolutions and batch norms take at least."""
+    needed = work(case)
+    return {"conv2d": needed["products"] / best["gemm"], "batch_norm": OF_BATCH_NORM * needed["bytes"] / best["copy"]}
 
-    matplotlib.use("Agg")
+
+def bars(rows: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the milliseconds of each operation, [forward, backward]; views and update have no direction."""
+    own: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, (wall, _) in rows["operations"].items():
+        operation = name.removesuffix(" backward")
+        own[PART_OF.get(operation, operation)][name.endswith(" backward")] += 1e3 * wall
+    for phase in ("views", "update"):
+        own[phase][0] = 1e3 * rows["phases"][phase][0]
+    step = 1e3 * sum(wall for wall, _ in rows["phases"].values())
+    own["all else"][0] = max(0.0, step - sum(map(sum, own.values())))
+    return dict(own)
+
+
+def drawn(cases: list[dict[str, list[float]]]) -> list[str]:
+    """Return the operations that are large in some case, the largest first; the small ones join "all else"."""
+    shares = defaultdict(list)
+    for own in cases:
+        for name, times in own.items():
+            shares[name].append(sum(times) / sum(map(sum, own.values())))
+    kept = [name for name in shares if name != "all else" and max(shares[name]) >= DRAWN]
+    for own in cases:
+        for name in own.keys() - kept - {"all else"}:
+            own["all else"][0] += sum(own[name])
+    return [*sorted(kept, key=lambda name: -sum(shares[name])), "all else"]
+
+
+def plot(found: dict[str, Any], path: str) -> None:
+    """Draw a panel for each case: a bar for each operation, forward and backward, and its floor as a mark."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs" / "figures"))
+    import style
     from matplotlib import pyplot as plt
 
-    shares: dict[str, dict[str, float]] = {}
-    for case, rows in found.items():
-        own: dict[str, float] = defaultdict(float)
-        for name, (wall, _) in rows["operations"].items():
-            own[name.removesuffix(" backward")] += wall
-        own["views"], own["update"] = rows["phases"]["views"][0], rows["phases"]["update"][0]
-        step = sum(wall for wall, _ in rows["phases"].values())
-        shares[case] = {name: wall / step for name, wall in own.items()}
-    names = sorted(
-        {n for own in shares.values() for n in own}, key=lambda n: -sum(s.get(n, 0) for s in shares.values())
-    )
-    kept = [name for name in names if any(own.get(name, 0) >= 0.015 for own in shares.values())]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.7 * len(shares)), layout="constrained")
-    left = dict.fromkeys(shares, 0.0)
-    for k, name in enumerate(kept):
-        for case, own in shares.items():
-            share = own.get(name, 0.0)
-            axes.barh(case, share, left=left[case], color=f"C{k}", label=name if case == next(iter(shares)) else None)
-            if share >= 0.06:
-                axes.text(left[case] + share / 2, case, f"{share:.0%}", ha="center", va="center", fontsize=8, color="w")
-            left[case] += share
-    for case in shares:
-        axes.barh(case, max(0.0, 1 - left[case]), left=left[case], color="0.85")
-    axes.set(xlim=(0, 1), xlabel="share of the step, forward and backward together; grey: all else")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=160)
+    cases = {case: bars(rows) for case, rows in found.items()}
+    names = drawn(list(cases.values()))
+    size = (7.6, 0.5 + len(cases) * (0.75 + 0.27 * len(names)))
+    figure, axes = plt.subplots(len(cases), 1, figsize=size, squeeze=False, layout="constrained")
+    for axis, (case, own) in zip(axes[:, 0], cases.items()):
+        step = sum(map(sum, own.values()))
+        forward, backward = (np.array([own.get(name, [0.0, 0.0])[k] for name in names]) for k in (0, 1))
+        one_way = np.isin(names, ["views", "update", "all else"])
+        axis.barh(names, forward, color=np.where(one_way, style.FAINT, style.BLUE), height=0.66)
+        axis.barh(names, backward, left=forward, color=style.AMBER, height=0.66)
+        floor = np.array([1e3 * found[case].get("floor", {}).get(name, 0.0) for name in names])
+        for k, total in enumerate(forward + backward):
+            place = max(total, floor[k]) + 0.015 * step
+            axis.text(place, k, f"{total:,.0f} ms, {total / step:.0%}", va="center", fontsize=9)
+            if floor[k]:
+                axis.plot([floor[k]] * 2, [k - 0.45, k + 0.45], color=style.INK, linewidth=2)
+        axis.set(title=f"{case}: {step:,.0f} ms", xlim=(0, 1.2 * max(*forward + backward, *floor)))
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(5))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.invert_yaxis()
+    axes[-1, 0].set_xlabel("milliseconds of a step")
+    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (style.BLUE, style.AMBER, style.FAINT)]
+    keys.append(plt.Line2D([], [], color=style.INK, marker="|", linestyle="", markersize=11, markeredgewidth=2))
+    labels = ["forward", "backward", "neither", "floor: what the machine needs at least"]
+    figure.legend(keys, labels, loc="outside upper left", ncols=4, fontsize=9)
+    figure.savefig(path)
 
 
 # ── The command ───────────────────────────────────────────────────────────────────────────────────
@@ -210,14 +243,17 @@ def main(arguments: list[str] | None = None) -> int:
     processor.set_threads(options.threads)
     processor.keep_freed_memory()  # as `pretrain` does
     usual = list(CASES)[:3] if options.json or options.plot else list(CASES)[:1]
-    found = {}
+    found, best = {}, arena.rates(options.threads)
     for name in options.cases or usual:
         phases, operations = profile(CASES[name], options.method, options.steps)
         print(table(name, phases, operations, options.threads) + "\n", flush=True)
+        best = {key: max(best[key], rate) for key, rate in arena.rates(options.threads).items()}
         found[name] = {"phases": phases, "operations": operations}
+    for name, rows in found.items():
+        rows["floor"] = floors(CASES[name], best)
     if options.json:
-        about = {"device": arena.device(), "commit": arena.commit(), "threads": options.threads}
-        options.json.write_text(json.dumps({**about, "method": options.method, "cases": found}, indent=1) + "\n")
+        about = {"device": arena.device(), "threads": options.threads, "method": options.method, "rates": best}
+        arena.write(str(options.json), "step_profile", {**about, "cases": found})
     if options.plot:
         plot(found, options.plot)
     return 0

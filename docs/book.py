@@ -11,7 +11,8 @@ A page carries blocks such as
 
 Cog runs the code of the first line and writes what it prints between the two. A code host shows the result only,
 because the markers are HTML comments. The functions that a block may call are `show`, `run`, `table`,
-`from_figures`, `lab`, `curve`, `settings` and `compared`; what one `run` defines, the later ones of the page know.
+`from_figures`, `told`, `lab`, `curve`, `settings` and `compared`; what one `run` defines, the later ones of the page
+know.
 """
 
 from __future__ import annotations
@@ -115,11 +116,29 @@ def table(file: str, row: str, words: dict[str, str] | None = None) -> None:
     _print(f"\n{found}")
 
 
+def _figures(script: str) -> Any:
+    """The module docs/figures/SCRIPT.py."""
+    if str(HERE / "figures") not in sys.path:
+        sys.path.insert(0, str(HERE / "figures"))
+    return importlib.import_module(script)
+
+
 def from_figures(script: str) -> None:
     """Print the table that docs/figures/SCRIPT.py makes of the results that are stored."""
-    sys.path.insert(0, str(HERE / "figures"))
-    module = importlib.import_module(script)
+    module = _figures(script)
     _print("\n" + module.table(json.loads(module.RESULTS.read_text())["runs"]) + "\n")
+
+
+def told(script: str, name: str) -> None:
+    """Print what a function of docs/figures/SCRIPT.py returns: a table or sentences, its prose in lines of the page."""
+    paragraphs = getattr(_figures(script), name)().split("\n\n")
+    wrapped = [
+        text
+        if text.startswith(("|", "!"))
+        else textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+        for text in paragraphs
+    ]
+    _print("\n" + "\n\n".join(wrapped) + "\n")
 
 
 LAB = HERE / "results" / "paper"  # what benchmarks/paper.py stores

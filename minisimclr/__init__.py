@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -31,12 +31,12 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       150  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       86  The two views of each step, made when the step asks for them or ahead of time
+    training/batches.py       87  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 13,759 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -84,32 +84,33 @@ Second reading, 13,759 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/reading.py           69  The way in which a source is read, where its names leave a choice
-    data/splits.py            71  The names that people give to splits: train, Training, val, seg_test, test1 …
-    data/names.py            184  From the names of image files to the split and the class of each
-    data/classes.py           55  The classes of a source: one for each name, however that is written
-    data/left_out.py          69  The files of a source that are no data, each with its cause
-    data/zip_names.py         88  The names in a zip file as text
-    data/archive.py          186  The images in a zip file: listed from its directory, unpacked one at a time
-    data/labels.py           121  Labels from file names or from a CSV file, when they are asked for; and lists of files
-    data/find.py             180  The images of a folder or a zip file: found, and parted into splits and classes
+    data/splits.py           127  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/names.py            193  From the names of image files to the split and the class of each
+    data/classes.py           56  The classes of a source: one for each name, however that is written
+    data/left_out.py          71  The files of a source that are no data, each with its cause
+    data/zip_names.py         89  The names in a zip file as text
+    data/archive.py          203  The images in a zip file: listed from its directory, unpacked one at a time
+    data/labels.py           190  Labels from file names or from a CSV file, when they are asked for; and lists of files
+    data/find.py             181  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
-    data/jpeg.py              72  The size, scans and orientation of a JPEG file, and the bytes that matter
+    data/jpeg.py              77  The size, scans and orientation of a JPEG file, and the bytes that matter
     data/png.py              113  The size and orientation of a PNG file, and the bytes that matter, checked
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
     data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
-    data/decode.py           157  From the bytes of an image file to its pixels; the file is untrusted
-    data/stores.py            96  The pixels of photos: how one is kept, and where it is found when it is wanted
-    data/stream.py           136  Photos: images in files, of any size, that are decoded when they are asked for
+    data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
+    data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
+    data/stream.py           159  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
     data/files.py            194  Images from a folder or a zip file: which can be used, and where they are kept
-    data/pickled.py           63  CIFAR's Python files: pickles, of which nothing but plain data is let through
-    data/binaries.py         111  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
-    data/formats.py          149  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py          96  The images: built-in doodles, or your own from a folder or a zip file
+    data/pickled.py           80  CIFAR's Python files: pickles, of which nothing but plain data is let through
+    data/binaries.py         122  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
+    data/formats.py          190  Data sets that are arrays: NumPy files, and those that binaries.py reads
+    data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
-    training/photos.py        79  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/workers.py      187  Worker processes that make the views of coming steps ahead of time
+    training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
+    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -128,35 +129,35 @@ Second reading, 13,759 lines: the exact, fast, safe and resumable forms of the s
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     104  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
-    protocols/table.py       100  A table of representations: for each image a row with its file, class and split
+    protocols/compare.py     131  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    157  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
-    report/findings.py       162  The findings on a run: all that its page and its pictures show, computed once
+    report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
-    report/pictures.py       124  Three pictures of a run, as PNG files; its page shows the same, and more
+    report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
-    report/markup.py          73  Pieces of HTML, of which the sections of a run's page are made
+    report/markup.py          74  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         122  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         123  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
-    display.py                83  Displays of a run, a data set and a model: in a line of text, and in a notebook
+    display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           142  The options that say how a source is read, and the splits that an evaluation takes
-    cli/common.py             70  The parts that several commands share: options, the splits of a run, and a free folder
-    cli/demo.py               63  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          214  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py          107  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/finetune.py          114  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
+    cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
+    cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
+    cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/pretrain.py          216  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              40  `minisimclr embed`: write h and z of every image, with its file, class and split
+    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         96  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .data.dataset import Dataset
+from .data import Dataset, taken
 from .module import Module
 from .training.run import Run
 
@@ -32,6 +32,8 @@ def dataset_text(data: Dataset) -> str:
     >>> ms.load_dataset("doodles", "test", limit=20)
     Dataset(20 images of 32×32, 16 classes: apple, balloon, butterfly, car, cat …)
     """
+    if type(data) is not Dataset:
+        return repr(data)
     n, high, wide = data.images.shape[:3]
     known = ", ".join(map(str, data.class_names[:LISTED])) + (" …" if len(data.class_names) > LISTED else "")
     kinds = len(data.class_names)
@@ -45,7 +47,7 @@ def dataset_html(data: Dataset) -> str:
     chosen = np.linspace(0, len(data) - 1, min(IMAGES, len(data))).astype(int) if len(data) else np.empty(0, int)
     counts = np.bincount(data.labels[data.labels >= 0], minlength=len(data.class_names))
     most = ", ".join(f"{html.escape(str(name))} {count:,}" for name, count in zip(data.class_names[:50], counts))
-    picture = base64.b64encode(grid(np.asarray(data.images[chosen]))).decode() if len(data) else ""
+    picture = base64.b64encode(grid(np.asarray(taken(data)[chosen]))).decode() if len(data) else ""
     shown = f'<img alt="{len(chosen)} of the images" src="data:image/png;base64,{picture}">' if picture else ""
     return f"<div><p>{html.escape(dataset_text(data))}</p>{shown}<p><small>{most}</small></p></div>"
 

@@ -368,6 +368,14 @@ def test_objects_are_refused_by_the_reader_too_whatever_kinds_are_admitted(path,
     assert not Path("trace").exists()
 
 
+@pytest.mark.parametrize("rule", [((3,), "f4"), ((), "f8"), ((3, 1), "f8")])
+def test_shapes_and_dtypes_are_compared_before_a_value_is_read(path, monkeypatch, rule):
+    archive(path, w__npy=npy(np.zeros(3)))
+    monkeypatch.setattr(archive_module.Archive, "_blocks", fails)
+    with archive_module.opened(path) as found, pytest.raises(ValueError, match=r"w has (shape|dtype)"):
+        found.require({"w": archive_module.Rule(rule[0], np.dtype(rule[1]))})
+
+
 def test_nothing_in_the_package_opens_pickles():
     for file in Path(checkpoint.__file__).parent.rglob("*.py"):
         text = file.read_text()

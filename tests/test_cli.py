@@ -159,6 +159,7 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "unseen style" in captured.out
     assert "chance 4.14" in captured.err  # log(63): the progress line shows the chance level beside the loss
+    assert "Effective rank" in (tmp_path / "runs/demo/report.html").read_text(encoding="utf-8")  # the monitor's curve
     assert {path.name for path in (tmp_path / "runs/demo").iterdir()} == {
         "config.json",
         "metrics.jsonl",

@@ -335,3 +335,14 @@ def test_limits_are_those_that_the_page_names():
     assert (archive.MAX_FILE_BYTES, archive.MAX_MEMBERS) == (200 << 20, 400_000)
     assert (jpeg.MAX_SCANS, png.MAX_CHUNKS, memory.MOST >> 20) == (100, 100_000, 640)
     assert headers.RLE_PIXELS == 9_000_000
+
+
+@pytest.mark.parametrize("packed", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_libtiff_writes_no_line_of_its_own_beside_ours(packed, capfd):
+    """It writes to the descriptor of stderr, past Python."""
+    data = bytearray(encoded(NOISE, "TIFF", compression=packed))
+    for k in range(20, len(data) // 2, 7):
+        data[k] ^= 0xFF
+    with pytest.raises(ValueError, match="damaged"):
+        decode.pixels(bytes(data))
+    assert capfd.readouterr().err == ""

@@ -142,7 +142,7 @@ def test_a_file_that_breaks_later_moves_no_row(place, tmp_path, embed, monkeypat
         assert np.flatnonzero(np.logical_not(there)).tolist() == [1, 7]
         for name in ("h", "z", "labels", "split"):
             np.testing.assert_array_equal(found[name], whole[name][there])
-    said = [line for line in capsys.readouterr().err.splitlines() if "is left out" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "it is left out" in line]
     assert [NAMES[1] in said[0], NAMES[7] in said[1]] == [True, True]
 
 

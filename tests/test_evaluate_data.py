@@ -167,5 +167,7 @@ def test_where_the_images_are_gone_the_error_names_the_place(there, capsys, monk
     run = ms.load_run(there / "run")
     shutil.rmtree(run.config.data)
     assert main(["evaluate", str(there / "run")]) == 2
-    assert run.config.data in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert run.config.data in told
+    assert "--data says where" in told
     photos(Path(run.config.data))  # for the other tests

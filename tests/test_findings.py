@@ -80,6 +80,7 @@ def test_scores_that_were_kept_are_read_if_they_are_those_of_this_step_and_these
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": 2}, "probe": {"test": 1}}]}),
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": float("nan")}, "probe": {"test": 1}}]}),
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {}, "probe": {"test": "x"}}]}),
+    json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": 10**400}, "probe": {"test": 1}}]}),
 ])  # fmt: skip
 def test_scores_that_cannot_be_ours_count_for_nothing(tmp_path, text):
     path = tmp_path / "results.json"

@@ -117,6 +117,31 @@ def test_with_a_rate_of_zero_the_encoder_stays_as_it_was(start):
     np.testing.assert_array_equal(tuned, first + np.float32(0.1) if start == "simclr" else first)
 
 
+@pytest.mark.parametrize(("start", "rate", "warm"), [("simclr", 0.05, 0), ("scratch", 0.1, 2)])
+def test_the_rate_of_each_step_is_the_papers_formula_and_from_scratch_it_is_larger_and_warms_up(
+    start, rate, warm, monkeypatch
+):
+    seen: list[float] = []
+    monkeypatch.setattr(protocol.SGD, "step", lambda self, lr: seen.append(lr))
+    ms.finetune(untrained(), dataset(8), labels=2, epochs=40, batch=4, start=start)
+    peak, fall = rate * 4 / 256, np.pi / (40 - warm)
+    expected = [peak * k / warm if k < warm else peak / 2 * (1 + np.cos(fall * (k - warm))) for k in range(40)]
+    np.testing.assert_allclose(seen, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("start", "rate"), [("simclr", 0.05), ("scratch", 0.1)])
+def test_one_step_of_the_linear_layer_is_the_closed_form_of_its_zero_weights(start, rate):
+    """All logits are 0 at first, so p = 1/2; Nesterov's first step is 1 + 0.9 times the rate times the gradient."""
+    run, train = untrained(), dataset(8)
+    chosen = labels_of_each(train.labels, 2)
+    rows = chosen[np.random.default_rng([0, 1, 0]).permutation(4)]
+    x, _ = protocol.two_views(train.images[rows], np.random.default_rng([0, 2, 0]), 8, 0.0, False, run.config.min_area)
+    h = host(build_model(run.config).to(devices.DEVICE).encoder(devices.on_device(x), train=True).data)  # (4,D)
+    gradient = (0.5 - np.eye(2)[train.labels[rows]]).T @ h / 4  # (2,D)
+    found = state(ms.finetune(run, train, labels=2, epochs=1, batch=4, start=start))["fc.weight"]
+    np.testing.assert_allclose(found, -1.9 * rate * 4 / 256 * gradient, rtol=1e-4, atol=1e-8)
+
+
 def test_the_same_seed_gives_the_same_classifier_and_another_seed_another():
     run, train = untrained(), dataset(20)
     first, again, other = (
@@ -217,9 +242,22 @@ def test_one_point_prints_a_line_with_its_uncertainty(folder, capsys):
     assert "±" in line
 
 
+SCORE = {"accuracy": 0.5, "per_class": 0.5, "images": 4}
+POINT: dict[str, Any] = {"labels": "1", "start": "simclr", "count": 2, "scores": {"test": SCORE}}
+WRONG_POINTS = [
+    json.dumps({"points": [point]})
+    for point in (
+        *(POINT | wrong for wrong in ({"labels": 1}, {"start": "\x1b[2J"}, {"start": []}, {"count": "2"})),
+        *(POINT | {"scores": {"test": SCORE | wrong}} for wrong in (
+            {"images": 0}, {"images": 1e400}, {"accuracy": 10**400}, {"accuracy": float("nan")}, {"per_class": -1},
+        )),
+    )
+]  # fmt: skip
+
+
 @pytest.mark.host
 def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
-    for content in ("[]", "{}", '{"points": [{"scores": {"test": {"accuracy": "x"}}}]}', "no json"):
+    for content in ("[]", "{}", '{"points": [{"scores": {"test": {"accuracy": "x"}}}]}', "no json", *WRONG_POINTS):
         (folder / "finetune.json").write_text(content)
         assert main(["finetune", str(folder), "--labels", "1"]) == 2
         assert "finetune.json holds no points" in capsys.readouterr().err
@@ -228,6 +266,23 @@ def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
         (folder / "finetune.json").unlink()
         os.mkfifo(folder / "finetune.json")
         assert main(["finetune", str(folder), "--labels", "1"]) == 4
+        assert "finetune.json: it is a pipe, not a file" in capsys.readouterr().err
+
+
+@pytest.mark.host
+def test_a_point_that_was_scored_on_another_split_is_made_again(folder, capsys):
+    """Its accuracy would be shown as that of the split that is asked for now."""
+    call = ["finetune", str(folder), "--labels", "25%", "--from", "scratch", "--epochs", "1"]
+    assert main(call) == 0
+    kept = json.loads((folder / "finetune.json").read_text())
+    kept["points"][0]["scores"] = {"unseen": kept["points"][0]["scores"]["test"] | {"accuracy": 0.125}}
+    (folder / "finetune.json").write_text(json.dumps(kept))
+    assert main(call) == 0
+    assert "12.5" not in capsys.readouterr().out
+    assert [[*point["scores"]] for point in json.loads((folder / "finetune.json").read_text())["points"]] == [
+        ["unseen"],
+        ["test"],
+    ]
 
 
 @pytest.mark.host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from minisimclr.cli import main
-from minisimclr.data import DataError, Reading, load_dataset, splits_of
+from minisimclr.data import DataError, Reading, binaries, load_dataset, pickled, splits_of
 
 pytestmark = pytest.mark.host
 
@@ -79,7 +80,7 @@ def test_of_images_and_labels_a_tenth_is_held_out(tmp_path):
         ({"images": PIXELS, "labels": np.eye(30)}, "labels must be one whole number"),
         ({"pictures": PIXELS}, "needs arrays called images and labels, .*it has pictures"),
         ({"images": PIXELS[..., :2], "labels": LABELS}, r"must have the shape \(N,H,W\)"),
-        ({"images": np.array([{}], object), "labels": LABELS[:1]}, "allow_pickle|Object arrays"),
+        ({"images": np.array([{}], object), "labels": LABELS[:1]}, "Python objects are not read"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused_in_one_line(tmp_path, arrays, says):
@@ -141,6 +142,95 @@ def test_cifar_in_python_files_and_nothing_but_plain_data(tmp_path, monkeypatch,
         with pytest.raises(DataError, match="test_batch cannot be read"):
             load_dataset(source, "test")
     assert not (tmp_path / "harmed").exists()
+
+
+def test_a_published_file_must_have_its_checksum_and_another_is_said_to_have_none(tmp_path, monkeypatch):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    content = {b"data": planes, b"fine_labels": LABELS.tolist()}
+    for name, value in {"train": content, "test": content, "meta": {"fine_label_names": ["a", "b", "c"]}}.items():
+        (tmp_path / name).write_bytes(pickle.dumps(value, 4))
+    said: list[str] = []
+    data = load_dataset(tmp_path, "train", report=said.append)
+    assert said == [f"{tmp_path}: train: not as published, without a checksum; read as plain data"]
+    own = (tmp_path / "train").read_bytes()
+    monkeypatch.setattr(pickled, "PUBLISHED", {len(own): hashlib.md5(own).hexdigest()})
+    monkeypatch.setattr(binaries, "PUBLISHED", pickled.PUBLISHED)
+    said.clear()
+    np.testing.assert_array_equal(load_dataset(tmp_path, "train", report=said.append).images, data.images)
+    assert said == []
+    (tmp_path / "train").write_bytes(own.replace(planes[0].tobytes()[:50], bytes(50)))  # a disk lost a block
+    with pytest.raises(DataError, match="train is as long as the published file, but its checksum is wrong"):
+        load_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.npz", b"junk", "cut off, or damaged"),
+        ("x.npy", b"junk", "no NumPy file of numbers"),
+        ("train-images-idx3-ubyte.gz", b"not packed", "cut off, or damaged"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(9))[:12], "cut off, or damaged"),
+        ("train_X.bin", b"short", "cut off"),
+    ],
+)
+def test_a_damaged_file_of_arrays_is_refused_in_one_line_that_names_the_source(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    source = tmp_path / name if name.startswith("x.") else tmp_path
+    for ask in (load_dataset, splits_of):
+        if ask is splits_of and name != "x.npz":
+            continue  # it does not look at the images
+        with pytest.raises(DataError, match=says) as caught:
+            ask(source)
+        assert str(caught.value).startswith(f"{source}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacking", ["data", "labels", "label_names"])
+def test_a_pickle_that_lacks_something_is_refused_in_one_line(tmp_path, lacking):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        content = {"data": planes, "labels": LABELS.tolist(), "label_names": [b"a", b"b", b"c"]}
+        if (name == "batches.meta") == (lacking == "label_names"):
+            del content[lacking]
+        (tmp_path / name).write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(DataError, match=f"it lacks {lacking}, and is no data set of its kind"):
+        load_dataset(tmp_path, report=lambda line: None)
+
+
+def test_names_of_classes_that_are_bytes_are_text(tmp_path):
+    planes = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        content = {b"data": planes, b"labels": LABELS.tolist(), b"label_names": [b"plane", b"car", "bird"]}
+        (tmp_path / name).write_bytes(pickle.dumps(content, 4))
+    assert load_dataset(tmp_path, report=lambda line: None).class_names == ("plane", "car", "bird")
+
+
+def test_one_image_is_not_read_as_many_rows(tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS[0])
+    with pytest.raises(DataError, match="may be one image"):
+        load_dataset(tmp_path / "x.npy")
+
+
+def test_several_data_sets_in_one_folder_are_not_mixed(tmp_path):
+    images = struct.pack(">4B3I", 0, 0, 8, 3, 2, 4, 4) + bytes(32)
+    for name in ("emnist-letters-train", "emnist-digits-test"):
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(images)
+    with pytest.raises(DataError, match="several data sets: emnist-digits, emnist-letters; move"):
+        load_dataset(tmp_path)
+
+
+def test_a_folder_that_holds_one_data_set_stands_for_it(tmp_path):
+    pixels = RNG.integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+    (tmp_path / "stl10_binary").mkdir()
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(pixels.transpose(0, 3, 2, 1).tobytes())
+    (tmp_path / "stl10_binary.tar.gz").touch()
+    np.testing.assert_array_equal(load_dataset(tmp_path, size=96).images, pixels)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    images = struct.pack(">4B3I", 0, 0, 8, 3, 2, 5, 5) + bytes(50)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(images)
+    with pytest.raises(DataError, match="several data sets: MNIST, stl10_binary; name one of them"):
+        load_dataset(tmp_path)
+    assert len(load_dataset(tmp_path / "MNIST")) == 2
 
 
 def test_stl10_keeps_columns_first_and_counts_from_one(tmp_path):
@@ -261,7 +351,7 @@ def test_the_command_names_all_that_is_read_and_left_out(tmp_path, monkeypatch, 
         "photos: 5 images",
         "train                3  cat 2, dog 1",
         "val                  2  cat 2, dog 0",
-        "1 files are in more than one split",
+        "1 file is in more than one split",
         "train/dog/1.png = val/cat/2.png",
         "1 cannot be read",
         "train/cat/bad.png: not a PNG",

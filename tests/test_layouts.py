@@ -19,7 +19,7 @@ from minisimclr.cli.sources import test_split as split_to_test_on
 from minisimclr.data import DataError, Reading, archive
 from minisimclr.data.classes import class_numbers
 from minisimclr.data.find import Found, found, listing
-from minisimclr.data.left_out import SHEET
+from minisimclr.data.left_out import NOWHERE, SHEET
 from minisimclr.data.names import HELD
 from minisimclr.data.splits import roles
 from minisimclr.data.zip_names import code_page, decoded
@@ -72,6 +72,8 @@ def remarks(everything: Found) -> list[str]:
         (["training_set", "test_set"], ["train", "test"]),
         (["TrainImages", "TestImages"], ["train", "test"]),
         (["train", "dev"], ["train", "val"]),
+        (["trainset", "testset"], ["train", "test"]),
+        (["traindata", "valimages"], ["train", "val"]),
         (["cat", "dog"], ["", ""]),
         (["test 1", "test 2"], ["", ""]),  # two things to be told apart, of no different roles
         (["train station", "test tube"], ["", ""]),
@@ -241,12 +243,14 @@ def test_links_refuse_themselves_and_are_followed_on_request(tmp_path):
     (root / "dog" / "broken.png").symlink_to(tmp_path / "nothing.png")
     (root / "dog" / "self.png").symlink_to(root / "dog" / "self.png")
     (root / "dog" / "up").symlink_to(root)
-    assert found(root, AUTO).left.counts == {"links": 5}
+    nowhere = {NOWHERE: 2}  # the broken one, and itself
+    assert found(root, AUTO).left.counts == {"links": 3, **nowhere}
     followed = found(root, Reading(follow_links=True))
     assert [entry.name for entry in followed.entries] == [
         "cat/1.png", "dog/1.png", "dog/out.png", "ox/1.png", "ox/2.png"
     ]  # fmt: skip
-    assert followed.left.counts == {"links": 3}  # broken, self, and the one round and round
+    assert followed.left.counts == {NOWHERE: 3}  # and the one round and round
+    assert "--follow-links" not in followed.left.line()
 
 
 def test_links_inside_the_folder_are_files(tmp_path):
@@ -267,6 +271,100 @@ def test_entries_are_small_and_can_be_sent_to_another_process(tmp_path):
     sent = pickle.loads(pickle.dumps(entries))
     assert bytes(sent[17].read()) == b"17"
     assert len(pickle.dumps(entries)) < 100 * len(entries)
+
+
+# ── Folders that are neither splits nor classes ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images", "masks"), ("JPEGImages", "SegmentationClass"), ("img", "gt"), ("images", "ground_truth")],
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_masks_beside_images_are_no_class_and_that_is_said(tmp_path, images, masks, split):
+    names = [*numbered(f"{split}{images}", 4), *numbered(f"{split}{masks}", 4)]
+    everything = read(tmp_path, *names, "test/images/1.png", "test/masks/1.png") if split else read(tmp_path, *names)
+    assert everything.listing("train").names == numbered(f"{split}{images}", 4)
+    assert classes(everything) == ("unlabelled",)
+    assert "masks or annotations beside the images" in remarks(everything)[-1]
+
+
+def test_a_class_of_masks_is_a_class(tmp_path):
+    everything = read(tmp_path, *numbered("with_mask", 4), *numbered("without_mask", 4), "mask/1.png")
+    assert classes(everything) == ("mask", "with_mask", "without_mask")
+    everything = read(tmp_path / "b", *numbered("images", 4), *numbered("masks", 4), layout="classes")
+    assert classes(everything) == ("images", "masks")
+
+
+def test_parts_of_one_set_are_joined_and_that_is_said(tmp_path):
+    names = [f"fold_{part}/{kind}/{part}{i}.png" for part in range(3) for kind in ("cat", "dog") for i in range(9)]
+    everything = read(tmp_path, *names)
+    assert classes(everything) == ("cat", "dog")
+    assert "are parts of one set" in remarks(everything)[0]
+    assert classes(read(tmp_path, layout="classes")) == ("fold_0", "fold_1", "fold_2")
+    others = read(tmp_path / "b", "fold_0/cat/1.png", "fold_1/dog/1.png", "fold_1/cat/1.png")
+    assert classes(others) == ("fold_0", "fold_1")  # they have one folder in common: perhaps these are classes
+
+
+def test_class_names_that_differ_in_spaces_are_told_apart_for_the_reader(tmp_path):
+    everything = read(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat /1.png", "test/dog/1.png")
+    assert classes(everything) == ("cat", "dog")
+    assert remarks(everything)[0] == "'cat ' and cat differ in case, spaces or form only, and are one class"
+
+
+# ── Labels from tables ────────────────────────────────────────────────────────────────────────────
+
+
+def labelled(everything: Found) -> dict[str, str]:
+    """The class of each image by its name."""
+    return {"/".join(everything.layout.names[k]): folder for split in everything.layout.splits.values()
+            for k, folder in split.items()}  # fmt: skip
+
+
+def test_a_table_in_each_split_labels_the_files_in_there_and_no_others(tmp_path):
+    """As Hugging Face has it; both splits have a file 0.png."""
+    tree(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
+    for split, kinds in (("train", "ab"), ("test", "ba")):
+        rows = [f"{k}.png,{kind}" for k, kind in enumerate(kinds)]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    both = found(tmp_path, Reading(labels="metadata.csv"))
+    assert labelled(both) == {"train/0.png": "a", "train/1.png": "b", "test/0.png": "b", "test/1.png": "a"}
+    one = found(tmp_path, Reading(labels=str(tmp_path / "train" / "metadata.csv")))
+    assert {name for name, kind in labelled(one).items() if kind} == {"train/0.png", "train/1.png"}
+    assert not one.layout.has_labels("test")
+
+
+def test_a_name_without_its_folder_that_two_files_have_is_refused(tmp_path):
+    tree(tmp_path, "train/0.png", "train/1.png", "test/0.png")
+    (tmp_path / "t.csv").write_text("id,label\n0,a\n1,b\n")
+    with pytest.raises(DataError, match=r"table's 0 may be one of 2 images, such as t\w+/0\.png; write their folders"):
+        found(tmp_path, Reading(labels="t.csv"))
+
+
+def test_a_table_that_contradicts_itself_is_refused_and_rows_of_no_image_are_counted(tmp_path):
+    tree(tmp_path, "000.png", "001.png", "002.png", "003.png")
+    rows = ["Image Path,Class Name", "000.png,a", "./001.png,b", "gone.png,b", "000.png,a"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    everything = found(tmp_path, Reading(labels="t.csv"))
+    assert labelled(everything) == {"000.png": "a", "001.png": "b"}
+    assert "1 row of the table names no image here" in remarks(everything)
+    assert "2 without a label" in remarks(everything)[-1]
+    (tmp_path / "t.csv").write_text("\n".join([*rows, "000.png,b"]))
+    with pytest.raises(DataError, match=r"t\.csv: 000\.png has two labels, a and b"):
+        found(tmp_path, Reading(labels="t.csv"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_may_say_the_splits(tmp_path, encoding):
+    tree(tmp_path, *(f"{k:03}.png" for k in range(5)))
+    rows = ["file_name,label,split", "000.png,é,train", "001.png,b,train", "002.png,é,Test", "003.png,b,valid"]
+    (tmp_path / "t.csv").write_bytes("\n".join(rows).encode(encoding))
+    everything = found(tmp_path, Reading(labels="t.csv"))
+    assert sizes(everything) == {"Test": 1, "train": 2, "valid": 1}
+    assert everything.listing("test").names == ["002.png"]
+    assert "1 without a split in the table" in remarks(everything)[-1]
+    (tmp_path / "t.csv").write_bytes("\n".join(rows).replace("valid", "both").encode(encoding))
+    assert set(sizes(found(tmp_path, Reading(labels="t.csv")))) == {"train", "test"}  # by the hash of their names
 
 
 # ── Archives ──────────────────────────────────────────────────────────────────────────────────────
@@ -325,6 +423,26 @@ def test_the_mark_of_utf8_is_believed_also_beside_other_names():
 )
 def test_backslashes_are_folders_only_where_they_set_them_apart(raw, page, name):
     assert decoded(raw, False, page) == name
+
+
+def test_a_code_page_that_was_guessed_is_said(tmp_path):
+    for page in ("gb18030", "utf-8", "ascii"):
+        names = ["cat/1.png", "dog/2.png"] if page == "ascii" else ["狗/1.png", "猫/2.png", "鲜花/a.png"]
+        said = remarks(found(raw_zip(tmp_path / f"{page}.zip", [(name.encode(page), b"") for name in names]), AUTO))
+        assert any("read in the code page gb18030, which is a guess" in line for line in said) == (page == "gb18030")
+
+
+@pytest.mark.parametrize(
+    ("begin", "says"),
+    [(b"\x1f\x8b\x08", "unpack it"), (b"Rar!\x1a", "unpack it"), (b"7z\xbc\xaf", "unpack it"),
+     (b"PAR1", "give the images as files"), (b"\x89HDF\r\n", "give the images as files"),
+     (b"\x89PNG\r\n", "a single image; name the folder"), (b"hello", "neither a folder nor a readable zip file")],
+)  # fmt: skip
+def test_what_is_no_zip_file_is_told_for_what_it_is(tmp_path, begin, says):
+    (tmp_path / "x.bin").write_bytes(begin.ljust(400, b"x"))
+    with pytest.raises(DataError, match=says) as caught:
+        found(tmp_path / "x.bin", AUTO)
+    assert "\n" not in str(caught.value)
 
 
 def test_members_that_overlap_are_refused(tmp_path):

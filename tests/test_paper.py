@@ -200,6 +200,14 @@ def test_the_rate_follows_the_temperature(lab: Any) -> None:
         assert settings["lr"] / settings["temperature"] == pytest.approx(lab.RATE)
 
 
+@pytest.mark.slow
+def test_the_first_gradient_of_nt_xent_is_about_ten_times_as_long_at_a_tenth_of_the_temperature(lab: Any) -> None:
+    found = lab.lengths(16)
+    assert 5 < found["nt_xent, τ = 0.1"] / found["nt_xent, τ = 1"] < 20
+    assert found["masked"] < 0.1 * found["rotation"]  # a mean over pixels: its rate must be larger
+    assert len(found) == 2 + 5 + len(RIVALS)
+
+
 def test_one_branch_is_changed_and_the_other_is_the_image(lab: Any) -> None:
     images = small().images
     config = ms.Config(size=16, views="whole,sobel:1")

@@ -377,6 +377,40 @@ def test_solution_the_sixth_order_quotient_gains_three_digits_on_the_fourth():
     assert 1e-9 < error < 1e-8
 
 
+# ── Chapter 13 ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_solutions_of_chapter_13_print_what_they_say():
+    result = doctest.testmod(solutions(13))
+    assert (result.failed, result.attempted) == (0, 4)
+
+
+def test_solution_a_depthwise_convolution_gains_what_it_saves_only_if_copies_are_free():
+    gains = solutions(13).gains_of_depthwise
+    products, time = gains(64, ridge=0.0)
+    assert np.isclose(time, products)
+    assert np.isclose(products, 9 * 64 / (9 + 64))
+    assert np.isclose(gains(64, ridge=1e9)[1], 0.5, rtol=1e-3)  # two maps to copy in place of one
+
+
+@pytest.mark.parametrize(("alone", "shared"), [(0.0, 1.0), (0.3, 0.7), (1.0, 0.0)])
+def test_solution_amdahl_finds_what_one_thread_does_alone(alone, shared):
+    times = [alone + shared / threads for threads in (1, 2, 8)]
+    assert np.isclose(solutions(13).amdahl(*times[:2], threads=8), times[2])
+
+
+def test_solution_symmetry_pays_where_its_saving_is_worth_the_calls():
+    call, products, exponentials = 1.5e-6, 125e9, 3e9
+
+    def floor(images, of_products, of_exponentials, calls):
+        n = 2 * images
+        return n**2 * (of_products * 128 / products + of_exponentials / exponentials) + calls * call
+
+    N = solutions(13).symmetry_pays_from(call, products, exponentials)
+    for images, pays in ((N, True), (N - 1, False)):
+        assert (floor(images, 1.5, 0.5, calls=100) <= floor(images, 2, 1, calls=30)) == pays
+
+
 # ── Chapter 14 ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -19,6 +19,7 @@ import minisimclr as ms
 from minisimclr import Config, DataError, Dataset, load_dataset
 from minisimclr.data import cache as cache_file
 from minisimclr.data import decode, files, stores, stream
+from minisimclr.training import parcels
 from minisimclr.training import photos as photo_batches
 from minisimclr.training.batches import step_views, views_ahead
 from minisimclr.training.photos import finest, photo_views
@@ -248,6 +249,60 @@ def test_views_on_a_device_are_those_of_the_host(folder, tmp_path, monkeypatch, 
     config = dataclasses.replace(CONFIG, device=device)
     for made, expected in zip(step_views(config, data)(1), step_views(CONFIG, data)(1)):
         np.testing.assert_allclose(host(made), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "workers"),
+    [("auto", 1), *(pytest.param(names, 2, marks=pytest.mark.slow) for names in ("auto", "google"))],
+)
+def test_workers_cut_the_crops_and_the_device_makes_the_views_of_the_host(
+    folder, names, workers, tmp_path, monkeypatch
+):
+    """With --device stand-in; on the CPU the crops are sent and made into views by NumPy, as a GPU would."""
+    data = photos_of(folder, "memory", tmp_path, monkeypatch)
+    config = dataclasses.replace(CONFIG, views=names)
+    monkeypatch.setattr(parcels, "CHUNK", 20_000)  # of the six crops of a step, one to three at a time
+    alone = views_with(config, data, 0)
+    if devices.DEVICE == "cpu":
+        monkeypatch.setattr(photo_batches, "to_device", lambda array, device: array)
+    on_device = dataclasses.replace(config, device="cuda")
+    with views_ahead(on_device, data, range(1, 4), workers) as views:
+        made = [np.stack([host(view) for view in views(step)]) for step in range(1, 4)]
+    np.testing.assert_allclose(made, alone, atol=1e-5)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("room", [1, 20_000, 10**9])
+def test_crops_travel_in_parcels_of_which_each_fits_a_slot(folder, room, tmp_path, monkeypatch):
+    data = photos_of(folder, "files", tmp_path, monkeypatch)
+    slot, seen = np.zeros(max(room, 3 * 64 * 208), np.uint8), []
+
+    def through_the_slot() -> Any:
+        for rows, pixels, drawn in parcels.parcels_of(step_views(CONFIG, data, photo_batches.cut), 1, room):
+            assert len(pixels) == 1 or sum(crop.nbytes for crop in pixels) <= room
+            there = parcels.laid_out(slot, pixels[0].dtype, [crop.shape for crop in pixels])
+            for place, crop in zip(there, pixels):
+                place[...] = crop
+            seen.append(len(rows))
+            yield photo_batches.Crops(rows, there, drawn)
+
+    views = photo_batches.views_of_crops(CONFIG, 3, through_the_slot())
+    np.testing.assert_allclose(views, step_views(CONFIG, data)(1), atol=1e-6)
+    assert sum(seen) == 6
+    assert (len(seen) == 6, len(seen) == 1) == (room == 1, room == 10**9)
+
+
+@pytest.mark.slow
+def test_a_run_on_photos_with_workers_trains_on_a_device_and_tells_what_breaks(folder, tmp_path, headers_only):
+    if devices.DEVICE == "cpu":
+        pytest.skip("a device trains: --device stand-in")
+    lines: list[str] = []
+    data = load_dataset(broken(folder, tmp_path, "a/6.png"), size=16, report=lines.append)
+    on_device = dataclasses.replace(CONFIG, device="cuda")
+    losses = [[line["loss"] for line in ms.pretrain(on_device, data, workers=w).history] for w in (0, 2)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert len(lines) == 1
+    assert "a/6.png cannot be decoded" in lines[0]
 
 
 @pytest.mark.host

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import report
-from ..data import Dataset
+from ..data import DataError, Dataset
 from ..protocols.compare import Score
 from ..training import record
 from ..training.folders import require_free
@@ -46,7 +46,13 @@ def splits_of_run(
     Raises: DataError for data that cannot be used, or that has no labels.
     """
     stored = "" if options.data else run.config.reading  # other data have other names
-    return splits(run, options.data, chosen_reading(options, stored), labelled=labelled)
+    try:
+        return splits(run, options.data, chosen_reading(options, stored), labelled=labelled)
+    except DataError as error:
+        source = Path(run.config.data)
+        if options.data or source.exists():
+            raise
+        raise DataError(f"{error}; if the images of the run lie elsewhere now, --data says where") from None
 
 
 def free_folder(wanted: Path) -> Path:

@@ -152,6 +152,6 @@ def _duplicate_lines(digests: dict[int, bytes], of_split: dict[int, str], names:
     across = [group for group in same.values() if len({of_split[k] for k in group}) > 1]
     if not across:
         return ["  no file is in two splits"] if len(set(of_split.values())) > 1 else []
-    return [f"{len(across):,} files are in more than one split"] + [
+    return [f"{len(across):,} {'file is' if len(across) == 1 else 'files are'} in more than one split"] + [
         "  " + " = ".join(names[k] for k in group) for group in across
     ]

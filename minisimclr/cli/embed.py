@@ -10,7 +10,7 @@ from ..storage import shown, write
 from ..training.folders import require_output
 from ..training.run import load_run
 from .common import add_run, path_name
-from .console import note, saying, show
+from .console import saying, show
 from .sources import all_splits, chosen_reading
 
 HELP = "write h and z of every image, with its file, class and split"
@@ -47,6 +47,4 @@ def run_command(options: argparse.Namespace) -> None:
 
     # The file is open before the first image is embedded: a folder that cannot be written to is noticed now.
     write(Path(options.to), content)
-    for line in rows.left_out:
-        note(line)
     show(f"{shown(options.to)}: {rows.words()}")

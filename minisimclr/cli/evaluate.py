@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import report
-from ..data import Dataset
+from ..data import Dataset, sound
 from ..protocols.compare import PROBES, Score, check_data, compare
 from ..report.table import confusion_matrix, details
 from ..storage import Content, shown, write_all
@@ -76,6 +76,7 @@ def evaluated(
         k = len(train)
     with saying("comparing representations") as say:
         scores = compare(run, train, tests, k=k, temperature=temperature, probe=probe, progress=say)
+    (train,), tests = sound(train), {split: sound(data)[0] for split, data in tests.items()}
     images, name = fingerprint(train), shown(Path(source).name or source)
     own = run.images in ("", images)
     made = {"data": source, "images": images, "steps": run.steps, "k": k, "temperature": temperature, "probe": probe}

@@ -74,14 +74,14 @@ def run_command(options: argparse.Namespace) -> None:
     labels_of_each(train.labels, options.amount)  # before the work, not after it
     points, name = stored_points(options.run / "finetune.json"), shown(Path(source).name or source)
     for labels, start in wanted:
-        found = found_among(points, identity(run, train, labels, start, **made))
+        found = found_among(points, identity(run, train, labels, start, **made), tests)
         if found is None:
             found = _made(run, train, tests, labels, start, made) | {"data": source}
             points.append(dict(found))
             keep(options.run, points, {})  # after each point: what was made is not made again
         _tell(found)
     if options.curve:
-        chosen = [found_among(points, identity(run, train, labels, start, **made)) for labels, start in wanted]
+        chosen = [found_among(points, identity(run, train, labels, start, **made), tests) for labels, start in wanted]
         title = f"{name}, {next(iter(tests))}: accuracy after fine-tuning"
         keep(options.run, points, {"finetune.png": label_curve(filter(None, chosen), next(iter(tests)), title)})
         show(str(options.run / "finetune.png"))
@@ -117,15 +117,25 @@ def stored_points(path: Path) -> list[dict[str, Any]]:
     try:
         with os.fdopen(open_regular(path, LARGEST), "rb") as file:
             points = json.loads(file.read(LARGEST))["points"]
-        for found in points:
-            for score in found["scores"].values():
-                float(score["accuracy"] + score["per_class"]), int(score["images"])
-            found["labels"], found["start"], found["count"]
+        if all(_is_point(found) for found in points):
+            return list(points)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise OSError(f"{shown(path)}: {error}; move it away") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{shown(path)} holds no points of fine-tuning; move it away") from None
-    return list(points)
+        pass
+    raise ValueError(f"{shown(path)} holds no points of fine-tuning; move it away")
+
+
+def _is_point(found: dict[str, Any]) -> bool:
+    """Return True if what is shown of a point can be shown. Raises: KeyError or TypeError if something is not there."""
+    right = isinstance(found["labels"], str) and found["start"] in STARTS and type(found["count"]) is int
+    for score in found["scores"].values():
+        shares = score["accuracy"], score["per_class"]
+        right = right and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+        right = right and type(score["images"]) is int and score["images"] > 0
+    return right
 
 
 def keep(folder: Path, points: list[dict[str, Any]], pictures: dict[str, bytes]) -> None:

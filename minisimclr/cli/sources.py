@@ -73,6 +73,26 @@ def chosen_reading(options: argparse.Namespace, stored: str = "") -> Reading:
     return dataclasses.replace(Reading.from_text(stored), **given)
 
 
+class Remarks:
+    """The remarks on a source: kept while it is loaded, as its splits have the same to say; then told at once."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, None] = {}
+        self.loading = True
+
+    def __call__(self, line: str) -> None:
+        """Keep a line, or tell it: of a photo that cannot be decoded after all, when it is embedded."""
+        if line not in self.lines and not self.loading:
+            note(line)
+        self.lines[line] = None
+
+    def tell(self) -> None:
+        """Tell what was kept, once the source is loaded."""
+        self.loading = False
+        for line in self.lines:
+            note(line)
+
+
 def splits(
     run: Run, source: str | None, reading: Reading | None = None, *, labelled: bool = True
 ) -> tuple[Dataset, dict[str, Dataset]]:
@@ -84,21 +104,20 @@ def splits(
     """
     size, reading = run.config.size, reading or Reading.from_text(run.config.reading)
     source = source or run.config.data
-    said: dict[str, None] = {}  # the splits of one source have the same to say
+    said = Remarks()
     how: dict[str, Any] = {"size": size, "reading": reading, "cache_side": run.config.cache_side}
     with saying(f"loading {source}"):
         there = splits_of(source, reading)
-        train = load_dataset(source, reading.split, **how, report=said.setdefault)
+        train = load_dataset(source, reading.split, **how, report=said)
         if not labelled and not any(known for role, known in there.values() if role != "train"):
             return train, {"training": train}
         name = test_split(source, there, reading.test_split)
         if len(train.class_names) < 2:
             raise DataError(f"{source}: {NO_LABELS}")
-        tests = {name: load_dataset(source, name, **how, report=said.setdefault)}
+        tests = {name: load_dataset(source, name, **how, report=said)}
         if source == "doodles" and not reading.test_split:
             tests["unseen style"] = load_dataset(source, "unseen", size=size)
-    for line in said:
-        note(line)
+    said.tell()
     say_what_is_uneven(source, train, tests)
     return train, tests
 
@@ -108,12 +127,11 @@ def all_splits(run: Run, source: str, reading: Reading, wanted: str | None) -> d
 
     Raises: DataError for data that cannot be used.
     """
-    said: dict[str, None] = {}  # the splits of one source have the same to say
+    said = Remarks()
     how: dict[str, Any] = {"size": run.config.size, "reading": reading, "cache_side": run.config.cache_side}
     names = [wanted] if wanted else list(splits_of(source, reading))
-    found = {name: load_dataset(source, name, **how, report=said.setdefault) for name in names}
-    for line in said:
-        note(line)
+    found = {name: load_dataset(source, name, **how, report=said) for name in names}
+    said.tell()
     return found
 
 

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..values import shown, text, whole
 from ..views import check_images
 from .dataset import DataError, Dataset
 from .reading import Reading
 
-__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "splits_of", "taken"]
+__all__ = ["DataError", "Dataset", "Reading", "load_dataset", "marked", "sound", "splits_of", "squares_of", "taken"]
 
 
 def load_dataset(
@@ -79,7 +81,11 @@ def _reader_of(source: str, options: dict[str, Any]) -> Callable[[str, int, int 
 
     path = Path(known_folder(source))
     arrays = arrays_of(path)
-    return partial(load_files, path, **options) if arrays is None else partial(load_arrays, path, arrays)
+    return (
+        partial(load_files, path, **options)
+        if arrays is None
+        else partial(load_arrays, path, arrays, options["report"])
+    )
 
 
 def taken(images: Any) -> Any:
@@ -93,6 +99,31 @@ def taken(images: Any) -> Any:
         images = images.images
     check_images(images)
     return images
+
+
+def squares_of(data: Dataset) -> Any:
+    """Return the images of a data set as one array; or photos whose squares take more than a GiB, to be cut like one.
+
+    >>> squares_of(Dataset(np.zeros((2, 8, 8, 3), np.uint8), np.array([1, 0]), ("cat", "dog"))).shape
+    (2, 8, 8, 3)
+
+    Raises: DataError if more photos than are tolerated cannot be decoded.
+    """
+    return data.images if type(data) is Dataset else data.as_images()  # type: ignore[attr-defined]
+
+
+def sound(data: Dataset, *matrices: Any) -> tuple[Any, ...]:
+    """Return a data set without the photos that could not be decoded, then matrices without their rows, (N,…) each.
+
+    Raises: DataError if none is left.
+    """
+    bad = getattr(data, "unreadable", {})
+    if not bad:
+        return (data, *matrices)
+    good = np.array([k for k in range(len(data)) if k not in bad], np.int64)
+    if not len(good):
+        raise DataError(f"none of {len(data):,} images can be decoded")
+    return (data.only(good), *(matrix[good] for matrix in matrices))  # type: ignore[attr-defined]
 
 
 def marked(images: Any, rows: Any) -> Any:
@@ -109,7 +140,7 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
 
     Raises: what `load_dataset` raises.
     """
-    from .formats import arrays_of, known_folder
+    from .formats import arrays_of, known_folder, plainly
 
     if source == "doodles":
         return {"train": ("train", True), "test": ("test", True), "unseen": ("", True)}
@@ -118,7 +149,8 @@ def splits_of(source: str | os.PathLike[str], reading: Reading | None = None) ->
 
     path = Path(known_folder(os.fspath(source)))
     if arrays := arrays_of(path):
-        return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
+        with plainly(path):
+            return {name: (role(name), part.labels() is not None) for name, part in arrays[0].items()}
     layout = found(path, reading or Reading()).layout
     # Of very few images none is in the test split: it is then no split.
     return {name: (layout.roles[name], layout.has_labels(name)) for name, images in layout.splits.items() if images}

@@ -23,7 +23,7 @@ import numpy as np
 
 from .dataset import DataError
 from .left_out import LINK, POINTS_OUT, LeftOut, why_not
-from .zip_names import code_page, decoded
+from .zip_names import code_page, decoded, is_utf8
 
 MAX_FILE_BYTES = 200 << 20  # largest image file, bytes when unpacked; photos are a tenth of it
 MAX_ZIP_BYTES = 2**38  # largest sum of the images in a zip, bytes when unpacked; ImageNet is half of it
@@ -32,6 +32,8 @@ CHUNK = 1 << 20  # bytes that are read at once
 SAMPLE = 1000  # names from which the code page is guessed
 END, CENTRAL, LOCAL = struct.Struct("<4s4H2LH"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 END64, LOCATOR = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"Rar!", b"7z\xbc\xaf", b"(\xb5/\xfd")  # gzip, bzip2, xz, RAR, 7z, zstd
+TABLES = (b"PAR1", b"\x89HDF", b"ARROW1", b"SQLite")  # data sets in one file, of other kinds
 UTF8, ENCRYPTED = 0x800, 0x2041  # bits of a member's flags
 
 
@@ -62,9 +64,10 @@ class Archive(NamedTuple):
                 odd = (raw for raw, flags, _, _ in _central(file, start, size) if not flags & UTF8)
                 page = code_page(odd, SAMPLE)
                 spans = array("Q")  # begin and end of each image in the file
-                total = 0
+                total, guessed = 0, False
                 for raw, flags, attributes, member in _central(file, start, size):
                     name = decoded(raw, bool(flags & UTF8), page)
+                    guessed = guessed or not (flags & UTF8 or is_utf8(raw))
                     parts = _parts(name, attributes, left)
                     if parts:
                         total += member.size
@@ -72,8 +75,13 @@ class Archive(NamedTuple):
                         spans.extend((member.offset, member.offset + LOCAL.size + member.packed))
                         yield parts, member
                 _check(spans, total, start)
+                if guessed:
+                    left.said.append(f"names that are no UTF-8 are read in the code page {page}, which is a guess")
             except (struct.error, _DamagedError) as error:
                 reason = "its directory is cut off" if isinstance(error, struct.error) else str(error)
+                file.seek(0)
+                if instead := _instead(file.read(300)):
+                    raise DataError(f"{self.path}: {instead}") from None
                 raise DataError(f"{self.path}: neither a folder nor a readable zip file ({reason})") from None
 
     def read(self, member: Member) -> bytearray:
@@ -99,6 +107,17 @@ class _DamagedError(Exception):
 
 
 # ── The directory ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _instead(head: bytes) -> str:
+    """Say what a file is, if it is an archive of another kind, or an image; and what to do."""
+    if any(head.startswith(begin) for begin in PACKED) or head[257:262] == b"ustar":
+        return "an archive that is not read; unpack it, and name the folder, or pack the images as a zip file"
+    if any(head.startswith(begin) for begin in TABLES):
+        return "a file that is not read; give the images as files, or as an .npz file (docs/data.md)"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")) or head[8:12] == b"WEBP":
+        return "a single image; name the folder that it is in"
+    return ""
 
 
 def _directory(file: IO[bytes]) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage import open_regular
-from .pickled import unpickled
+from .pickled import PUBLISHED, unpickled
 
 MAX_BYTES = 8 << 30  # largest array that is unpacked into memory
 
@@ -23,6 +24,7 @@ class Part(NamedTuple):
 
     images: Callable[[], NDArray[np.uint8]]  # (N,H,W,3), (N,H,W,1) or (N,H,W)
     labels: Callable[[], NDArray[Any] | None]
+    remark: str = ""  # what is to be said of it
 
 
 Arrays: TypeAlias = tuple[dict[str, Part], tuple[str, ...]]  # the splits, and the names of the classes, if known
@@ -78,17 +80,23 @@ def cifar_python(path: Path, names: set[str]) -> Arrays | None:
         return None
 
     def part(files: list[str]) -> Part:
+        content = functools.cache(lambda name: unpickled(path / name))  # once for images and labels
+        own = [name for name in files if (path / name).stat().st_size not in PUBLISHED]
+        remark = f"{', '.join(own)}: not as published, without a checksum; read as plain data" if own else ""
+
         def read(what: str) -> list[Any]:
-            return [unpickled(path / name)[what] for name in files]
+            return [content(name)[what] for name in files]
 
         return Part(
             lambda: np.concatenate(
                 [np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for data in read("data")]
             ),
             lambda: np.concatenate([np.asarray(values) for values in read(label)]),
+            remark,
         )
 
-    return {split: part(files) for split, files in kinds.items()}, tuple(map(str, unpickled(path / meta)[key]))
+    names_of_classes = [name.decode() if isinstance(name, bytes) else str(name) for name in unpickled(path / meta)[key]]
+    return {split: part(files) for split, files in kinds.items()}, tuple(names_of_classes)
 
 
 def stl10(path: Path, names: set[str]) -> Arrays | None:
@@ -123,6 +131,10 @@ def _ones(file: Path) -> Callable[[], NDArray[Any]]:
 def idx(path: Path, names: set[str]) -> Arrays | None:
     """Find the files of the MNIST family, packed by gzip or not; None if they are not here."""
     parts = {}
+    several = {match[1] for name in names if (match := re.match(r"(.*-)?(?:train|t10k|test)-images[-.]idx3", name))}
+    if len(several) > 1:  # EMNIST's archive has six
+        listed = ", ".join(sorted((begin or "mnist").rstrip("-") for begin in several))
+        raise ValueError(f"several data sets: {listed}; move the files of one into a folder of their own")
     for split, begin in (("train", "train"), ("test", "t10k"), ("test", "test")):
         pattern = re.compile(rf"(.*-)?{begin}-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
         found = {match[2]: path / name for name in sorted(names, reverse=True) if (match := pattern.fullmatch(name))}

@@ -28,8 +28,9 @@ def class_numbers(layout: Layout) -> tuple[dict[str, int], tuple[str, ...]]:
         if not together:
             name_of |= dict.fromkeys(same, first)
         names = " and ".join(_distinct(same))
+        what = "case, spaces or form" if any(" ".join(name.split()) != name for name in same) else "case or form"
         result = "two classes, because one split has both" if together else "one class"
-        layout.said.append(f"{names} differ in case or form only, and are {result}")
+        layout.said.append(f"{names} differ in {what} only, and are {result}")
     class_names = sorted(set(name_of.values()))
     label_of = {name: label for label, name in enumerate(class_names)}
     return {folder: label_of[name] for folder, name in name_of.items()}, tuple(map(shown, class_names)) or (UNLABELLED,)
@@ -40,12 +41,12 @@ def _composed(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
 
 
 def _distinct(names: Collection[str]) -> list[str]:
     """Spell names so that a reader sees how they differ: accents of their own as code points."""
-    plain = sorted(map(shown, names))
+    plain = sorted(shown(name) if name == name.strip() else f"{shown(name)!r}" for name in names)
     if len({_composed(name) for name in names}) == len(plain):
         return plain
     return [f"{shown(_composed(name))} ({'as a Mac writes it' if name != _composed(name) else 'NFC'})"

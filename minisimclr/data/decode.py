@@ -6,6 +6,8 @@ Then one decoder of Pillow is called by name. Pillow would try those of forty fo
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, _imaging
 
 from .colours import rgb
 from .exif import orientation, turned
@@ -162,6 +164,8 @@ def _decoder(name: str) -> Callable[[IO[bytes]], Image.Image]:
         "GIF": GifImagePlugin.GifImageFile,
         "TIFF": TiffImagePlugin.TiffImageFile,
     }
+    if name == "TIFF":
+        _silence_libtiff()
     if name == "HEIC":
         try:
             from pillow_heif.as_plugin import HeifImageFile
@@ -176,6 +180,24 @@ def _decoder(name: str) -> Callable[[IO[bytes]], Image.Image]:
             raise RefusedError("an AVIF image, which this version of Pillow does not read") from None
         return AvifImagePlugin.AvifImageFile
     return classes[name]  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff, with which Pillow reads TIFF files, from writing lines of its own to stderr.
+
+    It calls a function for each error, and writes if there is one. To turn stderr away instead would concern all
+    threads. The functions are looked for in what Pillow's own library loads; where they are hidden, the lines stay.
+    """
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+    except OSError:
+        return
+    for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler", "TIFFSetWarningHandlerExt"):
+        setter = getattr(library, name, None)
+        if setter is not None:
+            setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            setter(None)
 
 
 def _turn_of(image: Image.Image, found: Header) -> int:

@@ -24,9 +24,10 @@ from .archive import MAX_FILE_BYTES, Archive, Member
 from .classes import class_numbers, few
 from .dataset import DataError
 from .labels import LISTS, listed, relabel
-from .left_out import FORMATS, LINK, OUTPUT, SPECIAL, LeftOut, folder_is_no_data, why_not
-from .names import Layout, Name, Report, understood
+from .left_out import FORMATS, LINK, NOWHERE, OUTPUT, SPECIAL, LeftOut, folder_is_no_data, why_not
+from .names import Layout, Report, understood
 from .reading import Reading
+from .splits import Name
 
 MAX_ENTRIES = 3_000_000  # files and folders that are looked at; links that lead round and round are so many
 RUN = {"config.json", "metrics.jsonl"}  # the files by which one knows the folder of a run
@@ -108,7 +109,7 @@ class Found:
     def say(self, report: Report) -> None:
         """Report how the names were understood, and in one line what was left out."""
         _ = self._classes  # adds to what is to be said
-        for line in dict.fromkeys(self.layout.said):
+        for line in dict.fromkeys([*self.left.said, *self.layout.said]):
             report(f"{self.path}: {line}")
         if self.left.counts:
             splits = ", ".join(f"{few([name])} {len(images):,}" for name, images in self.layout.splits.items())
@@ -185,10 +186,10 @@ def _files(root: Path, follow: bool, left: LeftOut) -> Iterator[Name]:
             if kind == "folder":
                 inside = above if not follow else above | {_identity(root.joinpath(*here))}
                 if follow and _identity(item.path) in inside:
-                    left.add(LINK, parts)
+                    left.add(NOWHERE, parts)
                 else:
                     waiting.append((parts, inside, because or folder_is_no_data(item.name)))
-            elif cause := because or (kind if kind == LINK else "") or why_not(parts) or kind:
+            elif cause := because or (kind if kind in (LINK, NOWHERE) else "") or why_not(parts) or kind:
                 left.add(cause, parts)
             else:
                 yield parts
@@ -207,7 +208,7 @@ def _kind(item: os.DirEntry[str], root: Path, follow: bool) -> str:
         else:
             return "" if item.is_file(follow_symlinks=False) else SPECIAL
     except OSError:
-        return LINK
+        return NOWHERE
     return "folder" if stat.S_ISDIR(mode) else "" if stat.S_ISREG(mode) else SPECIAL
 
 

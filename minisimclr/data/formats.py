@@ -6,9 +6,12 @@ checked before they are believed, and what is large is mapped, not read.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..storage import one_line
 from .binaries import MAX_BYTES, Arrays, Part, cifar_binary, cifar_python, idx, stl10
 from .dataset import DataError, Dataset
-from .names import held_out
+from .left_out import FORMATS
+from .names import held_out, shown
 from .reading import HOME
 from .splits import role
 
@@ -47,21 +52,60 @@ def known_folder(source: str) -> str:
 
 
 def arrays_of(path: Path) -> Arrays | None:
-    """Return the splits of an array data set, nothing of which is read yet; None if the path is none."""
-    if path.is_file():
-        suffix = path.suffix.lower()
-        return _npz(path) if suffix == ".npz" else _npy(path) if suffix == ".npy" else None
-    if not path.is_dir():
+    """Return the splits of an array data set, nothing of which is read yet; None if the path is none.
+
+    A folder that holds nothing but one data set stands for it, as torchvision's `root` does.
+
+    Raises: DataError if it is damaged, or if there are several.
+    """
+    with plainly(path):
+        if path.is_file():
+            suffix = path.suffix.lower()
+            return _npz(path) if suffix == ".npz" else _npy(path) if suffix == ".npy" else None
+        if not path.is_dir():
+            return None
+        names = set(os.listdir(path))
+        for kind in (cifar_binary, cifar_python, stl10, idx):
+            found = kind(path, names)
+            if found:
+                return found
+    inside = _inside(path, names)
+    return arrays_of(inside) if inside else None
+
+
+def _inside(path: Path, names: set[str]) -> Path | None:
+    """Return the one data set of a known name in a folder that holds nothing else but files of other kinds."""
+    there = [folder for folders in (*FOLDERS.values(), ("raw",)) for folder in folders if (path / folder).is_dir()]
+    known = [folder for folder in there if arrays_of(path / folder)]
+    tops = {folder.partition("/")[0] for folder in known}
+    if not known or any(name.lower().endswith(FORMATS) or (path / name).is_dir() for name in names - tops):
         return None
-    names = set(os.listdir(path))
-    for kind in (cifar_binary, cifar_python, stl10, idx):
-        found = kind(path, names)
-        if found:
-            return found
-    return None
+    if len(tops) > 1:
+        raise DataError(f"{path}: several data sets: {', '.join(sorted(tops))}; name one of them")
+    return path / known[0]
 
 
-def load_arrays(path: Path, arrays: Arrays, split: str, size: int, limit: int | None) -> Dataset:
+@contextlib.contextmanager
+def plainly(path: Path) -> Iterator[None]:
+    """Say in one line, with the path, what is wrong with a file of arrays."""
+    try:
+        yield
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{path}: it lacks {shown(str(error.args[0]))}, and is no data set of its kind") from None
+    except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: cut off, or damaged ({one_line(str(error))})") from None
+    except (ValueError, TypeError, IndexError, AttributeError) as error:  # of untrusted arrays and dictionaries
+        text = one_line(str(error))
+        if "pickle" in text or "Object arrays" in text or "Python objects" in text:
+            text = "it is no NumPy file of numbers; Python objects are not read"
+        raise DataError(f"{path}: {'cut off: it holds less than it declares' if 'mmap' in text else text}") from None
+
+
+def load_arrays(
+    path: Path, arrays: Arrays, report: Callable[[str], None], split: str, size: int, limit: int | None
+) -> Dataset:
     """Load a split of an array data set, whose splits `arrays_of` has found.
 
     Raises: DataError for a split that is not there, and for arrays that are no images; OSError if reading fails.
@@ -70,10 +114,10 @@ def load_arrays(path: Path, arrays: Arrays, split: str, size: int, limit: int | 
     name = next((name for name in parts if name == split or role(name) == role(split) != ""), "")
     if not name:
         raise DataError(f"{path}: no split {split!r}; there are: {', '.join(parts)}; --split and --test-split choose")
-    try:
+    with plainly(path):
         images, labels = _images(parts[name].images()), parts[name].labels()
-    except (ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+    if parts[name].remark:
+        report(f"{path}: {parts[name].remark}")
     if labels is not None and len(labels) != len(images):
         raise DataError(f"{path}: {len(images):,} images, but {len(labels):,} labels in split {name!r}")
     count = len(images)
@@ -82,7 +126,8 @@ def load_arrays(path: Path, arrays: Arrays, split: str, size: int, limit: int | 
         images, labels = images[chosen], labels if labels is None else labels[chosen]
     if labels is None:
         return Dataset(_squares(images, size), np.zeros(len(images), np.int64), ("unlabelled",))
-    numbers, class_names = _numbered(labels, class_names, parts, path)
+    with plainly(path):
+        numbers, class_names = _numbered(labels, class_names, parts, path)
     return Dataset(_squares(images, size), numbers, class_names)
 
 
@@ -108,6 +153,8 @@ def _images(images: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError(f"images must be uint8, not {images.dtype}")
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
         images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 3 and images.shape[2] in (3, 4):
+        raise ValueError(f"{images.shape} may be one image, or {len(images)} grey ones that are {images.shape[2]} wide")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
@@ -140,7 +187,7 @@ def _npz(path: Path) -> Arrays:
     """images and labels, MedMNIST's train_images …, or Keras's x_train …."""
     with zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-    pairs = {"train": [("images", "labels")]}
+    pairs = {"train": [("images", "labels"), ("data", "labels"), ("x", "y"), ("X", "y"), ("X", "Y")]}
     for split in ("train", "val", "test"):
         pairs.setdefault(split, []).extend([(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")])
     parts = {}
@@ -151,7 +198,7 @@ def _npz(path: Path) -> Arrays:
                 parts[split] = Part(_member(path, images), _member(path, known) if known else lambda: None)
     if not parts:
         raise DataError(
-            f"{path}: an .npz file of images needs arrays called images and labels, or train_images …; "
+            f"{path}: an .npz file of images needs arrays called images and labels, or train_images …, x_train …; "
             f"it has {', '.join(sorted(names)[:6])}"
         )
     return (_with_test(parts["train"]) if list(parts) == ["train"] else parts), ()

@@ -15,6 +15,7 @@ FORMATS = (
 )
 
 OTHER, HIDDEN, LINK = "of other formats", "hidden", "links"
+NOWHERE = "links that lead nowhere, or round and round"
 THUMBNAIL, OUTPUT, SPECIAL = "thumbnails", "outputs of minisimclr", "pipes or devices"
 POINTS_OUT = "names that point out of the source"
 
@@ -58,6 +59,7 @@ class LeftOut:
     def __init__(self, keep_names: bool = False) -> None:
         self.counts: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()  # the endings of those of other formats
+        self.said: list[str] = []  # what else is to be said of the names
         self.names: dict[str, list[str]] | None = {} if keep_names else None
 
     def add(self, cause: str, parts: tuple[str, ...]) -> None:

@@ -16,14 +16,12 @@ from typing import TypeAlias
 
 from .dataset import DataError
 from .reading import Reading
-from .splits import FILLERS, chosen, role, roles, words_of
+from .splits import FILLERS, Name, Names, chosen, parts_joined, role, roles, without_masks, words_of
 
 HELD_OUT = 10  # one image in ten is a test image, if no folders decide
 HELD = "held-out"  # the split that --test-split asks for where the folders have none to test on
 UNLABELLED = "unlabelled"  # the one class of a split without labels
 
-Name: TypeAlias = tuple[str, ...]
-Names: TypeAlias = dict[int, Name]  # number of an image -> its name without the folders that were understood already
 Report: TypeAlias = Callable[[str], None]
 
 
@@ -57,6 +55,15 @@ class Layout:
             else:
                 self.outside[k] = "outside the class folders"
 
+    def part_by(self, split_of: dict[int, str]) -> None:
+        """Part the images into other splits, as a table says; those of which it says nothing are in none."""
+        images = {k: folder for part in self.splits.values() for k, folder in part.items()}
+        self.outside |= dict.fromkeys(images.keys() - split_of.keys(), "without a split in the table")
+        self.splits, self.by_folder = {name: {} for name in sorted(set(split_of.values()))}, True
+        self.roles = {name: role(name) for name in self.splits}
+        for k in sorted(split_of.keys() & images.keys()):
+            self.splits[split_of[k]][k] = images[k]
+
     def has_labels(self, split: str) -> bool:
         """Return True if the images of a split are in class folders."""
         return any(self.splits[split].values())
@@ -84,9 +91,12 @@ def understood(names: Iterable[Name], path: Path, reading: Reading) -> Layout:
     """
     names = list(names)
     layout = Layout(names)
-    below = _unwrapped(dict(enumerate(names)), stop_at_splits=reading.layout in ("auto", "splits"))
+    below = dict(enumerate(names))
+    if reading.layout in ("auto", "splits"):
+        below = without_masks(below, layout.outside)
+    below = _unwrapped(below, stop_at_splits=reading.layout in ("auto", "splits"))
     if reading.layout == "auto":
-        below = _split_first(below, layout.said)
+        below = parts_joined(_split_first(below, layout.said), layout.said)
     folders = _split_folders(below, path, reading.layout, layout.said)
     if folders:
         _by_folder(layout, below, folders)

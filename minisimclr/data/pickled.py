@@ -1,11 +1,12 @@
 """CIFAR's Python files: pickles, of which nothing but plain data is let through.
 
 A pickle is a program. Here it may build dictionaries, lists, numbers, texts and arrays of bytes or whole numbers, and
-call nothing else.
+call nothing else. A file that is as long as a published one must have its checksum; any other is somebody's own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -17,6 +18,16 @@ import numpy as np
 from ..storage import open_regular
 
 MAX_BYTES = 512 << 20  # largest file; CIFAR-100's has 155 MB
+PUBLISHED = {  # length in bytes -> MD5, of the files in cifar-10-python.tar.gz and cifar-100-python.tar.gz
+    31035704: "c99cafc152244af753f735de768cd75f",  # data_batch_1
+    31035320: "d4bba439e000b95fd0a9bffe97cbabec",
+    31035999: "54ebc095f3ab1f0389bbae665268c751",
+    31035696: "634d18415352ddfa80567beed471001a",
+    31035623: "482c414d41f54cd18b22e5b47cb7c3ee",
+    31035526: "40351d587109b95175f43aff81a1287e",  # test_batch
+    155249918: "16019d7e3df5f24257cddd939b257f8d",  # CIFAR-100's train
+    31049907: "f0ef6b0ae62326f3e7ffdfab6717acfc",  # and its test
+}
 
 
 class _Plain(pickle.Unpickler):
@@ -75,10 +86,16 @@ def _encode(text: str, encoding: str = "latin-1") -> bytes:
 def unpickled(path: Path) -> dict[str, Any]:
     """Return the dictionary in one of CIFAR's Python files, with arrays as NumPy's.
 
-    Raises: ValueError for anything but plain data; OSError if reading fails.
+    Raises: ValueError for anything but plain data, and for a published file that is damaged; OSError if reading fails.
     """
     with os.fdopen(open_regular(path, MAX_BYTES), "rb") as file:
         data = file.read()
+    published = PUBLISHED.get(len(data))
+    if published and hashlib.md5(data, usedforsecurity=False).hexdigest() != published:
+        raise ValueError(
+            f"{path.name} is as long as the published file, but its checksum is wrong: it was damaged on its way; "
+            "unpack the archive again"
+        )
     try:
         found = _Plain(io.BytesIO(data), encoding="latin-1").load()
     except Exception as error:  # a damaged pickle may raise anything

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
+
+from ..storage import one_line
+
+Name: TypeAlias = tuple[str, ...]
+Names: TypeAlias = dict[int, Name]  # number of an image -> its name without the folders that were understood already
 
 EXACT = {
     "train": "train",
@@ -35,6 +41,14 @@ BESIDE = {  # words that say so only beside another split
 WORDS = EXACT | BESIDE
 FILLERS = frozenset("data dataset folder images image imgs img photos pictures set sets split".split())  # noqa: SIM905
 
+COMPOUND = re.compile(f"({'|'.join(WORDS)})({'|'.join(FILLERS)})")  # trainset, testimages
+# Words of folders beside the images, with what belongs to each of them: masks, maps of segments, annotations.
+MASKS = frozenset("annot annotation annotations annots groundtruth gt label labels mask masks".split())  # noqa: SIM905
+MASKS |= frozenset("seg segmentation segmentations trimap trimaps".split())  # noqa: SIM905
+BESIDE_MASKS = FILLERS | frozenset("binary class colour color ground instance instances jpeg jpg".split())  # noqa: SIM905
+BESIDE_MASKS |= frozenset("jpegimages object png rgb semantic truth".split())  # noqa: SIM905
+PARTS = frozenset("batch chunk disk fold group part shard subset vol volume".split())  # noqa: SIM905
+
 
 def role(name: str) -> str:
     """Return the role of an exact name, "" for any other.
@@ -46,9 +60,13 @@ def role(name: str) -> str:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Cut a name into its words, without numbers: "seg_train" → ("seg", "train"), "TrainSet2" → ("train", "set")."""
+    """Cut a name into its words, without numbers: "seg_train" → ("seg", "train"), "trainset2" → ("train", "set")."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return tuple(re.findall(r"[^\W\d_]+", apart.casefold()))
+    words: list[str] = []
+    for word in re.findall(r"[^\W\d_]+", apart.casefold()):
+        match = COMPOUND.fullmatch(word)
+        words += match.groups() if match else [word]
+    return tuple(words)
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
@@ -85,3 +103,55 @@ def chosen(split: str, folders: Iterable[tuple[str, str]]) -> list[str]:
     folders = list(folders)
     exact = [name for name, _ in folders if name.casefold() == split.casefold()]
     return exact or [name for name, part in folders if part and part == role(split)]
+
+
+# ── Folders that are neither splits nor classes ───────────────────────────────────────────────────
+
+
+def masks_beside(names: Iterable[str]) -> set[str]:
+    """Return those of sibling folders that hold masks, if all others hold the images that they belong to.
+
+    >>> masks_beside(["images", "masks"]), masks_beside(["with_mask", "without_mask"])
+    ({'masks'}, set())
+    """
+    words = {name: set(words_of(name)) for name in names}
+    masks = {name for name, found in words.items() if found & MASKS or {"ground", "truth"} <= found}
+    alike = all(found and found <= (MASKS | BESIDE_MASKS if name in masks else BESIDE_MASKS)
+                for name, found in words.items())  # fmt: skip
+    return masks if alike and len(masks) < len(words) else set()
+
+
+def without_masks(below: Names, outside: dict[int, str]) -> Names:
+    """Leave out the masks in folders beside the images that they belong to: `images/1.jpg`, `masks/1.png`."""
+    siblings: dict[Name, set[str]] = {}
+    for parts in below.values():
+        for depth in range(min(len(parts) - 1, 3)):
+            siblings.setdefault(parts[:depth], set()).add(parts[depth])
+    aside = {folder: masks for folder, names in siblings.items() if (masks := masks_beside(names))}
+    if not aside:
+        return below
+    kept = {}
+    for k, parts in below.items():
+        depth = next((d for d in range(len(parts) - 1) if parts[:d] in aside), -1)
+        if depth >= 0 and parts[depth] in aside[parts[:depth]]:
+            outside[k] = "masks or annotations beside the images"
+        else:
+            kept[k] = parts if depth < 0 else parts[:depth] + parts[depth + 1 :]
+    return kept
+
+
+def parts_joined(below: Names, said: list[str]) -> Names:
+    """Leave out the folders at the top if they are parts of one set, and each holds the same classes: `fold1/cat/…`."""
+    tops = {parts[0] for parts in below.values()}
+    words = {words_of(top) for top in tops}
+    (word, *others) = words or {("",)}
+    if len(tops) < 2 or others or len(word) != 1 or word[0] not in PARTS or min(map(len, below.values())) < 3:
+        return below
+    inside: dict[str, set[str]] = {}
+    for parts in below.values():
+        inside.setdefault(parts[0], set()).add(parts[1])
+    if len(set.intersection(*inside.values())) < 2:
+        return below
+    said.append(f"{', '.join(map(one_line, sorted(tops)[:3]))} … are parts of one set, and the folders in them its "
+                "classes; --layout classes reads them as classes")  # fmt: skip
+    return {k: parts[1:] for k, parts in below.items()}

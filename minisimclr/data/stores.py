@@ -78,6 +78,21 @@ class Kept:
         return Kept(share(np.frombuffer(self.memory, np.uint8)), self.sizes)
 
 
+class Some:
+    """Some of the photos of a store, by their numbers there; int64 (M,)."""
+
+    def __init__(self, store: Store, rows: NDArray[np.int64]) -> None:
+        self.store, self.rows = store, rows
+
+    def pixels(self, index: int, at_least: int) -> Pixels:
+        """Return a photo as the store does."""
+        return self.store.pixels(int(self.rows[index]), at_least)
+
+    def shared(self, share: Share) -> Some:
+        """Return the same photos of the store as other processes are to have it."""
+        return Some(self.store.shared(share), self.rows)
+
+
 def starts_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each photo begins if all lie one behind the other, int64 (N+1,), in bytes; the last is the end."""
     starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(3 * sizes.prod(axis=1))])

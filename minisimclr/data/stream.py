@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from ..processor import parallel
 from .dataset import DataError, Dataset
-from .stores import CacheError, Pixels, Share, Store, central_square, one_line, without_warnings
+from .stores import CacheError, Pixels, Share, Some, Store, central_square, one_line, without_warnings
 
 LARGEST_ARRAY = 2**30  # largest array of squares, bytes; whoever needs more reads block by block
+REPLACED, LEFT_OUT = "the next image takes its place", "it is left out"
 TOLERATED = 10  # number of files that may be unreadable, or a twentieth of all images if that is more
 
 
@@ -101,7 +102,7 @@ class Photos(Dataset):
         squares = np.zeros((len(chosen), self.size, self.size, 3), np.uint8)
 
         def fill(i: int) -> None:
-            pixels = self._decoded(chosen[i], 2 * self.size)
+            pixels = self._decoded(chosen[i], 2 * self.size, LEFT_OUT)
             if pixels is not None:
                 squares[i] = central_square(pixels, self.size)
 
@@ -111,24 +112,49 @@ class Photos(Dataset):
 
     def __getitem__(self, rows: Any) -> Pixels:
         """Return the same as `squares`, so that photos are cut into blocks, or picked, as an array is."""
+        if np.ndim(rows) == 0 and not isinstance(rows, slice):
+            one: Pixels = self.squares([rows])[0]  # (size,size,3)
+            return one
         return self.squares(rows)
+
+    def only(self, rows: NDArray[np.int64]) -> Photos:
+        """Return some of the photos, by their numbers, as a data set of the same source."""
+        facts = {"size": self.size, "sizes": self.sizes[rows], "fingerprint": self.fingerprint, "kept": self.kept}
+        names, store = [self.files[k] for k in rows.tolist()], Some(self.store, rows)
+        return Photos(self.path, names, self.labels[rows], self.class_names, store=store, report=self.report, **facts)
+
+    @property
+    def square_bytes(self) -> int:
+        """The bytes that all central squares take."""
+        return len(self) * self.size**2 * 3
 
     @cached_property
     def images(self) -> Pixels:
         """All central squares, uint8 (N,size,size,3). Raises: DataError if they take more than a GiB."""
-        size, bytes_needed = self.size, len(self) * self.size**2 * 3
-        if bytes_needed > LARGEST_ARRAY:
+        size = self.size
+        if self.square_bytes > LARGEST_ARRAY:
             raise DataError(
                 f"{self.path}: {len(self):,} images of {size}×{size} pixels are no single array: "
-                f"{bytes_needed / 2**30:.1f} GiB; take the data set itself, and its read(index) or squares(rows)"
+                f"{self.square_bytes / 2**30:.1f} GiB; take the data set itself, and its read(index) or squares(rows)"
             )
         squares = self.squares(slice(None))
         for index, why in sorted(self.unreadable.items()):  # any other square would have the wrong label
             raise DataError(f"{self.path}: {self.files[index]} cannot be decoded ({why}); take it out")
         return squares
 
-    def tell(self, index: int, why: str) -> None:
-        """Note that a photo cannot be decoded, and say so once.
+    def as_images(self) -> Any:
+        """Return `images`; or the photos themselves, which are cut and picked like an array, where that cannot be."""
+        if "images" not in vars(self):
+            if self.square_bytes > LARGEST_ARRAY or self.unreadable:
+                return self
+            squares = self.squares(slice(None))
+            if self.unreadable:  # whoever takes an array cannot know which of its rows mean nothing
+                return self
+            vars(self)["images"] = squares
+        return self.images
+
+    def tell(self, index: int, why: str, then: str = REPLACED) -> None:
+        """Note that a photo cannot be decoded, and say so once, and what is done `then`.
 
         Raises: DataError if there are now more of them than are tolerated.
         """
@@ -141,7 +167,7 @@ class Photos(Dataset):
                 f"{self.path}: {len(self.unreadable)} of {len(self):,} images cannot be decoded any more, "
                 f"such as {self.files[index]} ({why})"
             )
-        self.report(f"{self.path}: {self.files[index]} cannot be decoded ({why}); the next image takes its place")
+        self.report(f"{self.path}: {self.files[index]} cannot be decoded ({why}); {then}")
 
     def news(self) -> dict[str, Any]:
         """Return the photos that were replaced since this was called last, for the record of a run."""
@@ -149,7 +175,7 @@ class Photos(Dataset):
         self.untold.clear()
         return {"replaced": found} if found else {}
 
-    def _decoded(self, index: int, at_least: int) -> Pixels | None:
+    def _decoded(self, index: int, at_least: int, then: str = REPLACED) -> Pixels | None:
         """Return a photo, or None if it cannot be decoded."""
         if index in self.unreadable:
             return None
@@ -158,7 +184,7 @@ class Photos(Dataset):
         except (MemoryError, CacheError):
             raise
         except Exception as error:  # a decoder may raise anything for hostile bytes
-            self.tell(index, one_line(error))
+            self.tell(index, one_line(error), then)
         return None
 
 

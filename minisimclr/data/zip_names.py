@@ -36,7 +36,7 @@ def code_page(names: Iterable[bytes], most: int) -> str:
     'cp932'
     """
     odd = list(itertools.islice((name for name in names if not name.isascii()), most))
-    if all(map(_is_utf8, odd)):
+    if all(map(is_utf8, odd)):
         return DEFAULT
     scores = {page: _letters(odd, page) for page in PAGES}
     if scores["cp949"] == scores["gb18030"] == 1 and sum(map(len, odd)) >= MANY:
@@ -54,7 +54,7 @@ def decoded(raw: bytes, utf8: bool, page: str) -> str:
     """
     raw = raw.partition(b"\0")[0]
     # two-byte code pages have characters, such as the Chinese cat, that are two bytes of UTF-8, but never three
-    if utf8 or (_is_utf8(raw) and (page not in TWO_BYTES or re.search(rb"[\xe0-\xff]", raw) or raw.isascii())):
+    if utf8 or (is_utf8(raw) and (page not in TWO_BYTES or re.search(rb"[\xe0-\xff]", raw) or raw.isascii())):
         name = raw.decode("utf-8", "replace")
     else:
         try:
@@ -64,7 +64,8 @@ def decoded(raw: bytes, utf8: bool, page: str) -> str:
     return name if "/" in name else name.replace("\\", "/")
 
 
-def _is_utf8(raw: bytes) -> bool:
+def is_utf8(raw: bytes) -> bool:
+    """Return True if the bytes are text in UTF-8, as ASCII is."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError:

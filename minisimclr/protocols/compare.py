@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..backend import device_of, to_device
-from ..data import DataError, Dataset
+from ..data import DataError, Dataset, sound, squares_of
 from ..evaluation.embed import Matrix, embed
 from ..evaluation.knn import votes_won
 from ..evaluation.probe import TRANSFER_L2_VALUES, LinearProbe, fit_linear_probe
 from ..evaluation.scores import Confusion, confusion
+from ..processor import blocks
 from ..training.config import build_model
 from ..training.run import Run, fingerprint
 from .sgd_probe import fit_sgd_probe
+
+BLOCK = 500  # number of images whose representations are computed at a time
+RAW_SIDE = 32  # of photos that are no single array, raw pixels are means over squares: else 600 KB an image at 224
 
 # The linear classifiers, by name: a quick sweep over four penalties, the paper's for transfer, and its SGD.
 PROBES: dict[str, Callable[[Any, Any], LinearProbe]] = {
@@ -56,40 +60,65 @@ def compare(
     """Score raw pixels, colour statistics, the untrained encoder, and SimCLR's h and z, on each test split.
 
     All of it is computed on the device of the model. `probe` names the linear classifier (PROBES), and `progress` is
-    called with the name of each representation.
+    called with the name of each representation. A photo that cannot be decoded is not counted.
 
     Raises: ValueError for images that the encoder does not take.
     """
     device = device_of(run.model.parameters()[0].data)
-
-    def untrained(images: Matrix) -> Matrix:
-        return embed(build_model(run.config.to_evaluate(device)).to(device), images)[0]
-
-    def pixels(images: Matrix) -> Matrix:
-        return images.reshape(len(images), -1).astype(np.float32) / 255
-
-    # every split is embedded once, for h and z together; "" is the training split
-    seen = {name: embed(run.model, data.images) for name, data in {"": train, **tests}.items()}
-    sources: dict[str, Callable[[str, Matrix], Matrix]] = {
-        "raw pixels": lambda split, images: pixels(images),
-        "colour statistics": lambda split, images: colour_statistics(images),
-        "untrained encoder, h": lambda split, images: untrained(images),
-        "SimCLR, h": lambda split, images: seen[split][0],
-        "SimCLR, z": lambda split, images: seen[split][1],
-    }
+    images = {name: squares_of(data) for name, data in {"": train, **tests}.items()}  # "" is the training split
+    side = 0 if all(type(found) is np.ndarray for found in images.values()) else min(RAW_SIDE, run.config.size)
+    untrained = build_model(run.config.to_evaluate(device)).to(device)
+    seen, known = {}, {}
+    for split, found in images.items():
+        rows = _representations(run.model, untrained, found, side, progress)
+        data, *matrices = sound(train if not split else tests[split], *rows.values())
+        seen[split], known[split] = dict(zip(rows, matrices)), data.labels
     scores = []
-    for name, features in sources.items():
+    for name in list(seen[""]):
         progress(name)
-        train_h = to_device(features("", train.images), device)
-        fitted = PROBES[probe](train_h, train.labels)
+        train_h = to_device(seen[""].pop(name), device)
+        fitted = PROBES[probe](train_h, known[""])
         knn, linear = {}, {}
-        for split, data in tests.items():
-            test_h, classes = to_device(features(split, data.images), device), len(data.class_names)
-            knn[split] = confusion(data.labels, votes_won(train_h, train.labels, test_h, k, temperature), classes)
-            linear[split] = confusion(data.labels, fitted.predict(test_h), classes)
+        for split in tests:
+            test_h, labels = to_device(seen[split].pop(name), device), known[split]
+            classes = len(tests[split].class_names)
+            knn[split] = confusion(labels, votes_won(train_h, known[""], test_h, k, temperature), classes)
+            linear[split] = confusion(labels, fitted.predict(test_h), classes)
         by_knn, by_probe = ({split: found.accuracy for split, found in kind.items()} for kind in (knn, linear))
         scores.append(Score(name, by_knn, by_probe, knn, linear))
     return scores
+
+
+def _representations(
+    model: Any, untrained: Any, images: Any, side: int, progress: Callable[[str], None]
+) -> dict[str, Matrix]:
+    """Compute every representation of the images, (N,F) each, in one pass over them, so that photos are decoded once.
+
+    side  of the squares whose raw pixels are taken, or 0 for the images as they are
+    """
+    parts = []
+    for part in blocks(len(images), BLOCK):
+        if side:
+            progress(f"{part.start:,} of {len(images):,} photos")
+        some = images[part]
+        h, z = embed(model, some)
+        parts.append((_pixels(some, side), colour_statistics(some), embed(untrained, some)[0], h, z))
+    raw = f"raw pixels, {side}×{side}" if side else "raw pixels"
+    names = raw, "colour statistics", "untrained encoder, h", "SimCLR, h", "SimCLR, z"
+    return {name: np.concatenate(columns) for name, columns in zip(names, zip(*parts))}
+
+
+def _pixels(images: Matrix, side: int) -> Matrix:
+    """Return the pixels of images, or of means over their areas if there is a side: float32 (N,F) in [0,1]."""
+    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
+    if not side or images.shape[1] <= side:
+        return pixels
+    pixels = pixels.reshape(images.shape)
+    for axis in (1, 2):  # cells of unequal size where the side does not divide the size
+        starts = np.arange(side) * images.shape[axis] // side
+        sums, counts = np.add.reduceat(pixels, starts, axis), np.diff([*starts, images.shape[axis]])
+        pixels = np.moveaxis(np.moveaxis(sums, axis, -1) / counts.astype(np.float32), -1, axis)
+    return pixels.reshape(len(images), -1)
 
 
 def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str, other: bool) -> list[str]:

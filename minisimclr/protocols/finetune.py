@@ -10,30 +10,33 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import device_of, to_device, to_numpy
-from ..data import DataError, Dataset
+from ..data import DataError, Dataset, sound, squares_of, taken
 from ..engine.autograd import Tensor, no_grad
 from ..evaluation.scores import confusion
 from ..module import Module
 from ..nn import Linear
 from ..ops import cross_entropy
 from ..processor import blas_at_one_thread, blocks, keep_freed_memory
-from ..training.config import build_model
+from ..training.config import Config, build_model
 from ..training.optim import SGD, warmup_cosine
+from ..training.photos import photo_views
 from ..training.run import Run, fingerprint
 from ..values import not_negative, one_of, whole
-from ..views import check_images, to_float, two_views
+from ..views import to_float, two_views
 
 STARTS = ("simclr", "scratch")
 # Rates for 256 images: the paper's for fine-tuning (B.5), and the usual one of a ResNet from scratch (He et al. 2016).
 RATES = {"simclr": 0.05, "scratch": 0.1}
 WARMUP = {"simclr": 0.0, "scratch": 0.05}  # random weights need one; the paper's fine-tuning has none
 LEAST_STEPS = 200  # the paper's 60 epochs of 1 % of ImageNet are 190 steps; of a few labels they would be a handful
+BLOCK = 500  # number of photos that are decoded at a time
 CURVE = (10, 20, 50, 100, 200, 500)  # labels a class of the label-efficiency curve
 
 
@@ -51,9 +54,9 @@ class Classifier(Module):
     def __call__(self, images: Any, train: bool = False) -> Tensor:
         return self.fc(self.encoder(images, train), train)
 
-    def predict(self, images: NDArray[np.uint8], batch: int = 500) -> NDArray[np.int64]:
-        """Return the class of each image: uint8 (N,H,W,3) -> (N,), on the host."""
-        count, device = check_images(images)[0], device_of(self.fc.weight.data)
+    def predict(self, images: Any, batch: int = 500) -> NDArray[np.int64]:
+        """Return the class of each image: uint8 (N,H,W,3), or a data set -> (N,), on the host."""
+        count, device = len(images := taken(images)), device_of(self.fc.weight.data)
         with no_grad():
             parts = [self(to_float(to_device(images[part], device))).data for part in blocks(count, batch)]
         return np.concatenate([to_numpy(logits.argmax(axis=1)) for logits in parts])
@@ -106,7 +109,8 @@ def finetune(
     lr        for 256 images, by default 0.05 (the paper's) or, from scratch, 0.1; it falls along a cosine
     progress  is called with the number of each step, the number of all steps, and the loss
 
-    Images are cropped and flipped at random, and their colours stay.
+    Images are cropped and flipped at random, and their colours stay. Photos are cropped from their own pixels, as in
+    pre-training; those that cannot be decoded are left out.
 
     >>> import minisimclr as ms
     >>> images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
@@ -121,7 +125,11 @@ def finetune(
     one_of("start", start, STARTS)
     batch, seed = whole("batch", batch, 1), whole("seed", seed, 0)
     chosen = labels_of_each(train.labels, labels, seed)
-    images, y = train.images[chosen], train.labels[chosen]
+    if type(train) is not Dataset:
+        for part in blocks(len(chosen), BLOCK):
+            taken(train)[chosen[part]]  # else the next photo would take the place of a damaged one, with its label
+    chosen = _readable(train, chosen)
+    y = train.labels[chosen]
     if len(np.unique(y)) < 2:
         raise DataError("fine-tuning needs labelled images of two classes at least")
     batch = min(batch, len(y))
@@ -130,20 +138,35 @@ def finetune(
     device = device_of(run.model.parameters()[0].data)
     model = classifier(run, len(train.class_names), start, device, seed)
     optimizer = SGD(model.parameters(), peak, momentum=0.9, nesterov=True)
+    crops = _crops(run.config, train, chosen, device)
     keep_freed_memory()
     with blas_at_one_thread():
         for step in range(steps):
             epoch, k = divmod(step, len(y) // batch)
             rows = np.random.default_rng([seed, 1, epoch]).permutation(len(y))[k * batch : (k + 1) * batch]  # (B,)
-            rng, config = np.random.default_rng([seed, 2, step]), run.config
-            # strength 0 leaves crop and flip; a second view of each image is made and not used
-            x, _ = two_views(to_device(images[rows], device), rng, config.size, 0.0, False, config.min_area)
+            x = crops(rows, np.random.default_rng([seed, 2, step]))  # (B,size,size,3)
             loss = cross_entropy(model(x, train=True), labels=to_device(y[rows], device))
             loss.backward()
             optimizer.step(warmup_cosine(step, steps, round(WARMUP[start] * steps), peak))
             optimizer.zero_grad()
             progress(step, steps, loss.item())
     return model
+
+
+def _readable(train: Dataset, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of the images without those of photos that could not be decoded."""
+    bad = list(getattr(train, "unreadable", ()))
+    return chosen[~np.isin(chosen, bad)]
+
+
+def _crops(config: Config, train: Dataset, chosen: NDArray[np.int64], device: str) -> Callable[..., Any]:
+    """Return the function that crops and flips some of the chosen images, by their places there."""
+    # Strength 0 leaves crop and flip; a second view of each image is made and not used.
+    if type(train) is Dataset:
+        images, settings = train.images[chosen], (config.size, 0.0, False, config.min_area)
+        return lambda rows, rng: two_views(to_device(images[rows], device), rng, *settings)[0]
+    plain = replace(config.to_evaluate(device), strength=0.0, blur=False, views="auto")
+    return lambda rows, rng: photo_views(plain, train, None, slice(None), chosen[rows], rng)[0]
 
 
 def total_steps(count: int, of: int, batch: int, epochs: int | None) -> int:
@@ -174,11 +197,13 @@ def point(
     model = finetune(run, train, labels=labels, start=start, **options)
     scores = {}
     for split, data in tests.items():
-        found = confusion(data.labels, model.predict(data.images), len(train.class_names))
+        predicted = model.predict(squares_of(data))
+        data, predicted = sound(data, predicted)
+        found = confusion(data.labels, predicted, len(train.class_names))
         scores[split] = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}
     return {
         **identity(run, train, labels, start, **options),
-        "count": len(labels_of_each(train.labels, labels, options.get("seed", 0))),
+        "count": len(_readable(train, labels_of_each(train.labels, labels, options.get("seed", 0)))),
         "scores": scores,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -187,10 +212,18 @@ def point(
 def identity(run: Run, train: Dataset, labels: str | int, start: str, **options: Any) -> dict[str, Any]:
     """Return what a point is known by: two with the same would have the same scores."""
     settings = {name: value for name, value in options.items() if name != "progress"}
+    crops = {} if type(train) is Dataset else {"crops": "from photos"}  # once they came from squares
     return {"images": fingerprint(train), "run_steps": run.steps, "labels": str(labels), "start": start,
-            **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings}  # fmt: skip
+            **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings, **crops}  # fmt: skip
 
 
-def found_among(points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the stored point that was made with these settings, if there is one."""
-    return next((p for p in points if all(p.get(name) == value for name, value in wanted.items())), None)
+def found_among(
+    points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any], tests: Mapping[str, Dataset]
+) -> Mapping[str, Any] | None:
+    """Return the stored point that was made with these settings, and scored on these splits, if there is one."""
+    images = {split: len(data) for split, data in tests.items()}
+    for p in points:
+        scored = {split: score["images"] for split, score in p["scores"].items()}
+        if scored == images and all(p.get(name) == value for name, value in wanted.items()):
+            return p
+    return None

@@ -23,13 +23,11 @@ class Rows:
     def __init__(self, source: str) -> None:
         self.source = source
         self.parts: list[tuple[str, Dataset, Any, Matrix, Matrix]] = []  # split, data, rows that are good, h, z
-        self.left_out: list[str] = []
 
     def add(self, split: str, data: Dataset, h: Matrix, z: Matrix) -> None:
-        """Add the images of a split; one that could not be decoded is left out, its name among `left_out`."""
+        """Add the images of a split; one that could not be decoded is left out."""
         bad = getattr(data, "unreadable", {})
         good = np.array([k for k in range(len(data)) if k not in bad], np.int64)
-        self.left_out += [f"{self.source}: {data.files[k]} is left out: {why}" for k, why in sorted(bad.items())]
         self.parts.append((split, data, good, h[good], z[good]))
 
     def class_names(self) -> tuple[str, ...]:

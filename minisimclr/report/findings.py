@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import device_of
-from ..data import Dataset
+from ..data import Dataset, sound, squares_of
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
+from ..processor import blocks
 from ..protocols.compare import Score
 from ..training.config import build_model
 from ..training.run import Metrics, Run
@@ -27,6 +28,7 @@ Indices: TypeAlias = NDArray[np.int64]
 DOTS = 384  # number of images on the map; their neighbours, eight times as many, must fit into the page, too
 NEIGHBOURS = 8  # number of neighbours that are shown of an image
 VOTERS, VOTE_TEMPERATURE = 20, 0.1  # the kNN classifier's, as in `minisimclr evaluate`
+VIEW_BYTES = 2**28  # bytes of views that are made at a time; 10,000 images of 32 pixels
 PER_CLASS, CLASSES = 12, 16  # images of a class, and classes, in the similarity matrices: 192 rows can still be seen
 LEAST_FOR_TSNE = 64  # number of images; t-SNE's neighbourhoods, of 30 images, would be all of fewer
 
@@ -59,13 +61,13 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
     """
     labelled = len(train.class_names) > 1
     itself = test is train  # an image is then its own nearest neighbour
-    h, _ = embed(run.model, test.images)  # (N,D)
-    train_h = h if itself else embed(run.model, train.images)[0]  # (M,D)
+    test, h = sound(test, embed(run.model, squares_of(test))[0])  # (N,D)
+    train, train_h = (test, h) if itself else sound(train, embed(run.model, squares_of(train))[0])  # (M,D)
     found, cosines = _others(train_h, h, max(VOTERS, NEIGHBOURS), itself)
     if labelled:
         voted, share = votes(train.labels[found[:, :VOTERS]], cosines[:, :VOTERS], len(train.class_names))
     else:
-        voted, share = np.zeros(len(test), np.int64), _likeness(run, test.images)
+        voted, share = np.zeros(len(test), np.int64), _likeness(run, squares_of(test))
     shown = spread(test.labels, DOTS)
     rows, record = _sorted(test, h, labelled), run.history
     device = device_of(run.model.parameters()[0].data)
@@ -84,7 +86,7 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
         maps={name: _framed(places) for name, places in maps(h[shown]).items()},
         rows=rows,
         similarity={
-            "before training": centred_cosines(embed(untrained, test.images[rows])[0]),
+            "before training": centred_cosines(embed(untrained, squares_of(test)[rows])[0]),
             "after training": centred_cosines(h[rows]),
         },
         voted=voted,
@@ -128,11 +130,15 @@ def votes(labels: Indices, cosines: NDArray[Any], classes: int) -> tuple[Indices
     return count.argmax(axis=1), count.max(axis=1) / count.sum(axis=1)
 
 
-def _likeness(run: Run, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _likeness(run: Run, images: Any) -> NDArray[np.float64]:
     """Return the cosine of each image's two views in z, (N,): low where the network takes them for two things."""
-    a, b = views_in_training(run.config, images, np.random.default_rng(run.config.seed))
-    ua, ub = (unit_rows(np, embed(run.model, np.round(255 * view).astype(np.uint8))[1]) for view in (a, b))
-    return np.asarray((ua * ub).sum(axis=1), float)
+    config, rng = run.config, np.random.default_rng(run.config.seed)
+    found = []
+    for part in blocks(len(images), max(1, VIEW_BYTES // (config.size**2 * 24))):  # two views, 3 floats a pixel
+        a, b = views_in_training(config, images[part], rng)
+        ua, ub = (unit_rows(np, embed(run.model, np.round(255 * view).astype(np.uint8))[1]) for view in (a, b))
+        found.append(np.asarray((ua * ub).sum(axis=1), float))
+    return np.concatenate(found)
 
 
 # ── Which images ──────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from ..data import squares_of
 from ..storage import one_line
 from . import svg
 from .findings import CLASSES
@@ -18,7 +19,7 @@ VIEWS, WORST, ROWS = 12, 12, 16  # numbers of images, and of rows of neighbours
 
 def views(material: Material) -> str:
     """Return images, and below each its two views."""
-    rows = rows_of_views(material.findings.run, material.findings.train.images, VIEWS)  # (3,12,S,S,3)
+    rows = rows_of_views(material.findings.run, squares_of(material.findings.train), VIEWS)  # (3,12,S,S,3)
     count = rows.shape[1]
     material.add_sheet("views", rows.reshape(-1, *rows.shape[2:]), VIEWS_BYTES)
     names = ("image", "view a", "view b")
@@ -124,7 +125,7 @@ def worst(material: Material) -> str:
     name, title = ("worst", "Worst images") if findings.labelled else ("apart", "Views that are least alike")
     if not len(found):
         return material.section("worst", title, "<p>There is none: the vote is right about all images.</p>", name)
-    material.add_sheet("worst", findings.test.images[found], WORST_BYTES)
+    material.add_sheet("worst", squares_of(findings.test)[found], WORST_BYTES)
     cards = []
     for k, image in enumerate(found):
         said, share = material.class_name(labels[image]), findings.share[image]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import squares_of
 from ..storage import one_line
 from . import words
 from .findings import Findings, Indices
@@ -37,8 +38,8 @@ class Material:
         """Put the images of the map, and all neighbours of them, on a sheet each."""
         near, cells = np.unique(findings.nearest, return_inverse=True)
         made = cls(findings, cells.reshape(findings.nearest.shape), words.book(findings.run.folder))
-        made.add_sheet("dots", findings.test.images[findings.shown], DOTS_BYTES)
-        made.add_sheet("near", findings.train.images[near], NEIGHBOURS_BYTES)
+        made.add_sheet("dots", squares_of(findings.test)[findings.shown], DOTS_BYTES)
+        made.add_sheet("near", squares_of(findings.train)[near], NEIGHBOURS_BYTES)
         return made
 
     def add_sheet(self, name: str, images: NDArray[np.uint8], most: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data import squares_of
 from ..training.run import Run
 from ..training.trained import views_in_training
 from .findings import Findings
@@ -28,13 +29,13 @@ LEGEND = "A number stands for a class whose name this font cannot write; report.
 def draw_all(findings: Findings) -> dict[str, bytes]:
     """Draw the pictures and return them as PNG files, by name."""
     return {
-        "views.png": as_png(views_sheet(findings.run, findings.train.images)),
+        "views.png": as_png(views_sheet(findings.run, squares_of(findings.train))),
         "neighbours.png": as_png(neighbours_sheet(findings)),
         "similarity.png": as_png(similarity_matrices(findings)),
     }
 
 
-def rows_of_views(run: Run, images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+def rows_of_views(run: Run, images: Any, count: int) -> NDArray[np.uint8]:
     """Return a row of images, and two rows of their views, as the network sees them: (3,count,S,S,3)."""
     config = run.config
     chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
@@ -43,7 +44,7 @@ def rows_of_views(run: Run, images: NDArray[np.uint8], count: int) -> NDArray[np
     return np.stack([chosen, *((255 * view).round().astype(np.uint8) for view in (a, b))])
 
 
-def views_sheet(run: Run, images: NDArray[np.uint8], count: int = 12) -> Image.Image:
+def views_sheet(run: Run, images: Any, count: int = 12) -> Image.Image:
     """Show a row of images, and below each its two views, as the network sees them."""
     rows = rows_of_views(run, images, count)
     sheet, draw = _sheet(rows.shape[1], 3, left=84)
@@ -72,10 +73,10 @@ def neighbours_sheet(findings: Findings, rows: int = 12) -> Image.Image:
         y = 26 + GAP + r * (CELL + GAP)
         label = labels[place]
         draw.text((left - 10, y + CELL // 2), written(name, int(label)), INK, _font(16), anchor="rm")
-        sheet.paste(_enlarged(findings.test.images[findings.shown[place]], CELL), (left, y))
+        sheet.paste(_enlarged(squares_of(findings.test)[findings.shown[place]], CELL), (left, y))
         for c, neighbour in enumerate(findings.nearest[place]):
             x = left + apart + (c + 1) * (CELL + GAP)
-            sheet.paste(_enlarged(findings.train.images[neighbour], CELL), (x, y))
+            sheet.paste(_enlarged(squares_of(findings.train)[neighbour], CELL), (x, y))
             if findings.train.labels[neighbour] != label:
                 draw.rectangle([x - 2, y - 2, x + CELL + 1, y + CELL + 1], outline=RED, width=3)
     _draw_legend(sheet, names)

@@ -73,7 +73,7 @@ def read_scores(path: Path, steps: int, train_images: int, test_images: Mapping[
             Score(str(score["name"]), _shares(score["knn"], test_images), _shares(score["probe"], test_images))
             for score in kept["scores"]
         ]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # 10⁴⁰⁰ is a JSON number, too
         return []
 
 

@@ -105,14 +105,15 @@ def views_ahead(
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
-    The views of a step are valid until those of the next are asked for. On a GPU there are no workers, because the
-    GPU makes the views faster than they could be sent to it.
+    The views of a step are valid until those of the next are asked for. If a GPU computes, workers read photos and
+    cut the crops; of an array there are none, because the GPU makes its views faster than they could be sent to it.
 
     Raises: ValueError for a number of workers outside 0…MOST_WORKERS. A call raises what a worker raised,
             ChildProcessError if one was killed, and Interrupted if one is stuck after a signal was put into `stop`.
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
-    if config.device == "cuda" or not workers or not steps:  # no steps: the run that is resumed is complete
+    crops = config.device == "cuda" and own is None and isinstance(images, Dataset)
+    if (config.device == "cuda" and not crops) or not workers or not steps:  # no steps: the resumed run is complete
         yield step_views(config, images, own, share)
         return
     from .workers import team  # here, for the time that multiprocessing takes to import

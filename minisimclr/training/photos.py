@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ from .config import Config
 CHUNK = 2**26  # bytes of decoded photos that are held at a time; at 224 pixels 20 photos, at 32 a batch of 1,000
 
 
+class Crops(NamedTuple):
+    """Crops of photos, and what is to be done with each of them."""
+
+    rows: NDArray[np.int64]  # (V,) which views of the batch these are, of 2B
+    pixels: list[NDArray[np.uint8]]  # V arrays (h,w,3)
+    drawn: Any  # the parameters of V views; their boxes are the whole crops
+
+
 def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
     """Return number and checksum of the images: a run is resumed on what it began with, or not at all."""
     if isinstance(images, Dataset):  # photos know their own, that of their files
@@ -33,35 +42,58 @@ def fingerprint(images: np.ndarray[Any, Any] | Dataset) -> str:
 
 def photo_views(
     config: Config, photos: Any, own: Any, share: slice, chosen: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[Array, Array]:
+) -> Any:
     """Make two independent random views of each chosen photo, on the device of the configuration.
 
-    `own`, if given, makes them instead: from the central squares, because it takes one array of images. `share` is the
-    part of the batch whose views are made; the random numbers of all are drawn.
+    `own`, if given, makes them instead: from the central squares, because it takes one array of images. If `own` is
+    `cut`, the crops are returned, of which `views_of_crops` makes the views. `share` is the part of the batch whose
+    views are made; the random numbers of all are drawn.
 
     Shapes: photos of data/stream.py, chosen int64 (B,) -> a, b float32 (B,size,size,3) in [0,1]
     """
+    if own is cut:  # the rest is done elsewhere
+        return cut(config, photos, share, chosen, rng)
     if own is not None:
         squares = [photos.square(int(k)) for k in chosen[share]]
         views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
         return views
+    return views_of_crops(config, len(chosen[share]), cut(config, photos, share, chosen, rng))
+
+
+def cut(
+    config: Config, photos: Any, share: slice, chosen: NDArray[np.int64], rng: np.random.Generator
+) -> Iterator[Crops]:
+    """Read the chosen photos and cut the crops of their views, some photos at a time. All of it is done on the host.
+
+    The crops are parts of the photos that were read, no copies. View i of the first half is the first of photo i.
+    """
     size, count = config.size, len(chosen[share])
     height, width = photos.sizes[chosen].T  # (B,) each
     settings = (size, config.strength, config.blur, config.min_area)
     drawn = draw_views(rng, config.views, len(chosen), height, width, *settings)
     drawn = drawn[np.arange(2 * len(chosen)).reshape(2, -1)[:, share].ravel()]
     chosen, sizes = chosen[share], photos.sizes[chosen[share]]
-    xp = array_module(to_device(np.empty(0), config.device))
-    both = xp.empty((2, count, size, size, 3), dtype=xp.float32)
     at_least = finest(sizes, drawn, size)
     for part in chunks(sizes):
         pixels = photos.read_all(chosen[part], at_least[part])  # a list of n arrays, uint8 (H,W,3)
         views_of_part = np.arange(2 * count).reshape(2, -1)[:, part].ravel()  # (2n,)
         some = fitted(drawn[views_of_part], np.tile(sizes[part], (2, 1)), pixels * 2)
-        source = np.tile(np.arange(len(pixels)), 2)  # (2n,) view i shows pixels[source[i]]
-        views_of_chunk = make_views(xp, pixels, source, some, size, method_of("views", config.method))
-        both[:, part] = views_of_chunk.reshape(2, len(pixels), size, size, 3)
-    return both[0], both[1]
+        places = zip(pixels * 2, some.top, some.left, some.height, some.width, strict=True)
+        crops = [photo[y : y + h, x : x + w] for photo, y, x, h, w in places]
+        corner = np.zeros(len(crops), np.int64)
+        yield Crops(views_of_part, crops, dataclasses.replace(some, top=corner, left=corner))
+
+
+def views_of_crops(config: Config, count: int, parts: Iterable[Crops]) -> tuple[Array, Array]:
+    """Resize the crops of a batch and change their colours, on the device of the configuration.
+
+    Shapes: parts of 2B crops -> a, b float32 (B,size,size,3) in [0,1]
+    """
+    xp, method = array_module(to_device(np.empty(0), config.device)), method_of("views", config.method)
+    both = xp.empty((2 * count, config.size, config.size, 3), dtype=xp.float32)
+    for rows, crops, drawn in parts:
+        both[xp.asarray(rows)] = make_views(xp, crops, np.arange(len(crops)), drawn, config.size, method)
+    return both[:count], both[count:]
 
 
 # ── How fine a photo must be, and what follows if it comes in another size ────────────────────────

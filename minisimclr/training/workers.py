@@ -4,13 +4,14 @@ The plain way, `step_views` in batches.py, makes the views of a step when the st
 large this takes long, and the other cores wait meanwhile. With n workers, worker k makes the views of every n-th step
 from the k-th on. Each has two slots of memory that it shares with the training process: it fills one while the other is
 in use.
+
+If a GPU computes, workers read photos and cut their crops, which arrive in several parcels; the GPU does the rest.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,8 @@ from ..backend import Array
 from ..data import Dataset
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
+from .parcels import NOTHING, laid_out, parcels_of, room_for
+from .photos import Crops, cut, views_of_crops
 from .run import Interrupted
 
 NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
@@ -38,7 +41,7 @@ TICK = 0.1  # seconds between two looks whether a signal came
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
 
 Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, views b: float32 (B,size,size,3)
-MakeViews: TypeAlias = Callable[[Config, Any], Views]  # batches.step_views
+MakeViews: TypeAlias = Callable[[Config, Any], Callable[[int], Any]]  # batches.step_views; or crops of a step
 
 
 @contextmanager
@@ -47,33 +50,45 @@ def team(
 ) -> Iterator[Views]:
     """Start the workers, yield the function that asks them in turn for the views that `make` makes, and end them.
 
-    images   an array, uint8 (N,H,W,3), or photos
+    images   an array, uint8 (N,H,W,3), or photos; for a GPU photos, of which `make` cuts crops
     options  those of `make`: own, and share, the part of each batch whose views are made here
 
     `stop` is empty until a signal asks to stop. A worker that is stuck is then waited for no longer than PATIENCE.
     """
+    options |= {"own": cut} if config.device == "cuda" else {}
     make, count = functools.partial(make, **options), len(range(config.batch)[options.get("share") or slice(None)])
     photos: Any = images if isinstance(images, Dataset) else None
     shared = photos.shared(_copied) if photos else (_copied(images), images.shape)  # one copy serves all
+    room = room_for(config, count, photos if (cropped := config.device == "cuda") else None)
     started: list[_Worker] = []
     try:
         for k in range(workers):
             # worker k makes every n-th step from the k-th on, so no worker waits for another
             label, own = f"{k + 1} of {workers}", steps[k::workers]
-            started.append(_Worker(label, make, config, shared, own, count))
+            started.append(_Worker(label, make, config, shared, own, room))
 
-        def views(step: int) -> tuple[Array, Array]:
-            i = steps.index(step)  # the workers take turns
-            if i:  # the previous step does not need its views any more
-                started[(i - 1) % workers].free()
-            worker = started[i % workers]
-            broken = worker.receive(stop, f"stopped after step {step} of {steps.stop}")
+        def parcel(step: int) -> Crops:
+            worker = started[steps.index(step) % workers]  # the workers take turns
+            broken, found = worker.receive(stop, f"stopped after step {step} of {steps.stop}")
             for index, why in broken.items():  # photos that the worker could not decode
                 photos.tell(index, why)
-            a, b = worker.slots[i // workers % SLOTS]  # no copy: the slot stays ours until `free`
+            return found
+
+        def views(step: int) -> tuple[Array, Array]:
+            i = steps.index(step)
+            if i:  # the previous step does not need its views any more
+                started[(i - 1) % workers].free()
+            a, b = parcel(step).pixels  # no copy: the slot stays ours until `free`
             return a, b
 
-        yield views
+        def crops(step: int) -> Iterator[Crops]:
+            left = 2 * count
+            while left:
+                yield (found := parcel(step))
+                started[steps.index(step) % workers].free()  # they are on the device by now
+                left -= len(found.rows)
+
+        yield (lambda step: views_of_crops(config, count, crops(step))) if cropped else views
     finally:  # also after an error, or a signal: no worker outlives its use
         for worker in started:
             worker.stop()
@@ -100,21 +115,20 @@ class _Worker:
     """
 
     def __init__(
-        self, label: str, make: MakeViews, config: Config, shared_images: Any, steps: range, count: int
+        self, label: str, make: MakeViews, config: Config, shared_images: Any, steps: range, room: int
     ) -> None:
-        self.label = label
-        shape = SLOTS, 2, count, config.size, config.size, 3
-        memory = _CONTEXT.RawArray("B", 4 * math.prod(shape))
-        self.slots = _array(memory, np.float32, shape)  # (SLOTS,2,B,size,size,3)
+        self.label, self.received = label, 0  # received: number of parcels so far
+        memory = _CONTEXT.RawArray("B", SLOTS * room)
+        self.slots = _array(memory, np.uint8, (SLOTS, room))
         self.connection, there = _CONTEXT.Pipe()
-        arguments = (there, make, config, shared_images, memory, shape, steps)
+        arguments = (there, make, config, shared_images, memory, room, steps)
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
         with _signals_blocked():
             self.process.start()
         there.close()  # if the worker's end stayed open here, nobody would notice that the worker has ended
 
-    def receive(self, stop: Sequence[int], words: str) -> dict[int, str]:
-        """Wait until the worker has filled its next slot; return the photos that it found broken, each with the reason.
+    def receive(self, stop: Sequence[int], words: str) -> tuple[dict[int, str], Crops]:
+        """Wait until the worker has filled its next slot; return the photos that it found broken, and what is there.
 
         Raises: Interrupted, with these words, if the worker does not answer soon after a signal asked to stop.
         """
@@ -138,8 +152,10 @@ class _Worker:
             ) from None
         if isinstance(message, Exception):  # raise the worker's exception here, where somebody reads it
             raise message
-        found: dict[int, str] = message
-        return found
+        broken, kind, shapes, rows, drawn = message
+        arrays = laid_out(self.slots[self.received % SLOTS], kind, shapes)
+        self.received += 1
+        return broken, Crops(rows, arrays, drawn)
 
     def free(self) -> None:
         """Tell the worker that its previous slot may be overwritten."""
@@ -159,26 +175,34 @@ def _work(
     config: Config,
     shared_images: Any,
     shared_slots: Any,
-    shape: tuple[int, ...],
+    room: int,
     steps: range,
 ) -> None:
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
     _die_with_parent()
     set_threads(1)  # the other cores have workers of their own
-    slots = _array(shared_slots, np.float32, shape)  # (SLOTS,2,B,size,size,3)
+    slots = _array(shared_slots, np.uint8, (SLOTS, room))
     try:
         with blas_at_one_thread():
             images: Any = shared_images
             if not isinstance(images, Dataset):
                 images = _array(images[0], np.uint8, images[1])
             broken = getattr(images, "unreadable", {})  # numbers of photos, with the reason; it grows
-            views, told = make(config, images), 0
-            for k, step in enumerate(steps):
-                if k >= SLOTS:
-                    connection.recv()
-                slots[k % SLOTS][0], slots[k % SLOTS][1] = views(step)  # (B,size,size,3) each
-                connection.send(dict([*broken.items()][told:]))
-                told = len(broken)
+            views, told, sent, free = make(config, images), 0, 0, SLOTS
+            for step in steps:
+                parcels = parcels_of(views, step, room)
+                while True:
+                    if not free:  # before the next views are made, which would take memory of their own
+                        connection.recv()
+                        free += 1
+                    rows, arrays, drawn = next(parcels, NOTHING)
+                    if not arrays:
+                        break
+                    kind, shapes = arrays[0].dtype, [array.shape for array in arrays]
+                    for place, array in zip(laid_out(slots[sent % SLOTS], kind, shapes), arrays):
+                        place[...] = array
+                    connection.send((dict([*broken.items()][told:]), kind, shapes, rows, drawn))
+                    told, sent, free = len(broken), sent + 1, free - 1
             connection.recv()  # stay until the last views are used
     except (EOFError, OSError):
         return  # the training process is gone
