@@ -58,7 +58,8 @@ def _on_white(strip: Image.Image) -> NDArray[np.uint8]:
 
 def _grey(image: Image.Image, found: Header, remarks: set[str]) -> Callable[[Image.Image], NDArray[np.uint8]]:
     """Return the function that makes strips of more than 8 bits RGB; Pillow would cut them off at 255."""
-    least, most = (image if image.mode != "I;16B" else image.convert("I")).getextrema()
+    extrema: Any = (image if image.mode != "I;16B" else image.convert("I")).getextrema()
+    least, most = extrema
     if -least > NOISE * abs(most):
         raise RefusedError(
             f"has values from {least:.4g} to {most:.4g}: below 0 there is no brightness; scale them first"
