@@ -36,7 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,230 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -93,7 +93,7 @@ Second reading, 14,230 lines: the exact, fast, safe and resumable forms of the s
     data/labels.py           190  Labels from file names or from a CSV file, when they are asked for; and lists of files
     data/find.py             181  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
-    data/jpeg.py              72  The size, scans and orientation of a JPEG file, and the bytes that matter
+    data/jpeg.py              77  The size, scans and orientation of a JPEG file, and the bytes that matter
     data/png.py              113  The size and orientation of a PNG file, and the bytes that matter, checked
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
@@ -152,8 +152,8 @@ Second reading, 14,230 lines: the exact, fast, safe and resumable forms of the s
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
-    cli/demo.py               63  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          214  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/pretrain.py          216  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again

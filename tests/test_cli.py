@@ -57,6 +57,18 @@ def trained(photos, tmp_path_factory):
     return run
 
 
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Pictures are packed in a hurry here: that they become small is a promise of the report's own tests."""
+    original = Image.Image.save
+
+    def save(image, file, format=None, **options):
+        hurry = {"optimize": False, "compress_level": 1} if options.get("optimize") else {}
+        original(image, file, format, **options | hurry)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+
+
 def error_line(capsys):
     """The one line that a refused command prints."""
     lines = capsys.readouterr().err.splitlines()
@@ -147,6 +159,7 @@ def test_demo_runs_from_drawing_to_pictures(monkeypatch, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "unseen style" in captured.out
     assert "chance 4.14" in captured.err  # log(63): the progress line shows the chance level beside the loss
+    assert "Effective rank" in (tmp_path / "runs/demo/report.html").read_text(encoding="utf-8")  # the monitor's curve
     assert {path.name for path in (tmp_path / "runs/demo").iterdir()} == {
         "config.json",
         "metrics.jsonl",

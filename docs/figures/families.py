@@ -1,9 +1,9 @@
 """Train the small encoder by one task of each family, for chapter 0: turned images, two views, hidden parts.
 
-    MINISIMCLR_THREADS=1 python docs/figures/families.py       # all runs, about ten minutes of CPU time
+    MINISIMCLR_THREADS=1 python docs/figures/families.py       # all runs, about six minutes of CPU time
     python docs/figures/families.py --table                    # the table of what is stored
 
-Everything but the task is the same: the encoder, 128 images a step in two views each, the optimizer, the number of
+Everything but the task is the same: the encoder, 64 images a step in two views each, the optimizer, the number of
 steps. Runs that are in the JSON already are not repeated.
 """
 
@@ -24,7 +24,7 @@ from minisimclr.nn import Linear
 from minisimclr.processor import blas_at_one_thread
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "families" / "sweep.json"
-STEPS, BATCH, PEAK, SEEDS = 300, 128, 0.1, (0, 1, 2)
+STEPS, BATCH, PEAK, SEEDS = 200, 64, 0.1, (0, 1, 2)
 SIDE, PATCH, HIDDEN = 32, 8, 0.5  # of an image and of a patch, pixels; the share of patches that is hidden
 QUESTIONS = {"thing": "which of 16 things", "turn": "which of 4 turns", "red": "which quarter by redness"}
 

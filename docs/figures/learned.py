@@ -1,6 +1,6 @@
 """Draw what a run has learned, for chapters 6 and 10, beside this file (needs matplotlib: the extra `plot`).
 
-    minisimclr demo --epochs 3 --out runs/three && python docs/figures/learned.py runs/three
+    minisimclr demo --out runs/demo && python docs/figures/learned.py runs/demo
 
 similarity.png: cosines of test images before and after training. map.png: test images laid out by the first two
 principal components of their h. h_against_z.png: how much of an image is found again in h and in z.
