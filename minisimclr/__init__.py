@@ -37,6 +37,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 14,250 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -84,7 +85,7 @@ Second reading, 14,250 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/reading.py           69  The way in which a source is read, where its names leave a choice
-    data/splits.py           127  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/splits.py           130  The names that people give to splits: train, Training, val, seg_test, test1 …
     data/names.py            193  From the names of image files to the split and the class of each
     data/classes.py           56  The classes of a source: one for each name, however that is written
     data/left_out.py          71  The files of a source that are no data, each with its cause
@@ -97,7 +98,7 @@ Second reading, 14,250 lines: the exact, fast, safe and resumable forms of the s
     data/png.py              113  The size and orientation of a PNG file, and the bytes that matter, checked
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
-    data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
+    data/colours.py           91  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
     data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
     data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
     data/stream.py           159  Photos: images in files, of any size, that are decoded when they are asked for
