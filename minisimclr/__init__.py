@@ -36,8 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,250 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,262 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -133,9 +132,9 @@ Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the s
     protocols/compare.py     131  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
-    protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
+    protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once

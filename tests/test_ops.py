@@ -312,7 +312,7 @@ def test_every_docstring_gives_shapes_and_derivative(entry: Entry) -> None:
 
 
 def test_every_operation_says_what_it_raises() -> None:
-    """What all of them raise is written in one place; help() shows it above the example."""
+    """The line for all of them is written in one place; help() shows it above the example."""
     for name in ops.__all__:
         doc = inspect.getdoc(getattr(ops, name)) or ""
         assert 0 < doc.find("Raises:") < doc.find(">>>"), name
