@@ -350,9 +350,10 @@ def torch_batch_norm(machine: Torch, case: Case, precision: str, how: str) -> Wo
 
 def torch_step(machine: Torch, case: Case, precision: str, how: str) -> Work:
     import train_step
+    from torch_peer import torch_network
 
     torch = machine.torch
-    net = train_step.torch_network(train_step.model_of(case)).to(machine.device, memory_format=torch.channels_last)
+    net = torch_network(train_step.model_of(case)).to(machine.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
     scaler = torch.amp.GradScaler(machine.device, enabled=precision == "float16")
     images = machine.put(np.concatenate(train_step.views(case))).permute(0, 3, 1, 2)  # channels last in memory

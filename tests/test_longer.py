@@ -120,6 +120,8 @@ def test_a_run_is_tied_to_its_images_and_not_to_their_path(photos, tmp_path, cap
     again = ["pretrain", "--resume", "--out", run, "--data", str(other), "--epochs", "2"]
     assert main(again) == 0
     assert "the run of 1 epochs becomes one of 2: from step 3 on, the learning rate" in capsys.readouterr().err
+    assert main(again) == 0
+    assert "the run had all its steps already; --resume with more --epochs makes it longer" in capsys.readouterr().err
     found = ms.load_run(run)
     assert (found.config.data, found.steps) == (str(other), 6)
     shutil.copy(other / "1.png", other / "0.png")

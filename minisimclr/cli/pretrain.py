@@ -159,6 +159,8 @@ class Clock:
 
     def lines(self, batch: int) -> list[str]:
         """Return a line with the time to the first step, images per second after it, and the largest memory so far."""
+        if not self.count:  # a run that was resumed
+            return ["the run had all its steps already; --resume with more --epochs makes it longer"]
         if self.count < 2:
             return []
         first, last = self.steps

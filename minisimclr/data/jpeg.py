@@ -8,6 +8,7 @@ the image (EXIF, previews, profiles, a second image behind the first) is left aw
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .exif import orientation
@@ -31,33 +32,18 @@ class Jpeg(NamedTuple):
 
 def look_at(data: memoryview) -> Jpeg:
     """Look through the segments of a JPEG file. Raises: ValueError, in words that fit behind its name."""
-    pieces, at, scans = [data[:2]], 2, 0
+    pieces, scans, turn = [data[:2]], 0, 0
     frame: tuple[int, int, int, int] | None = None  # marker, height, width, coefficients per 64 pixels
-    turn = 0
-    while found := NEXT.search(data, at):
-        marker, start, at = found[1][0], found.start(), found.end()
-        if marker == 0xD9:  # the end: what stands behind it is another image, or nothing
-            pieces.append(data[start:at])
-            break
-        if marker in (0x01, 0xD8):
-            continue
-        length = int.from_bytes(data[at : at + 2], "big")
-        segment = data[at + 2 : at + length]
-        if length < 2 or at + length > len(data):
-            raise ValueError("cut off, or damaged: a part of it is longer than the rest of the file")
-        at += length
+    for marker, content, whole in _segments(data):
         if marker in FRAMES:
             if frame:
                 raise ValueError("damaged: a JPEG file with two sizes")
-            frame = _frame(marker, segment)
-        elif marker == 0xE1 and not turn and bytes(segment[:6]) == b"Exif\0\0":
-            turn = orientation(bytes(segment))
-        elif marker == 0xDA:
-            scans += 1
-            end = NEXT.search(data, at)
-            at = end.start() if end else len(data)
+            frame = _frame(marker, content)
+        elif marker == 0xE1 and not turn and bytes(content[:6]) == b"Exif\0\0":
+            turn = orientation(bytes(content))
+        scans += marker == 0xDA
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker in COLOURS:
-            pieces.append(data[start:at])
+            pieces.append(whole)
         if scans > MAX_SCANS:
             raise ValueError(f"has more than {MAX_SCANS} scans, as no program writes them")
     if frame is None or not scans:
@@ -67,6 +53,27 @@ def look_at(data: memoryview) -> Jpeg:
         raise ValueError(f"declares {scans} scans of {width}×{height} pixels, which is too much work")
     waiting = width * height * share // 32 if marker in (0xC2, 0xC6, 0xCA, 0xCE) or scans > 1 else 0
     return Jpeg(width, height, turn or 1, waiting, pieces)
+
+
+def _segments(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield each segment: its marker, its content, and all its bytes; those of a scan include the pixels behind it."""
+    at = 2
+    while found := NEXT.search(data, at):
+        marker, start, at = found[1][0], found.start(), found.end()
+        if marker == 0xD9:  # the end: what stands behind it is another image, or nothing
+            yield marker, data[at:at], data[start:at]
+            return
+        if marker in (0x01, 0xD8):
+            continue
+        length = int.from_bytes(data[at : at + 2], "big")
+        content = data[at + 2 : at + length]
+        if length < 2 or at + length > len(data):
+            raise ValueError("cut off, or damaged: a part of it is longer than the rest of the file")
+        at += length
+        if marker == 0xDA:
+            end = NEXT.search(data, at)
+            at = end.start() if end else len(data)
+        yield marker, content, data[start:at]
 
 
 def _frame(marker: int, segment: memoryview) -> tuple[int, int, int, int]:
