@@ -807,7 +807,7 @@ FAULTS = [
           '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page"),
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     Fault("masks-are-a-class", "data", "data/splits.py",
-          "return masks if alike and", "return set() if alike and", "layouts doctests"),
+          "return masks if (alike or clear)", "return set() if (alike or clear)", "layouts doctests"),
     Fault("trainset-is-a-class", "data", "data/splits.py",
           "words += match.groups() if match else [word]", "words += [word]", "layouts doctests"),
     Fault("damaged-arrays-are-a-traceback", "data", "data/formats.py",
