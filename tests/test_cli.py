@@ -57,6 +57,18 @@ def trained(photos, tmp_path_factory):
     return run
 
 
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Pictures are packed in a hurry here: that they become small is a promise of the report's own tests."""
+    original = Image.Image.save
+
+    def save(image, file, format=None, **options):
+        hurry = {"optimize": False, "compress_level": 1} if options.get("optimize") else {}
+        original(image, file, format, **options | hurry)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+
+
 def error_line(capsys):
     """The one line that a refused command prints."""
     lines = capsys.readouterr().err.splitlines()

@@ -167,6 +167,18 @@ def test_a_photo_that_breaks_late_is_left_out_of_every_score(made, largest, tmp_
     assert (point["count"], point["scores"]["test"]["images"]) == (11, 7)
 
 
+def test_scores_beside_a_broken_photo_agree_with_those_of_a_set_without_it(made, monkeypatch):
+    run = ms.load_run(made / "run")
+    whole, test = splits(made)
+    place = whole.files.index("train/red/1.png")
+    without = whole.only(np.delete(np.arange(len(whole)), place))
+    expected = [score.as_dict() for score in compare(run, without, {"test": test}, k=3)]
+    break_late(made, ["train/red/1.png"], monkeypatch)
+    train, test = splits(made, report=lambda line: None)
+    for score, other in zip(compare(run, train, {"test": test}, k=3), expected, strict=True):
+        assert score.as_dict() | {"name": ""} == other | {"name": ""}
+
+
 def test_where_too_many_photos_break_nothing_is_scored(made, monkeypatch, capsys):
     monkeypatch.setattr(stream, "TOLERATED", 1)
     break_late(made, ["train/red/1.png", "train/grey/0.png"], monkeypatch)

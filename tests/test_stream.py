@@ -273,7 +273,7 @@ def test_workers_cut_the_crops_and_the_device_makes_the_views_of_the_host(
 
 @pytest.mark.host
 @pytest.mark.parametrize("room", [1, 20_000, 10**9])
-def test_crops_travel_in_parcels_of_which_each_fits_a_slot(folder, room, tmp_path, monkeypatch):
+def test_views_of_crops_that_travel_in_parcels_agree_with_those_made_at_once(folder, room, tmp_path, monkeypatch):
     data = photos_of(folder, "files", tmp_path, monkeypatch)
     slot, seen = np.zeros(max(room, 3 * 64 * 208), np.uint8), []
 

@@ -60,7 +60,11 @@ def role(name: str) -> str:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Cut a name into its words, without numbers: "seg_train" → ("seg", "train"), "trainset2" → ("train", "set")."""
+    """Cut a name into its words, without numbers.
+
+    >>> words_of("seg_train"), words_of("TestImages"), words_of("trainset2")
+    (('seg', 'train'), ('test', 'images'), ('train', 'set'))
+    """
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words: list[str] = []
     for word in re.findall(r"[^\W\d_]+", apart.casefold()):
