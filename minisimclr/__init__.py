@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -22,7 +22,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    134  Layers, and the one setting that says in which form each operation of a network runs
+    nn.py                    140  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                174  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
@@ -30,13 +30,13 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       150  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       87  The two views of each step, made when the step asks for them or ahead of time
+    training/config.py       143  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       85  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,262 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -47,7 +47,7 @@ Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the s
     storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py        139  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     engine/drawing.py        151  The drawing of a recorded graph, as SVG: boxes from the leaves above to the loss below
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
@@ -132,9 +132,9 @@ Second reading, 14,249 lines: the exact, fast, safe and resumable forms of the s
     protocols/compare.py     131  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
-    protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
+    protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once

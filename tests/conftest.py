@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's `&`, leave them ignored; children inherit that
         if signal.getsignal(signum) == signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL if signum == signal.SIGHUP else signal.default_int_handler)
+    os.fsync = os.fstat  # a killed process loses nothing that it has written, and no test takes away the power
     if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist: each process takes its tests in one piece, so
         config.option.dist = "worksteal"  # that what the tests of a file share is made once
     device = config.getoption("--device")

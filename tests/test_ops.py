@@ -311,6 +311,17 @@ def test_every_docstring_gives_shapes_and_derivative(entry: Entry) -> None:
     assert re.search(r"^Shapes: .*->.*\nVJP:    \S", inspect.getdoc(entry.op) or "", re.MULTILINE)
 
 
+def test_every_operation_says_what_it_raises() -> None:
+    """The line for all of them is written in one place; help() shows it above the example."""
+    for name in ops.__all__:
+        doc = inspect.getdoc(getattr(ops, name)) or ""
+        assert 0 < doc.find("Raises:") < doc.find(">>>"), name
+    with pytest.raises(TypeError):
+        ops.relu("text")
+    with pytest.raises(ValueError, match="do not fit"):
+        ops.add(np.ones(2), np.ones(3))
+
+
 def test_a_shapes_line_that_lies_is_found_out() -> None:
     x, w = normal(5, 6, 2, 2), normal(3, 3, 2, 4)
     doc = ops.conv2d.__doc__ or ""
