@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,262 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -84,13 +84,13 @@ Second reading, 14,262 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/reading.py           69  The way in which a source is read, where its names leave a choice
-    data/splits.py           130  The names that people give to splits: train, Training, val, seg_test, test1 …
-    data/names.py            193  From the names of image files to the split and the class of each
+    data/splits.py           154  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/names.py            194  From the names of image files to the split and the class of each
     data/classes.py           56  The classes of a source: one for each name, however that is written
     data/left_out.py          71  The files of a source that are no data, each with its cause
     data/zip_names.py         89  The names in a zip file as text
     data/archive.py          203  The images in a zip file: listed from its directory, unpacked one at a time
-    data/labels.py           190  Labels from file names or from a CSV file, when they are asked for; and lists of files
+    data/labels.py           192  Labels from file names or from a CSV file, when they are asked for; and lists of files
     data/find.py             181  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
     data/jpeg.py              77  The size, scans and orientation of a JPEG file, and the bytes that matter
