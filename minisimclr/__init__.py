@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -140,12 +140,12 @@ Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the s
     report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
-    report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
+    report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          74  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         123  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         125  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
