@@ -32,6 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = partial(fit_linear_probe, l2_values=(1e-3,), iterations=10)
     monkeypatch.setitem(protocol.PROBES, "quick", quick)
     monkeypatch.setattr(protocol, "BLOCK", 5)
+    monkeypatch.setattr(protocol, "LARGE_BLOCK", 5)
 
 
 @pytest.fixture(scope="module")
