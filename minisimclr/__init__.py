@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,293 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -109,8 +109,9 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
-    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
+    training/parcels.py       29  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
+    training/workers.py      202  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -121,7 +122,6 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
-    training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
