@@ -109,9 +109,9 @@ Second reading, 14,293 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       29  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
     training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
-    training/workers.py      202  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      199  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit

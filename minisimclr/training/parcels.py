@@ -37,3 +37,8 @@ def laid_out(memory: NDArray[np.uint8], kind: Any, shapes: Sequence[tuple[int, .
     """Return arrays that lie one behind the other in memory."""
     ends = np.cumsum([0] + [math.prod(shape) * kind.itemsize for shape in shapes]).tolist()
     return [memory[ends[k] : ends[k + 1]].view(kind).reshape(shape) for k, shape in enumerate(shapes)]
+
+
+def shared_array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return shared memory as an array."""
+    return np.frombuffer(shared, dtype).reshape(shape)

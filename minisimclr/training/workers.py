@@ -29,7 +29,7 @@ from ..backend import Array
 from ..data import Dataset
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
-from .parcels import NOTHING, laid_out, parcels_of
+from .parcels import NOTHING, laid_out, parcels_of, shared_array
 from .photos import CHUNK, Crops, cut, views_of_crops
 from .run import Interrupted
 from .signals import signals_blocked
@@ -127,7 +127,7 @@ class _Worker:
     ) -> None:
         self.label, self.received = label, 0  # received: number of parcels so far
         memory = _CONTEXT.RawArray("B", SLOTS * room)
-        self.slots = _array(memory, np.uint8, (SLOTS, room))
+        self.slots = shared_array(memory, np.uint8, (SLOTS, room))
         self.connection, there = _CONTEXT.Pipe()
         arguments = (there, make, config, shared_images, memory, room, steps)
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
@@ -189,12 +189,12 @@ def _work(
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
     _die_with_parent()
     set_threads(1)  # the other cores have workers of their own
-    slots = _array(shared_slots, np.uint8, (SLOTS, room))
+    slots = shared_array(shared_slots, np.uint8, (SLOTS, room))
     try:
         with blas_at_one_thread():
             images: Any = shared_images
             if not isinstance(images, Dataset):
-                images = _array(images[0], np.uint8, images[1])
+                images = shared_array(images[0], np.uint8, images[1])
             broken = getattr(images, "unreadable", {})  # numbers of photos, with the reason; it grows
             views, told, sent, free = make(config, images), 0, 0, SLOTS
             for step in steps:
@@ -235,10 +235,5 @@ def _die_with_parent() -> None:
 def _copied(images: NDArray[np.uint8]) -> Any:
     """Copy images into memory that other processes can share."""
     shared = _CONTEXT.RawArray("B", images.nbytes)
-    np.copyto(_array(shared, np.uint8, images.shape), images)
+    np.copyto(shared_array(shared, np.uint8, images.shape), images)
     return shared
-
-
-def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return shared memory as an array."""
-    return np.frombuffer(shared, dtype).reshape(shape)
