@@ -21,6 +21,7 @@ from minisimclr.data import cache as cache_file
 from minisimclr.data import decode, files, stores, stream
 from minisimclr.training import parcels
 from minisimclr.training import photos as photo_batches
+from minisimclr.training import workers as worker_processes
 from minisimclr.training.batches import step_views, views_ahead
 from minisimclr.training.photos import finest, photo_views
 from minisimclr.views import augment
