@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,293 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -109,8 +109,9 @@ Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
-    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
+    training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
+    training/workers.py      199  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -121,7 +122,6 @@ Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the s
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
-    training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
@@ -140,12 +140,12 @@ Second reading, 14,289 lines: the exact, fast, safe and resumable forms of the s
     report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
-    report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
+    report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          74  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         123  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         125  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
