@@ -68,6 +68,9 @@ def folder_of(width: int, height: int, count: int) -> tempfile.TemporaryDirector
     folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
     (Path(folder.name) / "all").mkdir()  # ImageFolder takes folders of classes
     for k in range(count):
+        if k and k >= 4_000_000 // (width * height):  # to draw one of 12 megapixels takes longer than all of its views
+            os.link(f"{folder.name}/all/0.jpg", f"{folder.name}/all/{k}.jpg")
+            continue
         blocks = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
         noise = rng.integers(-10, 11, (height, width, 1))
         pixels = np.clip(np.asarray(blocks) + noise, 0, 255).astype(np.uint8)
@@ -101,7 +104,7 @@ def from_files(case: arena.Case) -> Any:
         middle = time.process_time()
         run()
         share = (middle - begin) / (time.process_time() - middle)
-        return {"mean": np.mean([v.mean() for v in views]), "decoding": share}
+        return {"decoding": share, "mean": np.mean([v.mean() for v in views])}
 
     return run, answer
 

@@ -199,25 +199,26 @@ def plot(found: dict[str, Any], path: str) -> None:
 
     cases = {case: bars(rows) for case, rows in found.items()}
     names = drawn(list(cases.values()))
-    size = (3.6 + 2.9 * len(cases), 1.5 + 0.36 * len(names))
-    figure, axes = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, (case, own) in zip(axes[0], cases.items()):
+    size = (7.6, 0.5 + len(cases) * (0.75 + 0.27 * len(names)))
+    figure, axes = plt.subplots(len(cases), 1, figsize=size, squeeze=False, layout="constrained")
+    for axis, (case, own) in zip(axes[:, 0], cases.items()):
         step = sum(map(sum, own.values()))
         forward, backward = (np.array([own.get(name, [0.0, 0.0])[k] for name in names]) for k in (0, 1))
         one_way = np.isin(names, ["views", "update", "all else"])
         axis.barh(names, forward, color=np.where(one_way, style.FAINT, style.BLUE), height=0.66)
         axis.barh(names, backward, left=forward, color=style.AMBER, height=0.66)
+        floor = np.array([1e3 * found[case].get("floor", {}).get(name, 0.0) for name in names])
         for k, total in enumerate(forward + backward):
-            axis.text(total + 0.015 * step, k, f"{total:,.0f} ms, {total / step:.0%}", va="center", fontsize=8.5)
-        for name, seconds in found[case].get("floor", {}).items():
-            if name in names:
-                place = names.index(name)
-                axis.plot([1e3 * seconds] * 2, [place - 0.45, place + 0.45], color=style.INK, linewidth=2)
-        axis.set(title=f"{case}: {step:,.0f} ms", xlim=(0, 1.45 * max(forward + backward)), xlabel="milliseconds")
+            place = max(total, floor[k]) + 0.015 * step
+            axis.text(place, k, f"{total:,.0f} ms, {total / step:.0%}", va="center", fontsize=9)
+            if floor[k]:
+                axis.plot([floor[k]] * 2, [k - 0.45, k + 0.45], color=style.INK, linewidth=2)
+        axis.set(title=f"{case}: {step:,.0f} ms", xlim=(0, 1.2 * max(*forward + backward, *floor)))
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_locator(plt.MaxNLocator(5))
         axis.xaxis.set_major_formatter("{x:,.0f}")
-    axes[0, 0].invert_yaxis()
+        axis.invert_yaxis()
+    axes[-1, 0].set_xlabel("milliseconds of a step")
     keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (style.BLUE, style.AMBER, style.FAINT)]
     keys.append(plt.Line2D([], [], color=style.INK, marker="|", linestyle="", markersize=11, markeredgewidth=2))
     labels = ["forward", "backward", "neither", "floor: what the machine needs at least"]

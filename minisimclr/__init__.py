@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -22,7 +22,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    134  Layers, and the one setting that says in which form each operation of a network runs
+    nn.py                    140  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                174  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
@@ -30,13 +30,13 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       150  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       87  The two views of each step, made when the step asks for them or ahead of time
+    training/config.py       143  Every setting of a run, with its unit and its range, and what is built from it
+    training/batches.py       85  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,302 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -47,7 +47,7 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     storage.py               142  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
-    engine/surface.py        139  The surface of a tensor and of an operation: what Python, NumPy and help() see
+    engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
     engine/ledger.py          96  The ledger: how much memory a recorded graph keeps for its backward pass, op by op
     engine/drawing.py        151  The drawing of a recorded graph, as SVG: boxes from the leaves above to the loss below
     ops/conv/products.py      59  Products of a long matrix with a small one, cut into pieces that BLAS need not pack
@@ -84,23 +84,23 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     data/doodles/things.py   332  The sixteen things of the doodles: from random proportions to coloured parts
     data/doodles/__init__.py  87  Doodles: a data set that is drawn, not downloaded; sixteen things in five styles
     data/reading.py           69  The way in which a source is read, where its names leave a choice
-    data/splits.py           127  The names that people give to splits: train, Training, val, seg_test, test1 …
-    data/names.py            193  From the names of image files to the split and the class of each
+    data/splits.py           154  The names that people give to splits: train, Training, val, seg_test, test1 …
+    data/names.py            194  From the names of image files to the split and the class of each
     data/classes.py           56  The classes of a source: one for each name, however that is written
     data/left_out.py          71  The files of a source that are no data, each with its cause
     data/zip_names.py         89  The names in a zip file as text
     data/archive.py          203  The images in a zip file: listed from its directory, unpacked one at a time
-    data/labels.py           190  Labels from file names or from a CSV file, when they are asked for; and lists of files
+    data/labels.py           192  Labels from file names or from a CSV file, when they are asked for; and lists of files
     data/find.py             181  The images of a folder or a zip file: found, and parted into splits and classes
     data/exif.py              41  The orientation of a photo: one tag of its EXIF data, whatever else is broken
     data/jpeg.py              77  The size, scans and orientation of a JPEG file, and the bytes that matter
     data/png.py              113  The size and orientation of a PNG file, and the bytes that matter, checked
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
-    data/colours.py           84  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
+    data/colours.py           91  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
     data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
     data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
-    data/stream.py           159  Photos: images in files, of any size, that are decoded when they are asked for
+    data/stream.py           163  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
     data/files.py            194  Images from a folder or a zip file: which can be used, and where they are kept
     data/pickled.py           80  CIFAR's Python files: pickles, of which nothing but plain data is let through
@@ -109,8 +109,9 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
-    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
+    training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
+    training/workers.py      199  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -121,7 +122,6 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
-    training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
@@ -129,23 +129,23 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     131  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     134  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
-    protocols/monitor.py     103  A monitor of training: kNN on held-out images, measures without labels, and advice
+    protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
     protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
-    protocols/sklearn.py      73  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
+    protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
     report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
-    report/svg.py            121  Curves and maps as SVG, to stand within a page whose style sheet says how they look
+    report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          74  Pieces of HTML, of which the sections of a run's page are made
     report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         123  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/images.py         125  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
@@ -153,7 +153,7 @@ Second reading, 14,239 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          216  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          218  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again

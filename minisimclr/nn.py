@@ -10,13 +10,21 @@ from . import ops
 from .backend import Array, array_module
 from .engine.autograd import Tensor
 from .module import Module
-from .values import by_default, pairs_of, text
+from .values import by_default, check_method, pairs_of, text
 
 # ── Which form of an operation runs ───────────────────────────────────────────────────────────────
 
-# Each room that has a plain form and faster ones, with the form that runs if nobody says otherwise.
-# "slabs" is not the fastest convolution everywhere, but rounds less than Winograd's.
-# In the other rooms the fast forms lose hardly a digit, so the fastest is taken.
+# Each room that has a plain form and faster ones, with the names of its forms. They are spelled out here, so that one
+# can read the setting without the files that serve it; a test compares them with those of each room.
+METHODS = {
+    "conv": ("plain", "slabs", "padded", "winograd", "auto"),
+    "norm": ("plain", "fused", "auto"),
+    "pool": ("plain", "threaded", "auto"),
+    "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
+    "views": ("plain", "batched", "auto"),
+}
+# The form that runs if nobody says otherwise: "slabs" is not the fastest convolution everywhere, but rounds less than
+# Winograd's. In the other rooms the fast forms lose hardly a digit, so the fastest is taken.
 ROOMS = {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}
 METHOD = "conv=slabs"  # the default setting, which says the same: all other rooms run their default too
 
@@ -27,15 +35,14 @@ def method_of(room: str, method: str) -> str:
     "plain" and "auto" hold for all rooms. "conv=winograd,ntxent=exact" names the forms of two rooms; a room that is
     not named keeps its default.
 
-    Raises: ValueError for a room that does not exist. (The operation itself refuses a form that it does not have.)
+    Raises: ValueError for a room that does not exist, and for a form that its room does not have.
 
     >>> setting = "conv=winograd,ntxent=exact"
     >>> method_of("ntxent", setting), method_of("norm", setting), method_of("norm", "plain")
     ('exact', 'auto', 'plain')
     """
-    if text("method", method) in ("plain", "auto"):
-        return method
-    return {**ROOMS, **pairs_of(method, ROOMS)}[room]
+    check_method(text("method", method), METHODS)
+    return method if method in ("plain", "auto") else {**ROOMS, **pairs_of(method, ROOMS)}[room]
 
 
 # ── Layers ────────────────────────────────────────────────────────────────────────────────────────

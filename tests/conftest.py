@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's `&`, leave them ignored; children inherit that
         if signal.getsignal(signum) == signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL if signum == signal.SIGHUP else signal.default_int_handler)
+    os.fsync = os.fstat  # a killed process loses nothing that it has written, and no test takes away the power
     if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist: each process takes its tests in one piece, so
         config.option.dist = "worksteal"  # that what the tests of a file share is made once
     device = config.getoption("--device")
@@ -65,10 +67,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is there for good to itself: some tests collect garbage, and would look at all tests each time."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage among thousands of tests: neither while they are found, nor when a test looks for its own."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

@@ -806,6 +806,19 @@ FAULTS = [
     Fault("rank-is-not-drawn", "report", "report/numbers.py",
           '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page"),
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
+    Fault("masks-are-a-class", "data", "data/splits.py",
+          "return masks if (alike or clear)", "return set() if (alike or clear)", "layouts doctests"),
+    Fault("trainset-is-a-class", "data", "data/splits.py",
+          "words += match.groups() if match else [word]", "words += [word]", "layouts doctests"),
+    Fault("damaged-arrays-are-a-traceback", "data", "data/formats.py",
+          "except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error) as error:",
+          "except EOFError as error:", "formats"),
+    Fault("damaged-pickle-believed", "data", "data/pickled.py",
+          "if published and hashlib.md5", "if not published and hashlib.md5", "formats"),
+    Fault("broken-photos-scored-as-black", "training", "data/__init__.py",
+          "    if not bad:", "    if True:", "photos_evaluated"),
+    Fault("crops-become-other-views", "training", "training/parcels.py",
+          "yield Crops(rows[some],", "yield Crops(rows[: some.stop - some.start],", "stream"),
     Fault("photos-turned-the-wrong-way", "data", "data/exif.py",
           "if orientation >= 5:  # stored as", "if orientation >= 7:  # stored as", "data decode"),
     Fault("members-are-believed", "data", "data/archive.py",
@@ -817,6 +830,20 @@ FAULTS = [
           'if name.startswith(".") and name != ".." else ""', 'if name.startswith(".git") else ""', "data layouts"),
     Fault("links-lead-out", "data", "data/find.py",
           "if not follow and (", "if not follow and False and (", "data layouts"),
+
+    # ── Found by whoever judged the rooms and the robustness ──────────────────────────────────────
+    Fault("points-of-another-split", "evaluation", "protocols/finetune.py",
+          "if scored == images and all(", "if all(", "finetune"),
+    Fault("form-that-is-not-there", "layers", "nn.py",
+          'check_method(text("method", method), METHODS)', 'text("method", method)', "config resnet"),
+    Fault("chunks-forgotten", "training", "training/begin.py",
+          "if in_chunks(config) else model.loss", "if False else model.loss", "large_batch"),
+    Fault("weights-to-begin-with-forgotten", "training", "training/begin.py",
+          "if run.config.init and not resume:", "if False:", "own interop longer"),
+    Fault("named-changes-of-the-first-views", "augmentation", "views/augment.py",
+          "p = parameters[group]  # B", "p = parameters[: len(group)]  # B", "views named_views stream"),
+    Fault("plain-views-of-the-first-image", "augmentation", "views/augment.py",
+          "xp.asarray(images[k]), parameters[i]", "xp.asarray(images[0]), parameters[i]", "views named_views stream"),
 ]
 # fmt: on
 

@@ -57,6 +57,18 @@ def trained(photos, tmp_path_factory):
     return run
 
 
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Pictures are packed in a hurry here: that they become small is a promise of the report's own tests."""
+    original = Image.Image.save
+
+    def save(image, file, format=None, **options):
+        hurry = {"optimize": False, "compress_level": 1} if options.get("optimize") else {}
+        original(image, file, format, **options | hurry)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+
+
 def error_line(capsys):
     """The one line that a refused command prints."""
     lines = capsys.readouterr().err.splitlines()
@@ -434,6 +446,14 @@ def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(p
     else:
         assert [note.endswith("once, before the first step") for note in notes] == [True, False]
         assert all("CuPy" in note and "MiB of images are sent there" in note for note in notes)
+
+
+def test_workers_that_a_device_does_not_need_are_not_started_which_is_said(photos, tmp_path, capsys):
+    if devices.DEVICE == "cpu":
+        pytest.skip("a processor starts them: --device stand-in")
+    command = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--workers", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "no worker is started" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", devices.DEVICE])

@@ -265,6 +265,17 @@ def test_settings_stored_before_there_was_a_choice_have_the_default():
     assert Config.from_dict(stored).method == "conv=slabs"
 
 
+def test_each_room_has_its_own_forms_and_no_others():
+    forms = {form for names in METHODS.values() for form in names}
+    for room, own in METHODS.items():
+        for form in forms:
+            if form in own:
+                assert method_of(room, f"{room}={form}") == form
+            else:
+                with pytest.raises(ValueError, match=f"for {room}; not '{form}'"):
+                    method_of(room, f"{room}={form}")
+
+
 def test_an_unknown_setting_is_refused():
     with pytest.raises(ValueError, match=r"^unknown setting tau, zeal$"):
         Config.from_dict({"seed": 3, "zeal": 1, "tau": 0.1})

@@ -346,3 +346,14 @@ def test_libtiff_writes_no_line_of_its_own_beside_ours(packed, capfd):
     with pytest.raises(ValueError, match="damaged"):
         decode.pixels(bytes(data))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_below_zero_are_refused_and_not_shown_black(kind):
+    """Radar has decibels, tomography Hounsfield units, a map heights below the sea: all would be black."""
+    for low, high in ((-1000, 2000), (-25, -1)):
+        values = np.linspace(low, high, 64).astype(kind)[None].repeat(48, 0)
+        with pytest.raises(ValueError, match=f"has values from {low} to {high}: below 0 there is no brightness"):
+            decode.pixels(encoded(Image.fromarray(values), "TIFF"))
+    nearly = np.linspace(-2, 255, 64).astype(kind)[None].repeat(48, 0)
+    assert decode.pixels(encoded(Image.fromarray(nearly), "TIFF"))[0, :, 0].tolist()[::63] == [0, 255]

@@ -270,6 +270,16 @@ def test_a_file_that_is_not_ours_is_refused_and_left(folder, capsys):
 
 
 @pytest.mark.host
+def test_points_of_other_splits_or_settings_are_kept_apart():
+    tests = {"test": dataset(4)}
+    points = [{"lr": lr, "scores": {split: {"images": n}}} for lr in (1, 2) for split, n in (("test", 4), ("test", 5))]
+    assert protocol.found_among(points, {"lr": 2}, tests) is points[2]
+    assert protocol.found_among(points, {"lr": 3}, tests) is None
+    assert protocol.found_among(points, {"lr": 2}, {"unseen": dataset(4)}) is None
+    assert protocol.found_among(points, {"lr": 2}, tests | {"unseen": dataset(4)}) is None
+
+
+@pytest.mark.host
 def test_a_point_that_was_scored_on_another_split_is_made_again(folder, capsys):
     """Its accuracy would be shown as that of the split that is asked for now."""
     call = ["finetune", str(folder), "--labels", "25%", "--from", "scratch", "--epochs", "1"]

@@ -169,7 +169,7 @@ def test_a_published_file_must_have_its_checksum_and_another_is_said_to_have_non
         ("x.npz", b"junk", "cut off, or damaged"),
         ("x.npy", b"junk", "no NumPy file of numbers"),
         ("train-images-idx3-ubyte.gz", b"not packed", "cut off, or damaged"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(9))[:12], "cut off, or damaged"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(9), mtime=0)[:12], "cut off, or damaged"),
         ("train_X.bin", b"short", "cut off"),
     ],
 )
@@ -231,6 +231,26 @@ def test_a_folder_that_holds_one_data_set_stands_for_it(tmp_path):
     with pytest.raises(DataError, match="several data sets: MNIST, stl10_binary; name one of them"):
         load_dataset(tmp_path)
     assert len(load_dataset(tmp_path / "MNIST")) == 2
+
+
+def test_no_random_bytes_in_a_published_file_are_taken_for_its_own(tmp_path, monkeypatch):
+    planes, rng = PIXELS.transpose(0, 3, 1, 2).reshape(30, -1), np.random.default_rng(0)
+    own = pickle.dumps({"data": planes, "fine_labels": LABELS.tolist()}, 4)
+    monkeypatch.setattr(pickled, "PUBLISHED", {len(own): hashlib.md5(own).hexdigest()})
+    for place in rng.integers(0, len(own), 20).tolist():
+        flipped = bytearray(own)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "train").write_bytes(flipped)
+        with pytest.raises(ValueError, match="checksum is wrong"):
+            pickled.unpickled(tmp_path / "train")
+
+
+def test_the_command_refuses_what_is_no_file_of_arrays_in_one_line(tmp_path, capsys):
+    for name in ("x.npz", "x.npy", "train-images-idx3-ubyte.gz"):
+        (tmp_path / name).write_bytes(b"junk")
+        source = tmp_path / name if name.startswith("x.") else tmp_path
+        assert main(["data", str(source), "--sheet", str(tmp_path / "sheet.png")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_stl10_keeps_columns_first_and_counts_from_one(tmp_path):

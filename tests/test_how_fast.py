@@ -96,8 +96,8 @@ def test_a_profile_is_told_in_shares_of_its_step(how_fast: Any, tmp_path: Path) 
     rows = {"phases": phases, "operations": operations, "floor": floor}
     store(tmp_path, how_fast.PROFILE, threads=2, cases={"a case": rows})
     text = how_fast.profile()
-    assert "| backward | 600.0 (60 %) |" in text
-    assert "| `conv2d` | 200.0 + 500.0 | 70 % | 86 % |" in text
+    assert "| backward | 600.0 (60\u00a0%) |" in text
+    assert "| `conv2d` | 200.0 + 500.0 (70\u00a0%, 86\u00a0%) |" in text
     assert "| convolutions | 2.00 |" in text
     assert "| batch norms and their statistics | 2.00 |" in text
     assert "relu" not in text  # a thousandth of the step

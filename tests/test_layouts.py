@@ -306,6 +306,17 @@ def test_parts_of_one_set_are_joined_and_that_is_said(tmp_path):
     assert classes(others) == ("fold_0", "fold_1")  # they have one folder in common: perhaps these are classes
 
 
+def test_classes_that_may_be_something_else_are_said(tmp_path):
+    variants = [f"{kind}/{leaf}/{i}.png" for kind in ("color", "grey") for leaf in ("apple", "plum") for i in range(9)]
+    everything = read(tmp_path / "a", *variants)
+    assert classes(everything) == ("color", "grey")
+    assert "apple, plum, which all of them hold, as parts of a class" in remarks(everything)[0]
+    everything = read(tmp_path / "b", *numbered("2021-05-17", 9), *numbered("100CANON", 9))
+    assert "look like dates or the folders of a camera" in remarks(everything)[0]
+    assert remarks(read(tmp_path / "c", *numbered("cat", 9), *numbered("2021", 9), *numbered("7", 9))) == []
+    assert remarks(read(tmp_path / "d", "train/cat/small/1.png", "train/dog/small/1.png", "test/cat/1.png")) == []
+
+
 def test_class_names_that_differ_in_spaces_are_told_apart_for_the_reader(tmp_path):
     everything = read(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat /1.png", "test/dog/1.png")
     assert classes(everything) == ("cat", "dog")

@@ -136,9 +136,21 @@ def test_without_classes_nothing_is_right_or_wrong_on_the_page():
     assert "Each dot is a training image" in text
     assert "that training has not seen" not in text
     assert "images of a class that resemble one another" not in text
+    assert '<span class="name"></span>' in text  # each image would have the same name
+    assert 'viewBox="0 0 400 400"' in text  # the matrices keep no room for names
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
     assert data["votes"] is None
     assert not any(image in cells for image, cells in enumerate(data["near"]))  # all are on the map, in their order
+
+
+def test_of_many_classes_the_page_says_how_many_it_shows():
+    text = made(tuple(f"class {k}" for k in range(21)), count=84)
+    assert "16 of 21 classes are shown." in text
+    assert re.search(r"\d+ images, of 16 of the 21 classes, sorted by class", text)
+    assert 'text-anchor="end">class 15<' in text  # names stand beside the matrix, however many classes there are
+    few = made()
+    assert "classes are shown" not in few
+    assert "of the 3 classes" not in few
 
 
 def test_the_curves_are_those_that_the_record_has():

@@ -295,6 +295,13 @@ def test_an_unknown_room_is_refused_with_the_known_ones():
         resnet_small(method="loss=plain")
 
 
+@pytest.mark.parametrize("method", ["conv=fused", "norm=slabs", "pool=", "ntxent=tile", "views=fast"])
+def test_a_form_that_its_room_lacks_is_refused_when_the_network_is_made(method):
+    """The operations would refuse it, too, but only in the first step of training."""
+    with pytest.raises(ValueError, match=f"for {method.partition('=')[0]}; not"):
+        resnet_small(method=method)
+
+
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────
 
 

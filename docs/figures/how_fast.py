@@ -78,7 +78,7 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %")
+    return f"{share:.0%}".replace("%", "\u00a0%")  # no line breaks before the sign
 
 
 def digits(number: float) -> str:
@@ -149,7 +149,7 @@ def counted() -> str:
     for name in list(ENCODERS)[:2]:
         stages: dict[str, list[Layer]] = defaultdict(list)
         for kernel, size in of_encoder(name):
-            stages["stem" if kernel[2] == 3 else f"{size[0]}×{size[1]}, {kernel[-1]} channels"].append((kernel, size))
+            stages["stem" if kernel[2] == 3 else f"{size[0]}×{size[1]}, {kernel[-1]} ch"].append((kernel, size))
         whole, bytes_ = work(of_encoder(name))
         for stage, own in stages.items():
             products, copied = work(own)
@@ -189,8 +189,8 @@ def floors() -> str:
             *(f"{1e3 * term:,.0f}" for term in (*terms, sum(terms))),
         ]
         rows.append([case, *cells, f"{1e3 * own['floor']:,.0f}", f"{1e3 * own['median']:,.0f}"])
-    heading = ["step", "10⁹ multiply–adds", "GB copied", "$F/\\pi$, ms", "$B/\\beta$, ms", "(13.5), ms",
-               "floor in the file, ms", "measured, ms"]  # fmt: skip
+    heading = ["times in ms", "10⁹ multiply–adds", "GB copied", "$F/\\pi$", "$B/\\beta$", "(13.5)",
+               "the file's floor", "measured"]  # fmt: skip
     text = (
         f"π = {found[0] / 1e9:.0f} · 10⁹ multiply–adds and β = {found[1] / 1e9:.0f} GB copied in a second, "
         f"two threads together; π/β = {found[0] / found[1]:.1f} multiply–adds a byte."
@@ -294,9 +294,10 @@ def operations(cases: dict[str, Any], steps: dict[str, float], threads: int) -> 
         lines.append([f"`{name}`"])
         for case in cases:
             (forward, backward), (wall, cpu) = spent(case, name), sum(spent(case, name))
-            lines[-1] += [f"{1e3 * forward[0]:,.1f} + {1e3 * backward[0]:,.1f}", percent(share(case, name))]
-            lines[-1].append(percent(cpu / threads / wall) if wall else "")
-    heading = ["operation, forward + backward", *(part for case in cases for part in (f"{case}, ms", "share", "busy"))]
+            busy = percent(cpu / threads / wall) if wall else "0"
+            times = f"{1e3 * forward[0]:,.1f} + {1e3 * backward[0]:,.1f}"
+            lines[-1].append(f"{times} ({percent(share(case, name))}, {busy})")
+    heading = ["forward + backward, ms (share, busy)", *cases]
     floors = []
     for label, op, parts in (
         ("convolutions", "conv2d", ["conv2d"]),
@@ -462,23 +463,21 @@ def distributed() -> Any:
 
 
 def steps() -> str:
-    """A step beside PyTorch's, the honest rival first."""
-    lines = []
+    """A step beside PyTorch's, the honest rival first: a table for each case."""
+    tables = []
     for case in CASES:
         rows = of_case(STEP, case)
         if RIVAL not in rows:
             continue
-        order = [RIVAL, "auto", *(name for name in rows if name not in (RIVAL, "auto"))]
-        for name in order:
+        lines = []
+        for name in [RIVAL, "auto", *(name for name in rows if name not in (RIVAL, "auto"))]:
             row = rows[name]
             low, high = (1e3 * time for time in row["quartiles"])
-            label = f"**{name}**" if name in OURS else name
             cells = [f"{1e3 * row['median']:,.0f}", f"{low:,.0f} – {high:,.0f}", f"{row['median'] / row['floor']:.2f}"]
             cells += [f"{rows[RIVAL]['median'] / row['median']:.2f}", f"{row['cpu'] / row['median']:.2f}"]
-            cells.append(f"{row['memory'] / 2**20:,.0f}")
-            lines.append([case if name == RIVAL else "", label, *cells])
-    heading = ["step", "", "median, ms", "quartiles", "× floor", "speed", "cores busy", "memory, MiB"]
-    return table(heading, lines) if lines else missing(STEP)
+            lines.append([f"**{name}**" if name in OURS else name, *cells, f"{row['memory'] / 2**20:,.0f}"])
+        tables.append(table([case, "ms", "quartiles", "× floor", "speed", "cores busy", "memory, MiB"], lines))
+    return "\n\n".join(tables) or missing(STEP)
 
 
 def losses_beside() -> str:

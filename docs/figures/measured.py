@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 RUNGS = {"composed": style.BLUE, "plain": style.AMBER, "exact": style.GREEN, "tiled": style.PURPLE}
 MACHINES = {"AVX2": "train_step_quiet_avx2.json", "AVX-512": "train_step_quiet_avx512.json"}
 STEPS = {
-    "direct": ("slabs", style.BLUE),
+    "slabs": ("slabs", style.BLUE),
     "auto": ("auto: Winograd", style.GREEN),
     "torch channels-last": ("PyTorch, channels last", style.GREY),
     "torch c.-l., memory kept": ("PyTorch, memory kept", style.GREY),
@@ -63,7 +63,8 @@ def train_step() -> None:
     for ax, (machine, file) in zip(axes, MACHINES.items()):
         results = json.loads((style.HERE.parent.parent / "benchmarks" / "results" / file).read_text())
         case = next(iter(results["cases"]))
-        rows = {row["name"]: row for row in results["rows"] if row["case"] == case}
+        older = {"direct": "slabs"}  # a form's name in older results
+        rows = {older.get(row["name"], row["name"]): row for row in results["rows"] if row["case"] == case}
         for k, (name, (label, colour)) in enumerate(STEPS.items()):
             row = rows[name]
             spread = [[row["median"] - row["quartiles"][0]], [row["quartiles"][1] - row["median"]]]

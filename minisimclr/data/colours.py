@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .headers import Image as Header
+from .memory import RefusedError
 
 STRIP = 1 << 20  # pixels that are converted at once
+NOISE = 0.05  # largest part of the brightest value by which values may fall below 0: filters leave such
 SCALED = "images of 16 bits that use fewer of them are scaled to what they use"  # said once for a data set
 
 
@@ -56,7 +58,12 @@ def _on_white(strip: Image.Image) -> NDArray[np.uint8]:
 
 def _grey(image: Image.Image, found: Header, remarks: set[str]) -> Callable[[Image.Image], NDArray[np.uint8]]:
     """Return the function that makes strips of more than 8 bits RGB; Pillow would cut them off at 255."""
-    most: Any = (image if image.mode != "I;16B" else image.convert("I")).getextrema()[1]
+    extrema: Any = (image if image.mode != "I;16B" else image.convert("I")).getextrema()
+    least, most = extrema
+    if -least > NOISE * abs(most):
+        raise RefusedError(
+            f"has values from {least:.4g} to {most:.4g}: below 0 there is no brightness; scale them first"
+        )
     if image.mode == "F" and most <= 1:
         divisor = 1 / 255
     else:

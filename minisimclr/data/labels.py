@@ -196,7 +196,9 @@ def listed(path: Path, follow: bool, left: LeftOut) -> list[Name]:
         else:
             found.append(parts)
     if not found:
-        raise DataError(f"{path}: a list that names no image ({', '.join(FORMATS)}) below {root}; {left.line()}")
+        raise DataError(
+            f"{path}: a list that names no image ({', '.join(FORMATS)}) below {root}; {left.line() or 'it is empty'}"
+        )
     return list(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from .dataset import DataError
 from .reading import Reading
-from .splits import FILLERS, Name, Names, chosen, parts_joined, role, roles, without_masks, words_of
+from .splits import FILLERS, Name, Names, chosen, doubts, parts_joined, role, roles, without_masks, words_of
 
 HELD_OUT = 10  # one image in ten is a test image, if no folders decide
 HELD = "held-out"  # the split that --test-split asks for where the folders have none to test on
@@ -49,6 +49,7 @@ class Layout:
         labelled = any(len(parts) > 1 for parts in below.values())
         images = self.splits.setdefault(split, {})
         self.roles[split] = part
+        self.said += doubts(below) if part == "train" else []
         for k, parts in below.items():
             if len(parts) > 1 or not labelled:
                 images[k] = parts[0] if labelled else ""

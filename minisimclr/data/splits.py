@@ -47,6 +47,9 @@ MASKS = frozenset("annot annotation annotations annots groundtruth gt label labe
 MASKS |= frozenset("seg segmentation segmentations trimap trimaps".split())  # noqa: SIM905
 BESIDE_MASKS = FILLERS | frozenset("binary class colour color ground instance instances jpeg jpg".split())  # noqa: SIM905
 BESIDE_MASKS |= frozenset("jpegimages object png rgb semantic truth".split())  # noqa: SIM905
+NEVER_CLASSES = frozenset("annotation annotations segmentation segmentations trimap trimaps".split())  # noqa: SIM905
+# 2021-05-17, 2021_05, 20210517; 100CANON and 101MSDCF, as cameras write them (DCF)
+DATES = re.compile(r"(19|20)\d\d([-_.]?\d\d){1,2}|\d{3}[A-Z0-9_]{5}")
 PARTS = frozenset("batch chunk disk fold group part shard subset vol volume".split())  # noqa: SIM905
 
 
@@ -60,7 +63,11 @@ def role(name: str) -> str:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Cut a name into its words, without numbers: "seg_train" → ("seg", "train"), "trainset2" → ("train", "set")."""
+    """Cut a name into its words, without numbers.
+
+    >>> words_of("seg_train"), words_of("TestImages"), words_of("trainset2")
+    (('seg', 'train'), ('test', 'images'), ('train', 'set'))
+    """
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words: list[str] = []
     for word in re.findall(r"[^\W\d_]+", apart.casefold()):
@@ -113,12 +120,15 @@ def masks_beside(names: Iterable[str]) -> set[str]:
 
     >>> masks_beside(["images", "masks"]), masks_beside(["with_mask", "without_mask"])
     ({'masks'}, set())
+    >>> masks_beside(["CUB_200_2011", "segmentations"])
+    {'segmentations'}
     """
     words = {name: set(words_of(name)) for name in names}
     masks = {name for name, found in words.items() if found & MASKS or {"ground", "truth"} <= found}
     alike = all(found and found <= (MASKS | BESIDE_MASKS if name in masks else BESIDE_MASKS)
                 for name, found in words.items())  # fmt: skip
-    return masks if alike and len(masks) < len(words) else set()
+    clear = len(masks) == len(words) - 1 and all(words[name] <= NEVER_CLASSES for name in masks)
+    return masks if (alike or clear) and len(masks) < len(words) else set()
 
 
 def without_masks(below: Names, outside: dict[int, str]) -> Names:
@@ -155,3 +165,24 @@ def parts_joined(below: Names, said: list[str]) -> Names:
     said.append(f"{', '.join(map(one_line, sorted(tops)[:3]))} … are parts of one set, and the folders in them its "
                 "classes; --layout classes reads them as classes")  # fmt: skip
     return {k: parts[1:] for k, parts in below.items()}
+
+
+def doubts(below: Names) -> list[str]:
+    """Return what should be said of folders that are read as classes, and may be something else."""
+    inside: dict[str, set[str]] = {}
+    for parts in below.values():
+        if len(parts) > 1:
+            inside.setdefault(parts[0], set()).add(parts[1] if len(parts) > 2 else "")
+    if len(inside) < 2:
+        return []
+    some = ", ".join(map(one_line, sorted(inside)[:3])) + (" …" if len(inside) > 3 else "")
+    common = sorted(set.intersection(*inside.values()) - {""})
+    said = []
+    if len(common) > 1:
+        parts_of = ", ".join(map(one_line, common[:3])) + (" …" if len(common) > 3 else "")
+        said.append(f"{some} are read as the classes, and {parts_of}, which all of them hold, as parts of a class; "
+                    "if these are the classes, name one of the folders that hold them")  # fmt: skip
+    if all(map(DATES.fullmatch, inside)):
+        said.append(f"{some} are read as classes, and look like dates or the folders of a camera; "
+                    "--layout flat reads all images as one class")  # fmt: skip
+    return said

@@ -19,6 +19,7 @@ from ..backend import Array, array_module, is_array
 from ..values import NUMBERS, by_default, readers_of, shown, taken_as_they_are
 
 T = TypeVar("T")
+REFUSALS = "Raises: TypeError for what is no number or array of numbers; ValueError or IndexError for what does not fit"
 
 
 class Surface:
@@ -118,6 +119,7 @@ def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callab
         _, *given = inspect.signature(function).parameters.values()
         given = [p if p.kind is p.KEYWORD_ONLY else p.replace(annotation="Tensor | Array | float") for p in given]
         op = functools.update_wrapper(op, function)
+        op.__doc__ = _with_refusals(function.__doc__ or "")
         op.__annotations__ = {"return": returns}
         op.__signature__ = inspect.Signature(given, return_annotation=returns)
         op.is_primitive = True
@@ -126,6 +128,17 @@ def shown_as(function: Callable[..., Any], returns: type[T]) -> Callable[[Callab
         return op  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _with_refusals(doc: str) -> str:
+    """Add to the docstring of an operation what every operation raises, unless it says itself what it raises."""
+    if "Raises:" in doc or "VJP:" not in doc:
+        return doc
+    lines = doc.split("\n")
+    place = next((k for k, line in enumerate(lines) if line.lstrip().startswith(">>>")), len(lines) - 1)
+    place -= place > 0 and not lines[place - 1].strip()  # above the empty line before an example
+    lines.insert(place, f"    {REFUSALS}")
+    return "\n".join(lines)
 
 
 def as_array(value: Any) -> Array:

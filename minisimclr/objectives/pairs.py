@@ -30,7 +30,7 @@ def positives(xp: Any, n: int) -> tuple[Array, Array]:
 def shares(xp: Any, cosines: Array, semi_hard: bool) -> Array:
     """Return the share of each negative in its anchor's push: (2N,2N), rows that sum to 1, or to 0 without negatives.
 
-    All 2N − 2 negatives share alike. With `semi_hard` one of them has it all: the nearest of those that are farther
+    All 2N − 2 negatives share alike. With `semi_hard` one of them alone counts: the nearest of those that are farther
     than the positive (Schroff et al. 2015). If every negative is nearer than the positive, there is none.
     """
     n = len(cosines)

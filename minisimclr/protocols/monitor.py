@@ -34,6 +34,8 @@ class Monitor:
     A measurement adds to the metrics of its step: "knn", of h; "alignment", "uniformity", "rank" and "spread", of z;
     and "advice" if something looks wrong.
 
+    Raises: ValueError for an `every` below 1.
+
     >>> import numpy as np, minisimclr as ms
     >>> images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     >>> config = ms.Config(size=16, batch=4, epochs=2)

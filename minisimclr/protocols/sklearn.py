@@ -28,6 +28,8 @@ class SimCLRTransformer:
     There is nothing to fit: the encoder is frozen. `transform` takes uint8 images (N,H,W,3), or their pixels in rows,
     (N,H·W·3), as scikit-learn's own tools hand them on; their sides are then those that the run was trained on.
 
+    Raises: in `fit` and `transform`, not before: ValueError for another part, CheckpointError for a folder without run.
+
     >>> import minisimclr as ms
     >>> from minisimclr.training.config import build_model
     >>> run = ms.Run(ms.Config(size=16), build_model(ms.Config(size=16)))

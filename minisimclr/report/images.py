@@ -8,7 +8,6 @@ from PIL import Image
 from ..data import squares_of
 from ..storage import one_line
 from . import svg
-from .findings import CLASSES
 from .markup import Material
 from .pictures import can_write, diverging, rows_of_views
 from .thumbs import as_png, data_uri
@@ -69,13 +68,15 @@ def neighbours(material: Material) -> str:
     rows = []
     for query in queries[:ROWS]:
         name = material.class_name(labels[query])
+        title = name if findings.labelled else ""  # all have one name, which says nothing
         found = "".join(_near(material, query, k) for k in range(material.cells.shape[1]))
         rows.append(
-            f'<div class="row" data-query="{query}"><span class="name">{name}</span>'
+            f'<div class="row" data-query="{query}"><span class="name">{title}</span>'
             f'<button type="button" class="query" aria-label="{name}: show another image">'
             f'{material.thumb("dots", query, name)}</button><div class="found">{found}</div></div>'
         )
-    framed = '<p class="small">Neighbours of another class are framed.</p>' if findings.labelled else ""
+    some = f" {ROWS} of {len(queries)} classes are shown." if findings.labelled and len(queries) > ROWS else ""
+    framed = f'<p class="small">Neighbours of another class are framed.{some}</p>' if findings.labelled else ""
     content = f'<p class="hint">Click an image on the left to see another one.</p>{framed}{"".join(rows)}'
     title = f"The nearest of {len(findings.train):,} training images"
     return material.section("neighbours", title, content, "neighbours")
@@ -96,15 +97,16 @@ def similarity(material: Material) -> str:
     """Return the matrices of cosines before and after training."""
     findings, figures, names = material.findings, [], []
     labels = findings.test.labels[findings.rows]
-    if findings.labelled and len(findings.test.class_names) <= CLASSES:
-        for label in np.unique(labels):
-            middle = float(np.flatnonzero(labels == label).mean() + 0.5) / len(labels)
-            names.append((middle, one_line(findings.test.class_names[label], most=12)))
+    for label in np.unique(labels) if findings.labelled else ():
+        middle = float(np.flatnonzero(labels == label).mean() + 0.5) / len(labels)
+        names.append((middle, one_line(findings.test.class_names[label], most=12)))
     for title, cosines in findings.similarity.items():
         address = data_uri(as_png(Image.fromarray(diverging(cosines)).quantize(64)))
         drawn = svg.matrix(address, f"{len(cosines)} by {len(cosines)} cosines {title}", names)
         figures.append(f"<figure><h3>{title.capitalize()}</h3>{drawn}</figure>")
     order = "sorted by class" if findings.labelled else "sorted along the first principal component of h"
+    if findings.labelled and (classes := len(np.unique(findings.test.labels))) > len(names):
+        order = f"of {len(names)} of the {classes} classes, {order}"
     scale = (
         f'<p class="small scale">−1 <span class="colours"></span> 1 &ensp; {len(findings.rows)} images, {order}; '
         "the same in both</p>"

@@ -136,11 +136,12 @@ def matrix(uri: str, said: str, names: Sequence[tuple[float, str]]) -> str:
 
     names  (place, name) each: the place runs from 0, the top, to 1
     """
-    parts = [f'<image href="{uri}" x="{ROW_NAMES}" y="0" width="{MATRIX}" height="{MATRIX}"/>']
+    left = ROW_NAMES if names else 0
+    parts = [f'<image href="{uri}" x="{left}" y="0" width="{MATRIX}" height="{MATRIX}"/>']
     for place, name in names:
         y = MATRIX * place + 4
-        parts.append(f'<text class="tick" x="{ROW_NAMES - 8}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
-    return _svg("matrix", ROW_NAMES + MATRIX, MATRIX, said, parts)
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
+    return _svg("matrix", left + MATRIX, MATRIX, said, parts)
 
 
 def hue(label: int) -> int:

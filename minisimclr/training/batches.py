@@ -36,10 +36,8 @@ Views: TypeAlias = Callable[[int], tuple[Array, Array]]  # step -> views a, view
 def training_images(config: Config, cache: Path | None = None, report: Callable[[str], None] | None = None) -> Dataset:
     """Load the images that a configuration names; `cache` and `report` are those of `load_dataset`."""
     reading = Reading.from_text(config.reading)  # how the names in the data are read, where they leave a choice
-    side, size = config.cache_side, config.size
-    return load_dataset(
-        config.data, reading.split, size=size, reading=reading, cache_side=side, cache=cache, report=report
-    )
+    how: dict[str, Any] = {"size": config.size, "cache_side": config.cache_side, "cache": cache, "report": report}
+    return load_dataset(config.data, reading.split, reading=reading, **how)
 
 
 def epoch_order(count: int, batch: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from .. import heads, objectives
 from ..data import Reading
 from ..heads import HEADS
-from ..nn import METHOD
+from ..nn import METHOD, METHODS
 from ..objectives import OBJECTIVES
 from ..resnet import ENCODERS, STEMS
 from ..simclr import SimCLR
@@ -27,16 +27,8 @@ from .optim import LARS, SGD, Optimizer
 # drawn for different purposes are independent, although all of them come from one seed.
 WEIGHTS, ORDER, VIEWS = 1, 2, 3  # arbitrary numbers; with others no stored run could be repeated
 
-# The choices are spelled out here, so that one can read the settings without the files that serve them. A test
-# compares these names with those of each room.
+# The choices are spelled out here, so that one can read the settings without precision.py; a test compares them.
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-METHODS = {
-    "conv": ("plain", "slabs", "padded", "winograd", "auto"),
-    "norm": ("plain", "fused", "auto"),
-    "pool": ("plain", "threaded", "auto"),
-    "ntxent": ("composed", "plain", "exact", "reference", "tiled", "cuda", "cuda-bf16x3", "cuda-bf16", "auto"),
-    "views": ("plain", "batched", "auto"),
-}
 
 
 @dataclass(frozen=True)
