@@ -64,7 +64,7 @@ def write_all(contents: Mapping[Path, Content]) -> None:
         for path, content in contents.items():
             require_replaceable(path)
             waiting[path] = str(path.with_name(f".{path.name}.{os.urandom(4).hex()}.part"))
-            _fill(_create(waiting[path], path), content)
+            _fill(waiting[path], path, content)
         for path, temporary in waiting.items():
             os.replace(temporary, path)  # of the name itself, so a link that appeared meanwhile is not followed
     except BaseException as error:
@@ -78,17 +78,15 @@ def write_all(contents: Mapping[Path, Content]) -> None:
         _sync_folder(folder)
 
 
-def _create(temporary: str, path: Path) -> int:
-    """Make a file that is as private as the one that it will replace, or as the user wants new ones (umask)."""
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    if path.exists() and hasattr(os, "fchmod"):
-        os.fchmod(handle, os.stat(path).st_mode & 0o777)
-    return handle
+def _fill(temporary: str, path: Path, content: Content) -> None:
+    """Write content to a new file, and wait until it is on the disk.
 
-
-def _fill(handle: int, content: Content) -> None:
-    """Write content to an open file, and wait until it is on the disk."""
-    with os.fdopen(handle, "wb") as file:
+    It is as private as the file that it will replace, or as the user wants new files (umask).
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        if path.exists() and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
         if callable(content):
             content(file)
         else:

@@ -112,7 +112,8 @@ def fails_halfway(file: io.BufferedIOBase, **arrays: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.chmod", fails), ("os.replace", fails)]
+    ("name", "fault"),
+    [("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.fchmod", fails), ("os.replace", fails)],
 )
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch, name, fault):
     before = path.read_bytes()
@@ -230,7 +231,7 @@ while kills < int(sys.argv[2]):
         child = os.fork()
         if not child:
             if kills % 2:
-                fragile(rng.choice(["fsync", "chmod", "replace"]), rng.random() < 0.5)
+                fragile(rng.choice(["fsync", "fchmod", "replace"]), rng.random() < 0.5)
             ms.pretrain(config, images, folder=folder, resume=(folder / "checkpoint.npz").exists())
             os._exit(0)
         if kills % 2 == 0:
