@@ -50,11 +50,12 @@ data/reading.py data/splits.py data/names.py data/classes.py data/left_out.py da
 data/labels.py data/find.py data/exif.py data/jpeg.py data/png.py data/headers.py data/memory.py data/colours.py
 data/decode.py data/stores.py data/stream.py data/cache.py data/files.py data/pickled.py data/binaries.py
 data/formats.py data/__init__.py
-training/large_batch.py training/photos.py training/parcels.py training/workers.py training/precision.py
+training/large_batch.py training/photos.py training/parcels.py training/signals.py
+training/workers.py training/precision.py
 training/archive.py
 training/checkpoint.py
 training/stored.py training/record.py training/folders.py training/trained.py training/run.py
-training/distributed.py training/begin.py training/signals.py training/session.py training/presets.py
+training/distributed.py training/begin.py training/session.py training/presets.py
 evaluation/probe.py evaluation/duplicates.py
 evaluation/scores.py evaluation/measures.py
 protocols/sgd_probe.py

@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -44,7 +44,7 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               142  Files that are written whole or not at all, and looked at before they are read
+    storage.py               145  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
@@ -100,7 +100,7 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     data/colours.py           91  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
     data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
     data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
-    data/stream.py           159  Photos: images in files, of any size, that are decoded when they are asked for
+    data/stream.py           163  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
     data/files.py            194  Images from a folder or a zip file: which can be used, and where they are kept
     data/pickled.py           80  CIFAR's Python files: pickles, of which nothing but plain data is let through
@@ -109,8 +109,9 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
-    training/parcels.py       35  Parcels: what a worker puts into a slot of the memory that it shares with the training
-    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
+    training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
+    training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
+    training/workers.py      199  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -121,7 +122,6 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     training/run.py          203  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
-    training/signals.py       41  Signals that ask a run to stop: the first waits for the end of the step
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
@@ -129,7 +129,7 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     131  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     134  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -153,7 +153,7 @@ Second reading, 14,292 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          216  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          218  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again

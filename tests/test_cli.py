@@ -448,6 +448,14 @@ def test_a_run_on_a_device_says_where_it_computes_and_how_the_images_get_there(p
         assert all("CuPy" in note and "MiB of images are sent there" in note for note in notes)
 
 
+def test_workers_that_a_device_does_not_need_are_not_started_which_is_said(photos, tmp_path, capsys):
+    if devices.DEVICE == "cpu":
+        pytest.skip("a processor starts them: --device stand-in")
+    command = ["pretrain", "--data", str(photos), *SMALL, *THERE, "--workers", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "no worker is started" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["cpu", devices.DEVICE])
 def test_resuming_elsewhere_is_said_in_one_line_and_works(trained, tmp_path, device, capsys):
     run = shutil.copytree(trained, tmp_path / "run")

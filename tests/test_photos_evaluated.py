@@ -32,6 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = partial(fit_linear_probe, l2_values=(1e-3,), iterations=10)
     monkeypatch.setitem(protocol.PROBES, "quick", quick)
     monkeypatch.setattr(protocol, "BLOCK", 5)
+    monkeypatch.setattr(protocol, "LARGE_BLOCK", 5)
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +169,12 @@ def test_a_photo_that_breaks_late_is_left_out_of_every_score(made, largest, tmp_
 
 
 def test_scores_beside_a_broken_photo_agree_with_those_of_a_set_without_it(made, monkeypatch):
+    """Scored as the black square that stands in its place, a red test image would be a grey one."""
     run = ms.load_run(made / "run")
-    whole, test = splits(made)
-    place = whole.files.index("train/red/1.png")
-    without = whole.only(np.delete(np.arange(len(whole)), place))
-    expected = [score.as_dict() for score in compare(run, without, {"test": test}, k=3)]
-    break_late(made, ["train/red/1.png"], monkeypatch)
+    train, whole = splits(made)
+    without = whole.only(np.delete(np.arange(len(whole)), whole.files.index("test/red/1.png")))
+    expected = [score.as_dict() for score in compare(run, train, {"test": without}, k=3)]
+    break_late(made, ["test/red/1.png"], monkeypatch)
     train, test = splits(made, report=lambda line: None)
     for score, other in zip(compare(run, train, {"test": test}, k=3), expected, strict=True):
         assert score.as_dict() | {"name": ""} == other | {"name": ""}

@@ -21,6 +21,7 @@ from minisimclr.data import cache as cache_file
 from minisimclr.data import decode, files, stores, stream
 from minisimclr.training import parcels
 from minisimclr.training import photos as photo_batches
+from minisimclr.training import workers as worker_processes
 from minisimclr.training.batches import step_views, views_ahead
 from minisimclr.training.photos import finest, photo_views
 from minisimclr.views import augment
@@ -261,7 +262,7 @@ def test_workers_cut_the_crops_and_the_device_makes_the_views_of_the_host(
     """With --device stand-in; on the CPU the crops are sent and made into views by NumPy, as a GPU would."""
     data = photos_of(folder, "memory", tmp_path, monkeypatch)
     config = dataclasses.replace(CONFIG, views=names)
-    monkeypatch.setattr(parcels, "CHUNK", 20_000)  # of the six crops of a step, one to three at a time
+    monkeypatch.setattr(worker_processes, "CHUNK", 20_000)  # of the six crops of a step, one to three at a time
     alone = views_with(config, data, 0)
     if devices.DEVICE == "cpu":
         monkeypatch.setattr(photo_batches, "to_device", lambda array, device: array)

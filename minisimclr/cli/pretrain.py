@@ -128,6 +128,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         sent = "once, before the first step" if resident(images, config.device) else "batch by batch: they do not fit"
         size = f"{images.nbytes / 2**20:,.0f} MiB"
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
+        if options.workers:
+            note("no worker is started: the GPU makes the views of these images faster than they could be sent to it")
     for line in remarks(config):
         note(line)
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":

@@ -128,11 +128,16 @@ class Photos(Dataset):
         """The bytes that all central squares take."""
         return len(self) * self.size**2 * 3
 
+    @property
+    def fits(self) -> bool:
+        """True if the central squares may be one array."""
+        return self.square_bytes <= LARGEST_ARRAY
+
     @cached_property
     def images(self) -> Pixels:
         """All central squares, uint8 (N,size,size,3). Raises: DataError if they take more than a GiB."""
         size = self.size
-        if self.square_bytes > LARGEST_ARRAY:
+        if not self.fits:
             raise DataError(
                 f"{self.path}: {len(self):,} images of {size}×{size} pixels are no single array: "
                 f"{self.square_bytes / 2**30:.1f} GiB; take the data set itself, and its read(index) or squares(rows)"
@@ -145,7 +150,7 @@ class Photos(Dataset):
     def as_images(self) -> Any:
         """Return `images`; or the photos themselves, which are cut and picked like an array, where that cannot be."""
         if "images" not in vars(self):
-            if self.square_bytes > LARGEST_ARRAY or self.unreadable:
+            if not self.fits or self.unreadable:
                 return self
             squares = self.squares(slice(None))
             if self.unreadable:  # whoever takes an array cannot know which of its rows mean nothing

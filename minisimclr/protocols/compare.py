@@ -19,7 +19,7 @@ from ..training.config import build_model
 from ..training.run import Run, fingerprint
 from .sgd_probe import fit_sgd_probe
 
-BLOCK = 500  # number of images whose representations are computed at a time
+BLOCK, LARGE_BLOCK = 500, 64  # numbers of images that are embedded at a time; 500 of 224 pixels would take gigabytes
 RAW_SIDE = 32  # of photos that are no single array, raw pixels are means over squares: else 600 KB an image at 224
 
 # The linear classifiers, by name: a quick sweep over four penalties, the paper's for transfer, and its SGD.
@@ -66,7 +66,9 @@ def compare(
     """
     device = device_of(run.model.parameters()[0].data)
     images = {name: squares_of(data) for name, data in {"": train, **tests}.items()}  # "" is the training split
-    side = 0 if all(type(found) is np.ndarray for found in images.values()) else min(RAW_SIDE, run.config.size)
+    # One file that cannot be decoded makes photos of an array, too; the size alone decides how they are compared.
+    large = not all(getattr(data, "fits", True) for data in (train, *tests.values()))
+    side = min(RAW_SIDE, run.config.size) if large else 0
     untrained = build_model(run.config.to_evaluate(device)).to(device)
     seen, known = {}, {}
     for split, found in images.items():
@@ -97,7 +99,7 @@ def _representations(
     side  of the squares whose raw pixels are taken, or 0 for the images as they are
     """
     parts = []
-    for part in blocks(len(images), BLOCK):
+    for part in blocks(len(images), LARGE_BLOCK if side else BLOCK):
         if side:
             progress(f"{part.start:,} of {len(images):,} photos")
         some = images[part]
@@ -110,15 +112,20 @@ def _representations(
 
 def _pixels(images: Matrix, side: int) -> Matrix:
     """Return the pixels of images, or of means over their areas if there is a side: float32 (N,F) in [0,1]."""
-    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    if not side or images.shape[1] <= side:
-        return pixels
-    pixels = pixels.reshape(images.shape)
-    for axis in (1, 2):  # cells of unequal size where the side does not divide the size
-        starts = np.arange(side) * images.shape[axis] // side
-        sums, counts = np.add.reduceat(pixels, starts, axis), np.diff([*starts, images.shape[axis]])
-        pixels = np.moveaxis(np.moveaxis(sums, axis, -1) / counts.astype(np.float32), -1, axis)
-    return pixels.reshape(len(images), -1)
+    if side and images.shape[1] > side:
+        return np.stack([_means(image / np.float32(255), side) for image in images]).reshape(len(images), -1)
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def _means(image: Matrix, side: int) -> Matrix:
+    """Return means over cells of an image, which are of unequal size where the side does not divide its size.
+
+    Shapes: (S,S,3) -> (side,side,3)
+    """
+    starts = np.arange(side) * len(image) // side
+    counts = np.diff([*starts, len(image)]).astype(np.float32)
+    rows = np.add.reduceat(image, starts, axis=0) / counts[:, None, None]
+    return np.asarray(np.add.reduceat(rows, starts, axis=1) / counts[:, None])
 
 
 def check_data(run: Run, train: Dataset, tests: dict[str, Dataset], source: str, other: bool) -> list[str]:

@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Config
-from .photos import CHUNK, Crops
+from .photos import Crops
 
 NOTHING = Crops(np.empty(0, np.int64), [], None)  # behind the last parcel of a step
-
-
-def room_for(config: Config, count: int, photos: Any = None) -> int:
-    """Return the size of a slot in bytes: for two views of `count` images, or for crops of photos."""
-    if photos is None:
-        return 2 * count * config.size**2 * 12  # 3 floats a pixel
-    return max(CHUNK, int(3 * photos.sizes.prod(axis=1).max()))  # a crop is at most a photo
 
 
 def parcels_of(views: Callable[[int], Any], step: int, room: int) -> Iterator[Crops]:
@@ -45,3 +37,8 @@ def laid_out(memory: NDArray[np.uint8], kind: Any, shapes: Sequence[tuple[int, .
     """Return arrays that lie one behind the other in memory."""
     ends = np.cumsum([0] + [math.prod(shape) * kind.itemsize for shape in shapes]).tolist()
     return [memory[ends[k] : ends[k + 1]].view(kind).reshape(shape) for k, shape in enumerate(shapes)]
+
+
+def shared_array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return shared memory as an array."""
+    return np.frombuffer(shared, dtype).reshape(shape)

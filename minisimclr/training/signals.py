@@ -44,6 +44,22 @@ def stop_signals() -> Iterator[list[int]]:
         put_back()
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Keep signals that ask to stop from a process started inside: the training process decides when to stop."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker  # here: it takes time to import
+
+    resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def returns_run(error: BaseException | None) -> bool:
     """Return True for an interrupt in a notebook, and say so: `pretrain` then returns the run as far as it came."""
     ipython = sys.modules.get("IPython")  # whoever runs a notebook has imported it

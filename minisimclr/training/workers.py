@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias
 
@@ -30,9 +29,10 @@ from ..backend import Array
 from ..data import Dataset
 from ..processor import blas_at_one_thread, set_threads
 from .config import Config
-from .parcels import NOTHING, laid_out, parcels_of, room_for
-from .photos import Crops, cut, views_of_crops
+from .parcels import NOTHING, laid_out, parcels_of, shared_array
+from .photos import CHUNK, Crops, cut, views_of_crops
 from .run import Interrupted
+from .signals import signals_blocked
 
 NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
 PR_SET_PDEATHSIG = 1  # the name of a question to the Linux kernel, as a number; that of prctl.h
@@ -60,6 +60,7 @@ def team(
     photos: Any = images if isinstance(images, Dataset) else None
     shared = photos.shared(_copied) if photos else (_copied(images), images.shape)  # one copy serves all
     room = room_for(config, count, photos if (cropped := config.device == "cuda") else None)
+    finish = functools.partial(views_of_crops, config, count)  # of crops, on the device
     started: list[_Worker] = []
     try:
         for k in range(workers):
@@ -88,10 +89,17 @@ def team(
                 started[steps.index(step) % workers].free()  # they are on the device by now
                 left -= len(found.rows)
 
-        yield (lambda step: views_of_crops(config, count, crops(step))) if cropped else views
+        yield (lambda step: finish(crops(step))) if cropped else views
     finally:  # also after an error, or a signal: no worker outlives its use
         for worker in started:
             worker.stop()
+
+
+def room_for(config: Config, count: int, photos: Any = None) -> int:
+    """Return the size of a slot in bytes: for two views of `count` images, or for crops of photos."""
+    if photos is None:
+        return 2 * count * config.size**2 * 12  # 3 floats a pixel
+    return max(CHUNK, int(3 * photos.sizes.prod(axis=1).max()))  # a crop is at most a photo
 
 
 def leave_if_only_imported() -> None:
@@ -119,11 +127,11 @@ class _Worker:
     ) -> None:
         self.label, self.received = label, 0  # received: number of parcels so far
         memory = _CONTEXT.RawArray("B", SLOTS * room)
-        self.slots = _array(memory, np.uint8, (SLOTS, room))
+        self.slots = shared_array(memory, np.uint8, (SLOTS, room))
         self.connection, there = _CONTEXT.Pipe()
         arguments = (there, make, config, shared_images, memory, room, steps)
         self.process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
-        with _signals_blocked():
+        with signals_blocked():
             self.process.start()
         there.close()  # if the worker's end stayed open here, nobody would notice that the worker has ended
 
@@ -181,12 +189,12 @@ def _work(
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
     _die_with_parent()
     set_threads(1)  # the other cores have workers of their own
-    slots = _array(shared_slots, np.uint8, (SLOTS, room))
+    slots = shared_array(shared_slots, np.uint8, (SLOTS, room))
     try:
         with blas_at_one_thread():
             images: Any = shared_images
             if not isinstance(images, Dataset):
-                images = _array(images[0], np.uint8, images[1])
+                images = shared_array(images[0], np.uint8, images[1])
             broken = getattr(images, "unreadable", {})  # numbers of photos, with the reason; it grows
             views, told, sent, free = make(config, images), 0, 0, SLOTS
             for step in steps:
@@ -227,24 +235,5 @@ def _die_with_parent() -> None:
 def _copied(images: NDArray[np.uint8]) -> Any:
     """Copy images into memory that other processes can share."""
     shared = _CONTEXT.RawArray("B", images.nbytes)
-    np.copyto(_array(shared, np.uint8, images.shape), images)
+    np.copyto(shared_array(shared, np.uint8, images.shape), images)
     return shared
-
-
-def _array(shared: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return shared memory as an array."""
-    return np.frombuffer(shared, dtype).reshape(shape)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Keep signals that ask to stop from a process started inside: the training process decides when to stop."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # else the first start runs it, and unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
