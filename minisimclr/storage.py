@@ -12,7 +12,6 @@ import io
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -64,15 +63,14 @@ def write_all(contents: Mapping[Path, Content]) -> None:
     try:
         for path, content in contents.items():
             require_replaceable(path)
-            handle, waiting[path] = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-            _fill(handle, content)
-            os.chmod(waiting[path], 0o644)  # mkstemp makes files private
+            waiting[path] = str(path.with_name(f".{path.name}.{os.urandom(4).hex()}.part"))
+            _fill(waiting[path], path, content)
         for path, temporary in waiting.items():
             os.replace(temporary, path)  # of the name itself, so a link that appeared meanwhile is not followed
     except BaseException as error:
         for temporary in waiting.values():
             Path(temporary).unlink(missing_ok=True)
-        ours = path not in waiting or getattr(error, "filename", None) in (None, *waiting.values())
+        ours = getattr(error, "filename", None) in (None, *waiting.values())
         if isinstance(error, OSError) and error.errno and ours:
             error.filename = str(path)  # a full disk names no file; and nobody knows the temporary one
         raise
@@ -80,9 +78,15 @@ def write_all(contents: Mapping[Path, Content]) -> None:
         _sync_folder(folder)
 
 
-def _fill(handle: int, content: Content) -> None:
-    """Write content to an open file, and wait until it is on the disk."""
-    with os.fdopen(handle, "wb") as file:
+def _fill(temporary: str, path: Path, content: Content) -> None:
+    """Write content to a new file, and wait until it is on the disk.
+
+    It is as private as the file that it will replace, or as the user wants new files (umask).
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        if path.exists() and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
         if callable(content):
             content(file)
         else:
@@ -115,12 +119,12 @@ def open_to_append(path: Path) -> io.FileIO:
     """Open a regular file for lines to be added. Raises: OSError for anything else, a link among it."""
     require_replaceable(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return io.FileIO(os.open(path, flags, 0o644), "a")  # without a buffer, in which a line would wait
+    return io.FileIO(os.open(path, flags, 0o666), "a")  # without a buffer, in which a line would wait
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Remove the temporary files of these names, which a process left there that was killed while it wrote."""
-    ours = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}\.part")  # as mkstemp names them
+    ours = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}\.part")  # as `write_all` names them
     for path in folder.iterdir():
         if ours.fullmatch(path.name) and stat.S_ISREG(os.lstat(path).st_mode):
             path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minisimclr import storage
 from minisimclr.training import archive as archive_module
 from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError, load, part, save
@@ -79,8 +80,19 @@ def test_the_environment_names_what_decides_the_last_bit():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_others_may_read_it(path):
-    assert path.stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_is_as_private_as_its_user_wants_and_stays_so(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        storage.write(tmp_path / "file", b"new")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+        (tmp_path / "file").chmod(0o640)
+        storage.write(tmp_path / "file", b"newer")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+        storage.open_to_append(tmp_path / "record").close()
+        assert (tmp_path / "record").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
 
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────────
@@ -100,7 +112,8 @@ def fails_halfway(file: io.BufferedIOBase, **arrays: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.chmod", fails), ("os.replace", fails)]
+    ("name", "fault"),
+    [("numpy.savez", fails_halfway), ("os.fsync", fails), ("os.fchmod", fails), ("os.replace", fails)],
 )
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch, name, fault):
     before = path.read_bytes()
@@ -218,7 +231,7 @@ while kills < int(sys.argv[2]):
         child = os.fork()
         if not child:
             if kills % 2:
-                fragile(rng.choice(["fsync", "chmod", "replace"]), rng.random() < 0.5)
+                fragile(rng.choice(["fsync", "fchmod", "replace"]), rng.random() < 0.5)
             ms.pretrain(config, images, folder=folder, resume=(folder / "checkpoint.npz").exists())
             os._exit(0)
         if kills % 2 == 0:
