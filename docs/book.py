@@ -422,6 +422,12 @@ def from_elsewhere(folder: Path) -> list[str]:
     return [f"{path.relative_to(folder)}: {found}" for path in files for found in loads.findall(path.read_text())]
 
 
+def split_formulas(folder: Path) -> list[str]:
+    """Return a complaint for each built page with a formula in `split`, which a browser refuses if it has a tag."""
+    files = sorted(folder.rglob("*.html"))
+    return [f"{path.relative_to(folder)}: a formula in split" for path in files if r"\begin{split}" in path.read_text()]
+
+
 def complaints() -> list[str]:
     """Everything that is wrong with the book, a line each."""
     found = [
@@ -431,10 +437,10 @@ def complaints() -> list[str]:
 
 
 def build() -> int:
-    """Build the HTML, strictly, and look whether it would load anything from the network."""
+    """Build the HTML, strictly, and look whether it would load anything from the network, or show no formula."""
     strict = ["-W", "--keep-going", "-n", "-q", "-j", "auto"]
     code = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", *strict, HERE, BUILT]).returncode
-    outside = from_elsewhere(BUILT)
+    outside = [*from_elsewhere(BUILT), *split_formulas(BUILT)]
     print(*outside, sep="\n", end="\n" if outside else "")
     if not code and not outside:
         print(f"the book: {BUILT / 'index.html'}")

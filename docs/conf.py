@@ -96,6 +96,17 @@ class LinksToCode(SphinxTransform):
             link.replace_self(nodes.reference("", "", *shown, refuri=f"{up}code/{file}.html", internal=True))
 
 
+class WholeFormulas(SphinxTransform):
+    """Hand formulas to MathJax as they are: Sphinx would put one of several rows into `split`, which takes no tag."""
+
+    default_priority = 400
+
+    def apply(self, **settings: Any) -> None:
+        for formula in self.document.findall(nodes.math_block):
+            formula["no-wrap"] = formula["nowrap"] = True  # its name of today, and the one before
+            formula[:] = [nodes.Text(rf"\[{formula.astext()}\]")]
+
+
 def linked(env: Any) -> dict[str, set[str]]:
     """The files that each page links to."""
     if not hasattr(env, LINKED):
@@ -149,6 +160,7 @@ def ship_mathjax(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_transform(LinksToCode)
+    app.add_transform(WholeFormulas)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("html-collect-pages", code_pages)

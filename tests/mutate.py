@@ -40,8 +40,8 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {  # what is changed, and the tests that should notice
-    "engine/autograd": "autograd ops nn precision",
-    "engine/guard": "guard autograd ops",
+    "engine/autograd": "autograd ops nn precision values",
+    "engine/guard": "guard autograd ops values",
     "training/optim": "optim",
     "ops/basic": "ops autograd precision",
     "ops/conv/plain": "ops plain",

@@ -162,6 +162,13 @@ def test_a_page_that_would_load_from_the_network_is_noticed(loading: str, tmp_pa
     assert len(book.from_elsewhere(tmp_path)) == 1
 
 
+def test_a_formula_that_a_browser_would_refuse_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "right.html").write_text(r"\[\begin{aligned} x &= 1 \\ y &= 2 \end{aligned} \tag{1.1}\]")
+    assert book.split_formulas(tmp_path) == []
+    (tmp_path / "wrong.html").write_text(r"\[\begin{split}x \\ y \tag{1.1}\end{split}\]")
+    assert book.split_formulas(tmp_path) == ["wrong.html: a formula in split"]
+
+
 # ── The hyper-parameter table, and the exercises ──────────────────────────────────────────────────
 
 

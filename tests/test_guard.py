@@ -599,3 +599,15 @@ def test_the_guard_keeps_no_table_of_the_arrays_of_the_process() -> None:
     tables = (dict, list, set)
     kept = {name for name, value in vars(guarding).items() if isinstance(value, tables) and not name.startswith("__")}
     assert kept == set()
+
+
+@pytest.mark.parametrize("given", [3, None])
+def test_an_optimizer_says_what_it_was_given_in_place_of_parameters(given: Any) -> None:
+    with pytest.raises(TypeError, match=f"a list of Tensors, not .*{given}"):
+        ms.SGD(given, lr=0.1)
+
+
+def test_settings_hold_where_numpy_was_told_to_raise_floating_point_errors() -> None:
+    x = tensor(np.full(2, 1e-30, np.float32))
+    with np.errstate(all="raise"):
+        assert host(ops.power(x, exponent=2.0).data).tolist() == [0, 0]  # 1e-60 is too small for a float32

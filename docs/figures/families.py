@@ -116,10 +116,11 @@ def answers(encoder: Any, train: ms.Dataset, test: ms.Dataset) -> dict[str, floa
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds of what is stored, a row for each family, in Markdown."""
-    lines = [f"| task | {' | '.join(QUESTIONS.values())} |", "|---|---|---|---|"]
+    lines = [f"| task | {' | '.join(QUESTIONS.values())} | seeds |", "|---|---|---|---|---|"]
     for name in ("untrained", *FAMILIES):
         if own := [row for row in runs if row["task"] == name]:
-            lines.append(f"| {name} | {' | '.join(spread([row[key] for row in own]) for key in QUESTIONS)} |")
+            cells = " | ".join(spread([row[key] for row in own]) for key in QUESTIONS)
+            lines.append(f"| {name} | {cells} | {len(own)} |")
     return "\n".join(lines)
 
 

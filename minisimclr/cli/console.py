@@ -168,7 +168,7 @@ class _Bar(_Progress):
     def show(self, metrics: Metrics) -> None:
         width = WIDEST if self.widest is None else min(_width(), self.widest)  # now: a window may be made smaller
         if self.bar is None:
-            options = {"smoothing": 0.1, "ncols": self.widest and width, "bar_format": BAR}
+            options = {"smoothing": 0.1, "ncols": self.widest and width, "bar_format": BAR, "desc": "first step"}
             self.bar = self.kind(total=metrics["steps"], initial=self.start, **options)
         if self.widest is not None:
             self.bar.ncols = width
