@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from minisimclr import storage
+from minisimclr.cli.console import explanation
 from minisimclr.training import archive as archive_module
 from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError, load, part, save
@@ -93,6 +94,14 @@ def test_a_file_is_as_private_as_its_user_wants_and_stays_so(tmp_path, umask, mo
         assert (tmp_path / "record").stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
+
+
+def test_a_file_that_cannot_be_read_is_named_by_whoever_tells_of_it(tmp_path):
+    (tmp_path / "large").write_bytes(b"1234")
+    for path, why in ((tmp_path, "it is a folder, not a file"), (tmp_path / "large", "it is larger than 0 MiB")):
+        with pytest.raises(OSError, match=f"^{why}$") as caught:
+            storage.open_regular(path, 3)
+        assert explanation(caught.value) == f"{path}: {why}"
 
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────────
