@@ -151,7 +151,7 @@ def open_regular(path: Path, most: int) -> int:
         if descriptor is not None:
             os.close(descriptor)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # for whoever tells of it
+            error.add_note(shown(path))  # a note goes before the message where a command tells of it
         raise
     return descriptor
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from minisimclr import storage
-from minisimclr.cli.console import explanation
 from minisimclr.training import archive as archive_module
 from minisimclr.training import checkpoint
 from minisimclr.training.checkpoint import CheckpointError, load, part, save
@@ -101,7 +100,7 @@ def test_a_file_that_cannot_be_read_is_named_by_whoever_tells_of_it(tmp_path):
     for path, why in ((tmp_path, "it is a folder, not a file"), (tmp_path / "large", "it is larger than 0 MiB")):
         with pytest.raises(OSError, match=f"^{why}$") as caught:
             storage.open_regular(path, 3)
-        assert explanation(caught.value) == f"{path}: {why}"
+        assert caught.value.__notes__ == [storage.shown(path)]
 
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────────
