@@ -37,6 +37,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 14,316 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,321 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -133,11 +134,11 @@ Second reading, 14,316 lines: the exact, fast, safe and resumable forms of the s
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    188  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
-    report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
+    report/findings.py       172  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
@@ -157,7 +158,7 @@ Second reading, 14,316 lines: the exact, fast, safe and resumable forms of the s
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
+    cli/embed.py              41  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         96  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same
