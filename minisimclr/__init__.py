@@ -36,8 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,316 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 14,321 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
