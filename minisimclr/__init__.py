@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,321 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -44,7 +44,7 @@ Second reading, 14,321 lines: the exact, fast, safe and resumable forms of the s
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               145  Files that are written whole or not at all, and looked at before they are read
+    storage.py               149  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
