@@ -89,6 +89,7 @@ def from_files(case: arena.Case) -> Any:
     from minisimclr.training.photos import photo_views
 
     files.IN_MEMORY = 0  # none of them stays decoded
+    processor.keep_freed_memory()  # as training does, and its workers
     config = Config(size=case["size"], batch=case["images"], strength=case["strength"], blur=case["blur"])
     photos: Any = load_dataset(files_of(case), size=config.size)
     chosen, rng = np.arange(len(photos)), np.random.default_rng(1)

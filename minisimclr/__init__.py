@@ -36,7 +36,7 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       160  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -44,7 +44,7 @@ Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the s
     values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               145  Files that are written whole or not at all, and looked at before they are read
+    storage.py               149  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
@@ -106,7 +106,7 @@ Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the s
     data/pickled.py           80  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         122  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          190  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py         120  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py         127  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
@@ -133,11 +133,11 @@ Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the s
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    186  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    188  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           67  The table of accuracies: as text, and as it was kept
-    report/findings.py       168  The findings on a run: all that its page and its pictures show, computed once
+    report/findings.py       172  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
     report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
@@ -157,7 +157,7 @@ Second reading, 14,305 lines: the exact, fast, safe and resumable forms of the s
     cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
-    cli/embed.py              38  `minisimclr embed`: write h and z of every image, with its file, class and split
+    cli/embed.py              41  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too
     cli/neighbours.py         96  `minisimclr neighbours`: find the images that look most like a picture
     cli/duplicates.py         30  `minisimclr duplicates`: name the pairs of images that are almost the same

@@ -138,16 +138,20 @@ def open_regular(path: Path, most: int) -> int:
 
     Raises: FileNotFoundError; OSError, at once and unread, for a pipe, a device, a folder, or a file that is larger.
     """
-    _require_regular(os.stat(path))  # before it is opened: to open a device may already do something
-    # without O_NONBLOCK a pipe that took the file's place just now would wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = None
     try:
+        _require_regular(os.stat(path))  # before it is opened: to open a device may already do something
+        # without O_NONBLOCK a pipe that took the file's place just now would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         found = os.fstat(descriptor)
         _require_regular(found)
         if found.st_size > most:
             raise OSError(f"it is larger than {most / 2**20:,.0f} MiB")
-    except BaseException:
-        os.close(descriptor)
+    except BaseException as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if isinstance(error, OSError) and error.filename is None:
+            error.add_note(shown(path))  # a note goes before the message where a command tells of it
         raise
     return descriptor
 

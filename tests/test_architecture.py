@@ -68,6 +68,13 @@ def tree(file: str) -> ast.Module:
     return ast.parse(FILES[file].read_text())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_the_trees():
+    """Half a million objects at the end of this file, which other tests would look through for garbage."""
+    yield
+    tree.cache_clear()
+
+
 @functools.cache
 def imports(file: str) -> list[str]:
     """The dotted name of every module that a file imports, also inside functions and under TYPE_CHECKING."""

@@ -95,6 +95,15 @@ def test_a_file_is_as_private_as_its_user_wants_and_stays_so(tmp_path, umask, mo
         os.umask(before)
 
 
+def test_a_file_that_cannot_be_read_is_named_by_whoever_tells_of_it(tmp_path):
+    (tmp_path / "large").write_bytes(b"1234")
+    for path, why in ((tmp_path, "it is a folder, not a file"), (tmp_path / "large", "it is larger than 0 MiB")):
+        with pytest.raises(OSError, match=why) as caught:
+            storage.open_regular(path, 3)
+        assert str(caught.value) == why
+        assert caught.value.__notes__ == [storage.shown(path)]
+
+
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -500,3 +500,25 @@ def test_too_few_images_for_a_batch():
         epoch_order(7, 8, np.random.default_rng(0))
     with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
         epoch_order(7, 0, np.random.default_rng(0))
+
+
+def test_an_empty_name_is_not_the_folder_in_which_one_is(tmp_path, monkeypatch):
+    write(tmp_path, {"cat/1.png": 1, "dog/2.png": 2})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="empty name"):
+        load_dataset("", "all")
+    assert len(load_dataset(".", "train", size=8).images) > 0
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_a_disk_that_fails_while_it_is_read_names_the_data(tmp_path, monkeypatch, kind):
+    contents = {"cat/1.png": 1, "dog/2.png": 2}
+    path = write_zip(tmp_path / "d.zip", contents) if kind == "zip" else write(tmp_path / "d", contents)
+
+    def failing(*args: object, **options: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "listing", failing)
+    with pytest.raises(OSError, match=re.escape(str(path))) as caught:
+        load_dataset(path)
+    assert caught.value.filename == str(path)

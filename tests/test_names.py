@@ -51,6 +51,7 @@ ASKS = {
     "engine/guard.py": "only NumPy's arrays can be locked",
     "training/precision.py": "refuses number formats that a processor does not have",
     "cli/pretrain.py": "tells what a GPU is sent, and when",
+    "training/workers.py": "sends crops to a GPU, which resizes them itself, and views to a processor",
     "training/batches.py": "processes draw the views ahead of a processor; a GPU draws them itself",
 }
 

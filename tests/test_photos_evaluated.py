@@ -209,3 +209,11 @@ def test_one_photo_is_picked_as_one_row_of_an_array_is(made):
     assert some.files == (train.files[5], train.files[2])
     np.testing.assert_array_equal(some.images, train.images[[5, 2]])
     np.testing.assert_array_equal(some.read(1), train.read(2))
+
+
+def test_a_notebook_shows_some_of_the_photos_and_decodes_no_others(made, no_array, monkeypatch):
+    monkeypatch.setattr("minisimclr.display.IMAGES", 3)
+    shown = splits(made)[0]._repr_html_()
+    assert "data:image/png" in shown
+    assert "12 images" in shown
+    assert no_array == [3]

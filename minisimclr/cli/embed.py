@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..data import Dataset
+from ..protocols.compare import BLOCK, LARGE_BLOCK
 from ..protocols.table import ENDINGS, Rows, require_writer, written
 from ..storage import shown, write
 from ..training.folders import require_output
@@ -42,7 +44,8 @@ def run_command(options: argparse.Namespace) -> None:
     def content(file: object) -> None:
         for split, data in found.items():
             with saying(f"embedding {split}"):
-                rows.add(split, data, *run.embed(data))
+                batch = BLOCK if type(data) is Dataset else LARGE_BLOCK
+                rows.add(split, data, *run.embed(data, batch=batch))
         written(file, options.to, rows)
 
     # The file is open before the first image is embedded: a folder that cannot be written to is noticed now.

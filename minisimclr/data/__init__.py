@@ -65,7 +65,14 @@ def load_dataset(
         "cache_side": whole("cache_side", cache_side, -2),
         "cache": None if cache is None else Path(cache),
     }
-    return _reader_of(os.fspath(source), options)(split, size, limit)
+    if not (path := os.fspath(source)):
+        raise DataError('the data have an empty name; "." is the folder in which you are')
+    try:
+        return _reader_of(path, options)(split, size, limit)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a disk that fails in the midst of a file names none
+            error.filename = path
+        raise
 
 
 def _reader_of(source: str, options: dict[str, Any]) -> Callable[[str, int, int | None], Dataset]:

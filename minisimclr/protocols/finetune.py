@@ -30,6 +30,7 @@ from ..training.photos import photo_views
 from ..training.run import Run, fingerprint
 from ..values import not_negative, one_of, whole
 from ..views import to_float, two_views
+from .compare import LARGE_BLOCK
 
 STARTS = ("simclr", "scratch")
 # Rates for 256 images: the paper's for fine-tuning (B.5), and the usual one of a ResNet from scratch (He et al. 2016).
@@ -197,7 +198,8 @@ def point(
     model = finetune(run, train, labels=labels, start=start, **options)
     scores = {}
     for split, data in tests.items():
-        predicted = model.predict(squares_of(data))
+        images = squares_of(data)
+        predicted = model.predict(images, batch=500 if type(images) is np.ndarray else LARGE_BLOCK)
         data, predicted = sound(data, predicted)
         found = confusion(data.labels, predicted, len(train.class_names))
         scores[split] = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}

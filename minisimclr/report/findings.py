@@ -19,7 +19,7 @@ from ..data import Dataset, sound, squares_of
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
 from ..processor import blocks
-from ..protocols.compare import Score
+from ..protocols.compare import BLOCK, LARGE_BLOCK, Score
 from ..training.config import build_model
 from ..training.run import Metrics, Run
 from ..training.trained import views_in_training
@@ -61,8 +61,8 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
     """
     labelled = len(train.class_names) > 1
     itself = test is train  # an image is then its own nearest neighbour
-    test, h = sound(test, embed(run.model, squares_of(test))[0])  # (N,D)
-    train, train_h = (test, h) if itself else sound(train, embed(run.model, squares_of(train))[0])  # (M,D)
+    test, h = sound(test, _embedded(run, test))  # (N,D)
+    train, train_h = (test, h) if itself else sound(train, _embedded(run, train))  # (M,D)
     found, cosines = _others(train_h, h, max(VOTERS, NEIGHBOURS), itself)
     if labelled:
         voted, share = votes(train.labels[found[:, :VOTERS]], cosines[:, :VOTERS], len(train.class_names))
@@ -92,6 +92,12 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
         voted=voted,
         share=share,
     )
+
+
+def _embedded(run: Run, data: Dataset) -> Any:
+    """Return h of a data set, (N,D)."""
+    images = squares_of(data)
+    return embed(run.model, images, batch=BLOCK if type(images) is np.ndarray else LARGE_BLOCK)[0]
 
 
 def can_be_drawn(line: Metrics) -> bool:

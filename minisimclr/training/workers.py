@@ -2,8 +2,7 @@
 
 The plain way, `step_views` in batches.py, makes the views of a step when the step asks for them. If the images are
 large this takes long, and the other cores wait meanwhile. With n workers, worker k makes the views of every n-th step
-from the k-th on. Each has two slots of memory that it shares with the training process: it fills one while the other is
-in use.
+from the k-th on. Each shares two slots of memory with the training process: it fills one while the other is in use.
 
 If a GPU computes, workers read photos and cut their crops, which arrive in several parcels; the GPU does the rest.
 """
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..backend import Array
 from ..data import Dataset
-from ..processor import blas_at_one_thread, set_threads
+from ..processor import blas_at_one_thread, keep_freed_memory, set_threads
 from .config import Config
 from .parcels import NOTHING, laid_out, parcels_of, shared_array
 from .photos import CHUNK, Crops, cut, views_of_crops
@@ -189,6 +188,7 @@ def _work(
     """Run in the worker: fill its slots in turn, report each, and wait for `free` before a slot is filled again."""
     _die_with_parent()
     set_threads(1)  # the other cores have workers of their own
+    keep_freed_memory()  # views of photos ask for thousands of new pages a step, which take a fifth of their time
     slots = shared_array(shared_slots, np.uint8, (SLOTS, room))
     try:
         with blas_at_one_thread():
