@@ -199,7 +199,7 @@ def point(
     scores = {}
     for split, data in tests.items():
         images = squares_of(data)
-        predicted = model.predict(images, batch=500 if type(images) is np.ndarray else LARGE_BLOCK)
+        predicted = model.predict(images, batch=500 if isinstance(images, np.ndarray) else LARGE_BLOCK)
         data, predicted = sound(data, predicted)
         found = confusion(data.labels, predicted, len(train.class_names))
         scores[split] = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}

@@ -97,7 +97,7 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
 def _embedded(run: Run, data: Dataset) -> Any:
     """Return h of a data set, (N,D)."""
     images = squares_of(data)
-    return embed(run.model, images, batch=BLOCK if type(images) is np.ndarray else LARGE_BLOCK)[0]
+    return embed(run.model, images, batch=BLOCK if isinstance(images, np.ndarray) else LARGE_BLOCK)[0]
 
 
 def can_be_drawn(line: Metrics) -> bool:
