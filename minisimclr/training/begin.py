@@ -49,10 +49,9 @@ def begin(
     leave_if_only_imported()
     require_room(config, workers, views, ranks)
     ranks = ranks or ALONE
-    own = {
-        "model": model and instance("model", model, SimCLR),
-        "views": views if views is None else function("views", views),
-    }
+    own: dict[str, Any] = {"model": model and instance("model", model, SimCLR), "views": None}
+    if views is not None:
+        own["views"] = function("views", views)
     model, optimizer = precision.build(config, model, ranks)
     run = Run(config, model, images=fingerprint(images), ranks=ranks.size, news=getattr(images, "news", dict))
     run.own = tuple(name for name, thing in own.items() if thing is not None)
