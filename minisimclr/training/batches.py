@@ -82,7 +82,7 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
     method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
     both = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
-    make: Any = lambda batch, rng: both(batch, rng, *settings, config.views)  # noqa: E731
+    make: Callable[..., tuple[Array, Array]] = lambda batch, rng: both(batch, rng, *settings, config.views)  # noqa: E731
     if own is not None:
         make = lambda batch, rng: view_pair(own(batch, rng), len(batch))  # noqa: E731
     if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
