@@ -157,8 +157,7 @@ def lab(name: str) -> None:
             _print(f"\n**{title}.** {_cost(runs)}\n\n{paper.table(paper.EXPERIMENTS[name], runs)}")
             picture = path.with_suffix(".png")
             if picture.exists():
-                alt = f"{paper.EXPERIMENTS[name].question} {title}: each seed, and the mean"
-                _print(f"\n![{alt}]({picture.relative_to(HERE)})")
+                _print(f"\n![{name}, {title}]({picture.relative_to(HERE)})")
             found = True
     if not found:
         _print("\nNot run yet.")
