@@ -36,7 +36,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,357 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,364 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -98,7 +98,7 @@ Second reading, 14,357 lines: the exact, fast, safe and resumable forms of the s
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
     data/colours.py           91  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
-    data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
+    data/decode.py           183  From the bytes of an image file to its pixels; the file is untrusted
     data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
     data/stream.py           163  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
