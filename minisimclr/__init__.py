@@ -4,7 +4,7 @@ In every room `plain` is the form that one reads; the other forms equal it, and 
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
@@ -31,17 +31,17 @@ First reading, 2,597 lines: the whole of SimCLR, in the order in which one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
     training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
     training/config.py       143  Every setting of a run, with its unit and its range, and what is built from it
-    training/batches.py       85  The two views of each step, made when the step asks for them or ahead of time
+    training/batches.py       87  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,364 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    values/settings.py       160  Settings that come through a door, and the words in which one is refused
+    values/settings.py       173  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
-    values/arrays.py         170  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        70  The values that come through a door: taken as plain ones, or refused in one line
+    values/arrays.py         180  Arrays that come through a door: taken as plain arrays, or refused in one line
+    values/__init__.py        76  The values that come through a door: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               149  Files that are written whole or not at all, and looked at before they are read
@@ -98,7 +98,7 @@ Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the s
     data/headers.py          152  The format of an image file, and what it declares, before any decoder sees it
     data/memory.py            43  A limit to the memory that all threads together spend on decoding
     data/colours.py           91  From any kind of pixels to RGB, strip by strip: whole copies would double the memory
-    data/decode.py           176  From the bytes of an image file to its pixels; the file is untrusted
+    data/decode.py           183  From the bytes of an image file to its pixels; the file is untrusted
     data/stores.py           106  The pixels of photos: how one is kept, and where it is found when it is wanted
     data/stream.py           163  Photos: images in files, of any size, that are decoded when they are asked for
     data/cache.py            159  A cache: one file with the pixels of all photos, for a set that is larger than memory
@@ -119,10 +119,10 @@ Second reading, 14,325 lines: the exact, fast, safe and resumable forms of the s
     training/record.py        96  The record of a run, metrics.jsonl: one JSON object per step
     training/folders.py       88  Folders of runs: which are ours, which are free, and which hold files of somebody else
     training/trained.py       48  A trained model in use: images embedded, images like them found, views as in training
-    training/run.py          203  A run and its folder: what is kept of it, and how it is found again
+    training/run.py          202  A run and its folder: what is kept of it, and how it is found again
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
-    training/begin.py         59  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
-    training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
+    training/begin.py         61  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
+    training/session.py      183  A session of training: it records the steps of a run, saves, and stops when asked
     training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way

@@ -804,7 +804,7 @@ FAULTS = [
     Fault("views-of-the-paper-only", "report", "training/trained.py",
           "config.min_area, names=config.views)", "config.min_area)", "findings monitor"),
     Fault("rank-is-not-drawn", "report", "report/numbers.py",
-          '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page"),
+          '"rank": ("Effective rank"', '"ranks": ("Effective rank"', "page cli"),
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     Fault("masks-are-a-class", "data", "data/splits.py",
           "return masks if (alike or clear)", "return set() if (alike or clear)", "layouts doctests"),

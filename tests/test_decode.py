@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -357,3 +360,23 @@ def test_values_below_zero_are_refused_and_not_shown_black(kind):
             decode.pixels(encoded(Image.fromarray(values), "TIFF"))
     nearly = np.linspace(-2, 255, 64).astype(kind)[None].repeat(48, 0)
     assert decode.pixels(encoded(Image.fromarray(nearly), "TIFF"))[0, :, 0].tolist()[::63] == [0, 255]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is read from Linux")
+@pytest.mark.parametrize(
+    ("form", "side"), [("JPEG", 7990), ("PNG", 7990), ("WEBP", 4000), ("GIF", 6000), ("TIFF", 6200)]
+)
+def test_a_large_file_that_is_damaged_near_its_end_is_refused_below_300_mebibytes(tmp_path, form, side):
+    rows = np.repeat(np.arange(side, dtype=np.uint32) * 2654435761 >> 24, 3).astype(np.uint8).reshape(side, 1, 3)
+    image = Image.fromarray(np.broadcast_to(rows, (side, side, 3)).copy())
+    options = {"TIFF": {"compression": "tiff_adobe_deflate"}, "WEBP": {"lossless": True, "method": 0}}.get(form, {})
+    data = encoded(image.convert("P") if form == "GIF" else image, form, **options)
+    (tmp_path / "x").write_bytes(data[: len(data) * 97 // 100])
+    program = (
+        "import sys; from minisimclr.data import decode\n"
+        "try: decode.pixels(open(sys.argv[1], 'rb').read())\n"
+        "except ValueError: print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True)
+    assert int(done.stdout.split()[1]) < 300 << 10

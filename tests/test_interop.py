@@ -324,7 +324,7 @@ def test_three_lines_of_pytorch_are_enough_for_a_resnet_that_torchvision_names(n
     assert "stride=2, padding=1, bias=False" in small
 
 
-def test_pretraining_begins_with_the_weights_of_a_file(run_folder: Path, tmp_path: Path) -> None:
+def test_pretraining_begins_with_the_same_bits_as_a_file_of_weights_holds(run_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     ms.save_torchvision(ms.load_run(run_folder).model.encoder, file)
     images = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), np.uint8)

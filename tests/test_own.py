@@ -132,6 +132,33 @@ def test_own_things_of_the_wrong_kind_are_refused() -> None:
         ms.pretrain(Config(size=16, batch=4, precision="float16"), IMAGES, model=own_model())
 
 
+@pytest.mark.parametrize("views", [
+    lambda images, rng: (np.zeros((4, 16, 16, 3), np.float32),),
+    lambda images, rng: [np.zeros((2, 16, 16, 3), np.float32)] * 2,  # a batch of half the size
+    lambda images, rng: (np.zeros((4, 16, 16, 3), np.float32), np.zeros((4, 8, 8, 3), np.float32)),
+    lambda images, rng: (np.zeros((4, 3, 16, 16), np.float32),) * 2,
+    lambda images, rng: np.zeros((2, 4, 16, 16, 3), np.float32),
+    lambda images, rng: None,
+])  # fmt: skip
+def test_views_that_are_not_two_of_each_image_are_refused(views: Any) -> None:
+    with pytest.raises(ValueError, match=r"views must return two float arrays \(4,H,W,3\), one view of each image"):
+        ms.pretrain(Config(size=16, batch=4, epochs=1), IMAGES, views=views)
+
+
+@pytest.mark.parametrize("thing", ["views", "progress", "monitor"])
+def test_what_is_called_must_be_a_function(thing: str) -> None:
+    with pytest.raises(TypeError, match=f"{thing} must be a function, not 3"):
+        ms.pretrain(Config(size=16, batch=4, epochs=1), IMAGES, **{thing: 3})
+
+
+def test_a_folder_must_be_a_path() -> None:
+    for call in (lambda: ms.pretrain(CONFIG, IMAGES, folder=3), lambda: ms.load_run(3)):
+        with pytest.raises(TypeError, match="the folder of the run must be a path, not 3"):
+            call()
+    with pytest.raises(ValueError, match="empty name"):
+        ms.load_run("")
+
+
 def test_a_run_without_own_things_says_nothing_of_them(tmp_path: Path) -> None:
     """Its checkpoint has the entries that it had before: older versions read it."""
     from minisimclr.training.checkpoint import load_meta

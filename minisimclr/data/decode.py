@@ -25,6 +25,7 @@ from .memory import DECODING, PER_PIXEL, RefusedError
 from .png import check_pixels
 from .reading import MEGA, Reading
 
+LARGE = 32 * MEGA  # pixels of a JPEG that is decoded small first: what is cut off may not take 300 MiB to be refused
 MAX_PIXELS = Reading().megapixels * MEGA
 
 
@@ -112,13 +113,21 @@ def _decoded(found: Header, at_least: int | None, max_pixels: int, remarks: set[
     with DECODING.hold(cost, alone=PER_PIXEL * max_pixels):
         if found.png is not None:
             check_pixels(found.png)
-        image = image or _opened(found)
-        if scale > 1:
-            image.draft(None, (found.width // scale, found.height // scale))
+        if found.format == "JPEG" and scale == 1 and wide * high > LARGE:  # is it whole? An eighth takes a 64th
+            _drafted(found, 8).load()
+        image = image or _drafted(found, scale)
         turn = _turn_of(image, found)
         result = rgb(image, found, lambda: _opened(found), remarks)
         del image  # a second copy is made where the image is turned
         return turned(result, turn) if turn > 1 else result
+
+
+def _drafted(found: Header, scale: int) -> Image.Image:
+    """Open the file, which is then decoded at a part of its size."""
+    image = _opened(found)
+    if scale > 1:
+        image.draft(None, (found.width // scale, found.height // scale))
+    return image
 
 
 def _jpeg_scale(found: Header, at_least: int | None, max_pixels: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import device_of, to_device, to_numpy
+from ..backend import device_of, is_array, to_device, to_numpy
 from ..data import DataError, Dataset, sound, squares_of, taken
 from ..engine.autograd import Tensor, no_grad
 from ..evaluation.scores import confusion
@@ -199,7 +199,7 @@ def point(
     scores = {}
     for split, data in tests.items():
         images = squares_of(data)
-        predicted = model.predict(images, batch=500 if type(images) is np.ndarray else LARGE_BLOCK)
+        predicted = model.predict(images, batch=500 if is_array(images) else LARGE_BLOCK)
         data, predicted = sound(data, predicted)
         found = confusion(data.labels, predicted, len(train.class_names))
         scores[split] = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}

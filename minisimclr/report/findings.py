@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import device_of
+from ..backend import device_of, is_array
 from ..data import Dataset, sound, squares_of
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
@@ -97,7 +97,7 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
 def _embedded(run: Run, data: Dataset) -> Any:
     """Return h of a data set, (N,D)."""
     images = squares_of(data)
-    return embed(run.model, images, batch=BLOCK if type(images) is np.ndarray else LARGE_BLOCK)[0]
+    return embed(run.model, images, batch=BLOCK if is_array(images) else LARGE_BLOCK)[0]
 
 
 def can_be_drawn(line: Metrics) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..backend import Array, free_bytes, to_device
 from ..data import DataError, Dataset, Reading, load_dataset
 from ..nn import method_of
-from ..values import whole
+from ..values import view_pair, whole
 from ..views import two_views
 from .config import ORDER, VIEWS, Config
 from .large_batch import made_late, two_views_late
@@ -82,7 +82,9 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
     method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
     both = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
-    make = own or (lambda batch, rng: both(batch, rng, *settings, config.views))
+    make: Callable[..., tuple[Array, Array]] = lambda batch, rng: both(batch, rng, *settings, config.views)  # noqa: E731
+    if own is not None:
+        make = lambda batch, rng: view_pair(own(batch, rng), len(batch))  # noqa: E731
     if isinstance(images, Dataset):  # photos, each of its own size: they are read and cropped one by one
         make, share = functools.partial(photo_views, config, images, own, share), slice(0, config.batch)
 

@@ -16,7 +16,7 @@ from ..collective import ALONE, Ranks
 from ..engine.autograd import Tensor
 from ..interop import load_into
 from ..simclr import SimCLR
-from ..values import instance
+from ..values import function, instance
 from . import distributed, precision
 from .config import Config
 from .large_batch import in_chunks, loss_by_chunks, require_room
@@ -49,7 +49,9 @@ def begin(
     leave_if_only_imported()
     require_room(config, workers, views, ranks)
     ranks = ranks or ALONE
-    own = {"model": model and instance("model", model, SimCLR), "views": views}
+    own: dict[str, Any] = {"model": model and instance("model", model, SimCLR), "views": None}
+    if views is not None:
+        own["views"] = function("views", views)
     model, optimizer = precision.build(config, model, ranks)
     run = Run(config, model, images=fingerprint(images), ranks=ranks.size, news=getattr(images, "news", dict))
     run.own = tuple(name for name, thing in own.items() if thing is not None)

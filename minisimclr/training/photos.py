@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..backend import Array, array_module, to_device
 from ..data import Dataset
 from ..nn import method_of
+from ..values import view_pair
 from ..views.augment import Drawn, draw_views, make_views
 from .config import Config
 
@@ -55,8 +56,7 @@ def photo_views(
         return cut(config, photos, share, chosen, rng)
     if own is not None:
         squares = [photos.square(int(k)) for k in chosen[share]]
-        views: tuple[Array, Array] = own(to_device(np.stack(squares), config.device), rng)
-        return views
+        return view_pair(own(to_device(np.stack(squares), config.device), rng), len(squares))
     return views_of_crops(config, len(chosen[share]), cut(config, photos, share, chosen, rng))
 
 

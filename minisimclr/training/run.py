@@ -22,6 +22,7 @@ import numpy as np
 from ..nn import ROOMS, method_of
 from ..simclr import SimCLR
 from ..storage import Lock, open_to_append, remove_leftovers, shown, write
+from ..values import path_name
 from . import checkpoint, folders, record, stored
 from .config import Config, build_model
 from .photos import fingerprint as fingerprint
@@ -112,7 +113,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, model: SimCLR | None = 
     ...     print(run.steps, len(run.history))
     2 2
     """
-    folder = Path(folder)
+    folder = Path(path_name("the folder of the run", folder))
     found = stored.read(folder / "checkpoint.npz", model)
     if model is None:
         model = build_model(found.config.to_evaluate(device))
@@ -134,9 +135,7 @@ def take_folder(folder: str | Path | None, resume: bool) -> tuple[Path | None, L
         if resume:
             raise ValueError("resume needs the folder of the run")
         return None, None
-    if not str(folder):
-        raise ValueError("the folder of the run has an empty name")
-    folder = Path(folder)
+    folder = Path(path_name("the folder of the run", folder))
     if not resume:
         folders.require_free(folder)
     elif not folder.is_dir():

@@ -16,17 +16,20 @@ from .arrays import (
     readers_of,
     refuse_hidden,
     taken_as_they_are,
+    view_pair,
 )
 from .methods import OLD_CONV, check_method, method_of_conv, pairs_of
 from .settings import (
     by_default,
     checked,
+    function,
     generator,
     instance,
     not_negative,
     number,
     numbers,
     one_of,
+    path_name,
     setting,
     shown,
     text,
@@ -49,6 +52,7 @@ __all__ = [
     "features_and_labels",
     "finite_rows",
     "float_dtype",
+    "function",
     "generator",
     "instance",
     "members",
@@ -59,6 +63,7 @@ __all__ = [
     "numbers",
     "one_of",
     "pairs_of",
+    "path_name",
     "plain_array",
     "readers_of",
     "refuse_hidden",
@@ -68,5 +73,6 @@ __all__ = [
     "text",
     "truth",
     "unmasked",
+    "view_pair",
     "whole",
 ]

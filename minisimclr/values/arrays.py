@@ -224,3 +224,16 @@ def drawing_zeros(most: int) -> np.random.Generator:
             return self.standard_normal(shape if isinstance(shape, tuple) else (shape,))
 
     return Zeros(np.random.PCG64(0))
+
+
+def view_pair(given: Any, count: int) -> tuple[Array, Array]:
+    """Return what a function of one's own gave as two views of each of `count` images.
+
+    Shapes: two arrays (B,H,W,3) of one shape -> the same
+    Raises: ValueError for anything else: fewer views would be another, smaller batch.
+    """
+    shapes: list[Any] = [getattr(views, "shape", ()) for views in given] if isinstance(given, (tuple, list)) else []
+    if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][0] != count or shapes[0][3] != 3:
+        told = " and ".join(map(str, shapes)) if shapes else shown(given)
+        raise ValueError(f"views must return two float arrays ({count},H,W,3), one view of each image, not {told}")
+    return given[0], given[1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
@@ -101,6 +102,22 @@ def instance(name: str, value: Any, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {shown(value)}")
     return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Return something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, not {shown(value)}")
+    return value
+
+
+def path_name(name: str, value: Any) -> str:
+    """Return the path in a text or a path object; an empty one would mean the folder in which one is."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, not {shown(value)}")
+    if not os.fspath(value):
+        raise ValueError(f"{name} has an empty name")
+    return os.fsdecode(value)
 
 
 def generator(rng: Any, seed: int | None = None) -> np.random.Generator:
