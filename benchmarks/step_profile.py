@@ -221,7 +221,7 @@ def plot(found: dict[str, Any], path: str) -> None:
     axes[-1, 0].set_xlabel("milliseconds of a step")
     keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (style.BLUE, style.AMBER, style.FAINT)]
     keys.append(plt.Line2D([], [], color=style.INK, marker="|", linestyle="", markersize=11, markeredgewidth=2))
-    labels = ["forward", "backward", "neither", "floor: what the machine needs at least"]
+    labels = ["forward", "backward", "neither", "floor: the plain products and passes"]
     figure.legend(keys, labels, loc="outside upper left", ncols=4, fontsize=9)
     figure.savefig(path)
 
