@@ -134,10 +134,10 @@ def _with_refusals(doc: str) -> str:
     """Add to the docstring of an operation what every operation raises, unless it says itself what it raises."""
     if "Raises:" in doc or "VJP:" not in doc:
         return doc
-    lines = doc.split("\n")
-    place = next((k for k, line in enumerate(lines) if line.lstrip().startswith(">>>")), len(lines) - 1)
+    lines = inspect.cleandoc(doc).split("\n")  # from Python 3.13 on it is without indentation already
+    place = next((k for k, line in enumerate(lines) if line.lstrip().startswith(">>>")), len(lines))
     place -= place > 0 and not lines[place - 1].strip()  # above the empty line before an example
-    lines.insert(place, f"    {REFUSALS}")
+    lines.insert(place, REFUSALS)
     return "\n".join(lines)
 
 
