@@ -387,7 +387,9 @@ def test_help_shows_what_a_caller_gives_and_gets() -> None:
     assert str(inspect.signature(ops.concatenate)).startswith("(*arrays: 'Tensor | Array | float', axis: 'int' = 0)")
     for name in ops.__all__:
         if hasattr(getattr(ops, name), "is_primitive"):
-            shown = pydoc.plain(pydoc.render_doc(getattr(ops, name))).replace("(\n    ", "(")  # Python 3.13 breaks lines
+            shown = pydoc.plain(pydoc.render_doc(getattr(ops, name))).replace(
+                "(\n    ", "("
+            )  # Python 3.13 breaks lines
             assert f"\n{name}(x" in shown or f"\n{name}(*arrays" in shown or f"\n{name}(logits" in shown, name
             assert "(xp" not in shown, name
             assert "Vjp" not in shown, name
