@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr.data import DataError, Dataset, archive, decode, doodles, files, find, load_dataset
+from minisimclr.data import DataError, Dataset, archive, decode, doodles, files, find, load_dataset, taken
 from minisimclr.training.batches import epoch_order
 
 pytestmark = pytest.mark.host
@@ -522,3 +522,11 @@ def test_a_disk_that_fails_while_it_is_read_names_the_data(tmp_path, monkeypatch
     with pytest.raises(OSError, match=re.escape(str(path))) as caught:
         load_dataset(path)
     assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("labels", [0, 3, 5])
+def test_a_data_set_must_have_a_label_for_each_image(labels):
+    """Its length is that of the labels, so images beyond them would be left out in silence."""
+    data = Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(labels, np.int64), ("a",))
+    with pytest.raises(DataError, match=f"4 images have {labels} labels"):
+        taken(data)

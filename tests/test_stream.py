@@ -171,6 +171,15 @@ def test_the_views_of_a_step_come_from_the_pixels_of_the_files(folder, how, meth
             assert abs(255 * view[i] - expected).max() <= 1.0
 
 
+def smooth_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two large JPEG files without edges, read from their files."""
+    y, x = np.mgrid[:160, :200]
+    smooth = np.stack([127 + 120 * np.sin(x / 30 + y / 50), 127 + 120 * np.cos(y / 25), 60 + x], -1).astype(np.uint8)
+    for name in ("1.jpg", "2.jpg"):
+        Image.fromarray(smooth).save(folder / name, quality=95)
+    return photos_of(folder, "files", folder, monkeypatch, cache_side=0)
+
+
 @pytest.mark.host
 def test_originals_are_cropped_at_full_size(folder, tmp_path, monkeypatch):
     data = photos_of(folder, "files", tmp_path, monkeypatch, cache_side=0)
@@ -180,11 +189,7 @@ def test_originals_are_cropped_at_full_size(folder, tmp_path, monkeypatch):
 
 @pytest.mark.host
 def test_a_jpeg_is_decoded_small_only_where_its_crops_stay_as_fine_as_the_views(tmp_path, monkeypatch):
-    y, x = np.mgrid[:160, :200]
-    smooth = np.stack([127 + 120 * np.sin(x / 30 + y / 50), 127 + 120 * np.cos(y / 25), 60 + x], -1).astype(np.uint8)
-    for name in ("1.jpg", "2.jpg"):
-        Image.fromarray(smooth).save(tmp_path / name, quality=95)
-    data = photos_of(tmp_path, "files", tmp_path, monkeypatch, cache_side=0)
+    data = smooth_photos(tmp_path, monkeypatch)
     asked: list[tuple[int, tuple[int, ...]]] = []
     pixels = data.store.pixels
 
@@ -794,11 +799,7 @@ def test_a_run_is_not_resumed_on_the_same_photos_in_another_order(folder, tmp_pa
 
 @pytest.mark.host
 def test_a_crop_from_a_reduced_jpeg_is_near_pillows_crop_from_the_whole_one(tmp_path, monkeypatch):
-    y, x = np.mgrid[:160, :200]
-    smooth = np.stack([127 + 120 * np.sin(x / 30 + y / 50), 127 + 120 * np.cos(y / 25), 60 + x], -1).astype(np.uint8)
-    for name in ("1.jpg", "2.jpg"):
-        Image.fromarray(smooth).save(tmp_path / name, quality=95)
-    data = photos_of(tmp_path, "files", tmp_path, monkeypatch, cache_side=0)
+    data = smooth_photos(tmp_path, monkeypatch)
     drawn: list[Any] = []
 
     def noted(*arguments: Any) -> Any:

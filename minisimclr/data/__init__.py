@@ -98,11 +98,14 @@ def _reader_of(source: str, options: dict[str, Any]) -> Callable[[str, int, int 
 def taken(images: Any) -> Any:
     """Return images as an array, uint8 (N,H,W,3), or as photos, which are read one by one; both have a length.
 
-    Raises: TypeError if they are neither; ValueError for a wrong shape.
+    Raises: TypeError if they are neither; ValueError for a wrong shape, and for a data set without a label for each
+            image.
     """
     if isinstance(images, Dataset):
         if type(images) is not Dataset:
             return images
+        if len(images.labels) != len(images.images):
+            raise DataError(f"{len(images.images)} images have {len(images.labels)} labels; give one for each image")
         images = images.images
     check_images(images)
     return images
