@@ -36,7 +36,7 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,364 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,367 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that come through a door, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -106,7 +106,7 @@ Second reading, 14,364 lines: the exact, fast, safe and resumable forms of the s
     data/pickled.py           80  CIFAR's Python files: pickles, of which nothing but plain data is let through
     data/binaries.py         122  The files of CIFAR-10, CIFAR-100, STL-10 and the MNIST family, as they are published
     data/formats.py          190  Data sets that are arrays: NumPy files, and those that binaries.py reads
-    data/__init__.py         127  The images: built-in doodles, or your own from a folder or a zip file
+    data/__init__.py         130  The images: built-in doodles, or your own from a folder or a zip file
     training/large_batch.py  161  Gradient caching: the loss of a whole batch, and a graph of one chunk of it at a time
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
