@@ -146,9 +146,10 @@ def test_views_that_are_not_two_of_each_image_are_refused(views: Any) -> None:
 
 
 @pytest.mark.parametrize("thing", ["views", "progress", "monitor"])
-def test_what_is_called_must_be_a_function(thing: str) -> None:
+def test_what_is_called_must_be_a_function(thing: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=f"{thing} must be a function, not 3"):
-        ms.pretrain(Config(size=16, batch=4, epochs=1), IMAGES, **{thing: 3})
+        ms.pretrain(Config(size=16, batch=4, epochs=1), IMAGES, folder=tmp_path / "run", **{thing: 3})
+    assert not (tmp_path / "run").exists()  # nothing was begun, and nothing is locked
 
 
 def test_a_folder_must_be_a_path() -> None:

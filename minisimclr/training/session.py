@@ -21,7 +21,6 @@ from ..collective import ALONE, Ranks, add_up, share
 from ..objectives import chance
 from ..processor import blas_at_one_thread
 from ..simclr import SimCLR
-from ..values import function
 from .optim import Optimizer
 from .run import Interrupted, Metrics, NonFiniteError, Run, opened, save
 from .signals import returns_run, stop_signals
@@ -54,9 +53,8 @@ class Session:
         monitor: Monitor | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.run, self.optimizer, self.progress = run, optimizer, function("progress", progress)
-        self.ranks = ranks or ALONE
-        self.monitor = function("monitor", monitor) if monitor is not None and self.ranks.rank == 0 else None
+        self.run, self.optimizer, self.progress, self.ranks = run, optimizer, progress, ranks or ALONE
+        self.monitor = monitor if self.ranks.rank == 0 else None
         self.agreed: list[int] = []  # the signal that asked to stop, if all ranks know of it
         self.steps = range(run.steps, total_steps)
         self.waiting: list[Metrics] = []  # the metrics of steps that were not read yet, numbers still on the device

@@ -12,7 +12,7 @@ from ..data import DataError, Dataset, taken
 from ..ntxent import contrastive_accuracy_on_device
 from ..processor import keep_freed_memory
 from ..simclr import SimCLR
-from ..values import instance, whole
+from ..values import function, instance, whole
 from .batches import MOST_WORKERS, training_images, views_ahead
 from .begin import begin
 from .config import Config
@@ -59,9 +59,9 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
-    if images is None:
-        images = training_images(config)
-    images = taken(images)  # uint8 (N,H,W,3), or photos: data/stream.py
+    function("progress", progress)  # before there is a folder, as all that can be refused
+    function("monitor", monitor or progress)  # none is right, too
+    images = taken(training_images(config) if images is None else images)  # uint8 (N,H,W,3), or photos: data/stream.py
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
