@@ -3,6 +3,7 @@
     python benchmarks/ntxent.py                # ours, plain NumPy, and PyTorch if it is installed
     python benchmarks/ntxent.py --quick        # one size, an answer in about ten seconds
     python benchmarks/ntxent.py --peers        # and every other implementation that can be imported
+    python benchmarks/ntxent.py --choose       # the forms among which `auto` chooses, from N = 16 to 16,384
     python benchmarks/ntxent.py --json out.json --plot out.png
 
 Each contestant lives in a process of its own, so that neither its memory nor its threads touch another's.
@@ -48,6 +49,7 @@ Row = dict[str, Any]  # what is known about one contestant at one size
 
 GROWTH = "tiled, E recomputed"  # the contestant whose growth with N is fitted; it never runs out of memory
 GROWING = (2048, 4096, 8192)  # images per batch in that fit; in smaller ones the fixed cost of a call shows
+SIZES = [2**k for k in range(4, 15)]  # images per batch with --choose: 16 … 16,384
 REST = 0.08  # seconds between turns; OpenBLAS and OpenMP keep their threads spinning for 50 ms after a call
 
 
@@ -122,8 +124,8 @@ def compare_with_float64(contestants: list[Contestant], n: int, bench: Bench) ->
     options, rng = bench.options, np.random.default_rng([bench.options.seed, n])
     # Each contestant is timed on the case that it prepared last, so the aligned views come first.
     cases = {
-        "error_aligned": (views(rng, n, options.dim, noise=0.1), 0.05),
-        "error": (views(rng, n, options.dim, noise=1.0), options.temperature),
+        "error_aligned": (views(rng, n, options.dim, 0.1, options.dtype), 0.05),
+        "error": (views(rng, n, options.dim, 1.0, options.dtype), options.temperature),
     }
     truth = {what: save(bench.folder / f"{what}.npz", *pair, t) for what, (pair, t) in cases.items()}
     answer = bench.folder / "answer.npz"
@@ -161,9 +163,9 @@ def statistics_of(times: list[float]) -> Row:
     return {"times": times, "median": statistics.median(times), "quartiles": np.quantile(times, [0.25, 0.75]).tolist()}
 
 
-def views(rng: np.random.Generator, n: int, d: int, noise: float) -> tuple[Any, Any]:
+def views(rng: np.random.Generator, n: int, d: int, noise: float, dtype: str) -> tuple[Any, Any]:
     za = rng.standard_normal((n, d))
-    return za.astype(np.float32), (za + noise * rng.standard_normal((n, d))).astype(np.float32)
+    return za.astype(dtype), (za + noise * rng.standard_normal((n, d))).astype(dtype)
 
 
 def save(path: Path, za: Any, zb: Any, temperature: float) -> tuple[Any, Any]:
@@ -186,7 +188,7 @@ def growth(contestant: Contestant, bench: Bench) -> dict[str, Any]:
     fastest = {}
     for n in GROWING:
         bench.progress.set_postfix_str(f"growth, N = {n}")
-        za, zb = views(rng, n, options.dim, noise=1.0)
+        za, zb = views(rng, n, options.dim, 1.0, options.dtype)
         np.savez(bench.folder / "growth.npz", za=za, zb=zb)
         case = {"inputs": str(bench.folder / "growth.npz"), "temperature": options.temperature}
         contestant.ask(options.patience, prepare=case, file=None, memory=False)
@@ -202,8 +204,9 @@ def growth(contestant: Contestant, bench: Bench) -> dict[str, Any]:
 # ── The output ────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -> str:
-    lines = [f"N = {rows[0]['n']} images, d = {dim}, τ = {temperature:g}, float32, forward + backward"]
+def table(rows: list[dict[str, Any]], peer: str, options: argparse.Namespace) -> str:
+    case = f"d = {options.dim}, τ = {options.temperature:g}, {options.dtype}"
+    lines = [f"N = {rows[0]['n']} images, {case}, forward + backward"]
     lines.append(
         f"  {'':24}{'median':>11}{'quartiles':>22}{'fastest':>9}{'of ' + peer:>19}"
         f"{'x floor':>9}{'memory':>12}{'error':>9}{'aligned':>9}"
@@ -219,6 +222,25 @@ def table(rows: list[dict[str, Any]], peer: str, dim: int, temperature: float) -
             f"{1e3 * min(row['times']):>9,.2f}{row.get('of_peer', math.nan):>19.2f}{row['median'] / row['floor']:>9.2f}"
             f"{memory:>12}{row.get('error') or math.nan:>9.0e}{row.get('error_aligned') or math.nan:>9.0e}"
         )
+    return "\n".join(lines)
+
+
+def choices(rows: list[Row], options: argparse.Namespace) -> str:
+    """For each N every form's time, as a fraction of the best one's, and which form `auto` takes.
+
+    A bare call holds little memory, so that beyond SPARE_BYTES a form that keeps E is none of its choices.
+    """
+    heads = [*peers.FORMS, "auto takes", "of the best", "in a run", "of the best"]
+    lines = [f"{'N':>8}" + "".join(f"{head:>21}" for head in heads)]
+    for n in options.sizes:
+        median = {row["name"]: row["median"] for row in rows if row["n"] == n and "median" in row}
+        forms = {name: median[name] for name in peers.FORMS if name in median}
+        best = min(forms.values())
+        cells = [f"{forms[name] / best:.2f}" if name in forms else "" for name in peers.FORMS]
+        for name, keep_bytes in (("auto", tiled.SPARE_BYTES), ("auto, in a run", tiled.KEEP_BYTES)):
+            taken = tiled.form(n, options.temperature, np.dtype(options.dtype), keep_bytes)
+            cells += [taken, f"{median[name] / best:.2f}"]
+        lines.append(f"{n:>8}" + "".join(f"{cell:>21}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -267,6 +289,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--peers", action="store_true", help="add every implementation that can be imported")
+    parser.add_argument("--choose", action="store_true", help="our forms only, at every size, and what auto takes")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contestants only")
     parser.add_argument("--threads", type=int, default=processor.threads())
     parser.add_argument("--seconds", type=float, help="how long to measure each size (at least 3 rounds); default: 12")
@@ -278,6 +302,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     # rounds: turns of each contestant, at least
     sizes, seconds, options.rounds = ([1024], 1, 2) if options.quick else ([256, 1024, 4096], 12, 3)
+    if options.choose:
+        sizes, seconds, options.only = SIZES, 3, ["auto", "auto, in a run", *peers.FORMS]
     options.sizes = sorted(options.sizes or sizes)
     options.seconds = options.seconds or seconds
     options.only = [peers.ALIASES.get(name, name) for name in options.only or ()]
@@ -315,8 +341,8 @@ def run(names: list[str], peer: str, options: argparse.Namespace) -> tuple[list[
         bench = Bench(options, Path(folder), progress)
         for n in options.sizes:
             rows += (now := measure(list(contestants.values()), n, peer, bench))
-            tqdm.write("\n" + table(now, peer, options.dim, options.temperature))
-        if GROWTH in names and not options.quick:
+            tqdm.write("\n" + table(now, peer, options))
+        if GROWTH in names and not options.quick and not options.choose:
             grown = growth(contestants[GROWTH], bench)
     return rows, grown
 
@@ -331,11 +357,13 @@ def main() -> None:
     peer = next((name for name in names if name in peers.PEERS), "NumPy textbook")
     hardware = arena.announce(options.threads, missing)
     rows, grown = run(names, peer, options)
+    if options.choose:
+        print(f"\nthe time of each form, of the best; {options.threads} threads\n{choices(rows, options)}")
     if grown:
         sizes = ", ".join(f"{1e3 * t:,.0f} ms at {n}" for n, t in grown["fastest"].items())
         print(f"\n{GROWTH}: time grows as N^{grown['exponent']:.2f} ({sizes})")
     if options.json:
-        settings = {key: getattr(options, key) for key in ("threads", "dim", "temperature", "seed")}
+        settings = {key: getattr(options, key) for key in ("threads", "dim", "temperature", "dtype", "seed")}
         packages = {peers.PACKAGE[name].replace("_", "-") for name in names if name in peers.PACKAGE}
         about = {"device": hardware, "versions": arena.versions(packages), **settings, "peer": peer, "growth": grown}
         arena.write(options.json, "ntxent", {**about, "rows": rows})

@@ -49,16 +49,37 @@ def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
     """keep_bytes: memory of the tiled form for exp(u·uᵀ/τ) between its two passes; with 0 it is computed twice."""
 
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
-        from minisimclr.ntxent import nt_xent_value_and_grad, tiled
+        from minisimclr.ntxent import few, nt_xent_value_and_grad, tiled
         from minisimclr.processor import keep_freed_memory
 
         if keep_bytes is None:
             return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
+        few.MOST_IMAGES = 0  # in this process of its own: tiles for few images, too
         if keep_bytes:
             keep_freed_memory()  # as `pretrain` does: E of one step is used again in the next
         return lambda: tiled.value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare
+
+
+def in_a_run(za: Any, zb: Any, temperature: float) -> Run:
+    """Our choice in a training run, which keeps the memory of freed arrays."""
+    from minisimclr.processor import keep_freed_memory
+
+    keep_freed_memory()
+    return minisimclr("auto")(za, zb, temperature)
+
+
+def whole_matrix(za: Any, zb: Any, temperature: float) -> Run:
+    """The form for few images, at any number of them."""
+    from minisimclr.ntxent import few
+    from minisimclr.processor import blas_at_one_thread
+
+    def run() -> tuple[Any, Any, Any]:
+        with blas_at_one_thread():
+            return few.value_and_grad(za, zb, temperature)
+
+    return run
 
 
 def on_gpu(method: str) -> Prepare:
@@ -183,6 +204,9 @@ def optax(za: Any, zb: Any, temperature: float) -> Run:
 
 
 OURS: dict[str, Prepare] = {
+    "auto": minisimclr("auto"),
+    "auto, in a run": in_a_run,
+    "whole matrix": whole_matrix,
     "tiled, E kept": minisimclr("tiled", 2**40),
     "tiled, E recomputed": minisimclr("tiled", 0),
     "exact": minisimclr("exact"),
@@ -204,4 +228,11 @@ PACKAGE = {
     "pytorch-metric-learning": "pytorch_metric_learning", "jax.jit": "jax", "optax": "optax",
 }  # fmt: skip
 ALIASES = {"reference": "exact", "reference on the GPU": "exact on the GPU"}  # names in older results
-LARGEST = {"plain": 1024, "composed": 1024}  # images per batch; beyond, one call takes seconds and a GiB or more
+FORMS = ("whole matrix", "tiled, E kept", "tiled, E recomputed")  # of which "auto" chooses
+LARGEST = {
+    "plain": 1024,
+    "composed": 1024,
+    "whole matrix": 1024,
+    "exact": 4096,
+    "NumPy textbook": 4096,
+}  # images per batch; beyond, one call takes seconds and a GiB or more

@@ -46,6 +46,7 @@ def test_a_program_imports_names_that_exist(path: Path, monkeypatch: pytest.Monk
     ("program", "options", "contestants"),
     [
         ("ntxent", ["--quick", "--sizes", "8", "--seconds", "0.1"], {"exact", "plain", "composed", "tiled, E kept"}),
+        ("ntxent", ["--choose", "--sizes", "8", "300", "--seconds", "0.1"], {"auto", "whole matrix", "tiled, E kept"}),
         ("conv", ["--cases", "1x1, 64 to 128, stride 2", "--rounds", "1"], {"slabs", "winograd", "auto", "plain"}),
         ("augment", ["--cases", "256 images of 32", "--rounds", "1"], {"minisimclr"}),
         ("train_step", ["--cases", "small, 512 views", "--rounds", "1"], {"slabs", "winograd", "auto", "plain"}),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from minisimclr import processor
-from minisimclr.ntxent import exact, nt_xent_value_and_grad, tiled
+from minisimclr.ntxent import exact, few, nt_xent_value_and_grad, tiled
 from minisimclr.ntxent import tiled as tournament
 
 pytestmark = pytest.mark.host
@@ -54,6 +54,8 @@ class TestEqualToTheExactForm:
     def tile_rows(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tiled, "TILE", tile)
         monkeypatch.setattr(tiled, "_scratch", threading.local())
+        if tile == 7:  # else the whole matrix is computed in one piece
+            monkeypatch.setattr(few, "MOST_IMAGES", 0)
 
     @pytest.mark.parametrize("temperature", [1e-3, 5e-3, 0.1, 1, 2.5, 1e3])
     def test_any_number_of_images(self, temperature: float, keep_bytes: int) -> None:
@@ -73,14 +75,15 @@ class TestEqualToTheExactForm:
             assert_equal_to_the_exact_form(a, b, temperature, keep_bytes, tolerance=2e-6 * max(1, 0.05 / temperature))
 
 
-@pytest.mark.parametrize("n", [257, 300, 511, 600])
-def test_sizes_next_to_that_of_a_tile_give_the_exact_form(n: int) -> None:
+@pytest.mark.parametrize("n", [128, 129, 255, 256, 257, 300, 511, 600])
+def test_sizes_next_to_those_at_which_the_form_changes_give_the_exact_form(n: int) -> None:
     a, b = views(n, dtype=np.float32)
     assert_equal_to_the_exact_form(a, b, 0.1, tiled.KEEP_BYTES, tolerance=2e-6)
 
 
-def test_same_bits_again_and_on_any_number_of_threads() -> None:
-    a, b = views(700, dtype=np.float32)
+@pytest.mark.parametrize("n", [200, 700])  # in one piece, in two strips; and in tiles
+def test_same_bits_again_and_on_any_number_of_threads(n: int) -> None:
+    a, b = views(n, dtype=np.float32)
     for temperature in (0.005, 0.1):
         results = []
         for count in (1, 2, 2, 2, 5, 16):
@@ -104,14 +107,16 @@ def test_kept_and_recomputed_are_the_same_bits() -> None:
 def test_more_rounds_at_once_round_differently_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = views(60)
     monkeypatch.setattr(tiled, "TILE", 7)
+    monkeypatch.setattr(few, "MOST_IMAGES", 0)
     monkeypatch.setattr(tiled, "_scratch", threading.local())
     for size in (0, 2 * a.nbytes, 5 * a.nbytes, 2**30):  # 1, 2, 3 and all 18 rounds
         monkeypatch.setattr(tiled, "SUM_BYTES", size)
         assert_equal_to_the_exact_form(a, b, 0.1, 0, tolerance=1e-12)
 
 
-def test_calls_side_by_side_do_not_disturb_each_other() -> None:
-    a, b = views(200, dtype=np.float32)
+@pytest.mark.parametrize("n", [200, 300])
+def test_calls_side_by_side_do_not_disturb_each_other(n: int) -> None:
+    a, b = views(n, dtype=np.float32)
     expected = tiled.value_and_grad(a, b, 0.1)
     results: list[tuple[Array, Array, Array]] = []
     callers = [threading.Thread(target=lambda: results.append(tiled.value_and_grad(a, b, 0.1))) for _ in range(6)]
@@ -294,6 +299,42 @@ def test_room_for_e_is_used_again_and_can_be_given_back() -> None:
     assert tiled._spare[0] is room
     tiled.release()
     assert not tiled._spare
+
+
+@pytest.mark.parametrize(
+    ("images", "bare", "training"),
+    [
+        (1, "whole matrix", "whole matrix"),
+        (256, "whole matrix", "whole matrix"),
+        (257, "tiled, E kept", "tiled, E kept"),
+        (1900, "tiled, E kept", "tiled, E kept"),
+        (2048, "tiled, E recomputed", "tiled, E kept"),
+        (4096, "tiled, E recomputed", "tiled, E kept"),
+        (4500, "tiled, E recomputed", "tiled, E kept"),
+        (5000, "tiled, E recomputed", "tiled, E recomputed"),
+    ],
+)
+def test_the_form_is_chosen_as_the_table_says(images: int, bare: str, training: str) -> None:
+    float32 = np.dtype(np.float32)
+    assert tiled.form(images, 0.1, float32, tiled.SPARE_BYTES) == bare
+    assert tiled.form(images, 0.1, float32, tiled.KEEP_BYTES) == training
+    assert tiled.form(images, 0.01, float32, tiled.KEEP_BYTES) == "tiled, E recomputed"  # a shift is needed
+    assert tiled.form(images, 2.0, float32, 0) == "tiled, E recomputed"  # E − 1 is computed
+
+
+@pytest.mark.parametrize(("training", "kept"), [(False, False), (True, True)])
+def test_a_call_keeps_e_if_the_next_call_may_have_its_memory(
+    monkeypatch: pytest.MonkeyPatch, training: bool, kept: bool
+) -> None:
+    """Fresh memory would cost more than to compute E again. E of 300 images takes 0.7 MiB: between the two bounds."""
+    a, b = views(300, 8, np.float32)
+    tiled.release()
+    monkeypatch.setattr(tiled, "SPARE_BYTES", 1000)
+    monkeypatch.setattr(tiled, "memory_is_kept", lambda: training)
+    asked: list[int] = []
+    monkeypatch.setattr(tiled, "_room", lambda size: asked.append(size) or np.empty(size, np.uint8))
+    tiled.value_and_grad(a, b, 0.1)
+    assert bool(asked) == kept
 
 
 @pytest.mark.parametrize(("training", "held"), [(False, 0), (True, 1)])

@@ -1,20 +1,24 @@
 """NT-Xent of few images: the whole matrix in one piece.
 
-The plain form loses digits (exact.py), and the tiled form costs a hundred NumPy calls, which at N = 64 take longer than
-the arithmetic. Here are the formulas of the tiled form, in order, on one matrix (2N,2N): some thirty calls. The matrix
-fits a core's cache up to 2N = 256; from there on the tiles are faster.
+The plain form loses digits (exact.py), and the tiled form costs hundreds of NumPy calls, which up to some 300 images
+take longer than the arithmetic. Here are the formulas of the tiled form, in order, on one matrix (2N,2N): some thirty
+calls. Its symmetry goes unused. From SINGLE_THREAD_IMAGES on, the rows of each view are a strip of their own, and two
+threads take one strip each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from ..backend import Array
+from ..processor import parallel
 from .exact import HIGH_TEMPERATURE, unit_rows
 
-MOST_IMAGES = 128  # images up to which this form is used: its matrix takes 256 KiB in float32, then
+MOST_IMAGES = 256  # images up to which this form is used: a strip of its matrix takes 512 KiB in float32, then
+SINGLE_THREAD_IMAGES = 128  # images up to which one thread is faster: waking another takes as long as a small strip
 
 
 def suits(images: int, temperature: float, dtype: np.dtype[np.floating]) -> bool:
@@ -38,20 +42,35 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     u, norm, scale = unit_rows(z)  # u (n,D)                                                   (5.2)
     cosine = np.einsum("nd,nd->n", u[:images], u[images:], dtype=np.float64)  # (N,)
     positive = np.concatenate([cosine, cosine])  # (n,), the cosine of each anchor with its positive
+    logits_of = u * dtype.type(1 / temperature)  # (n,D)
+    e, du = np.empty((n, n), dtype), np.empty_like(u)
 
-    e = (u * dtype.type(1 / temperature)) @ u.T  # (n,n)                                       (5.3)
-    flat = e.reshape(-1)  # an anchor is neither its own negative nor its positive's: E is 0 there
-    flat[:: n + 1] = flat[images : n * images : n + 1] = flat[n * images :: n + 1] = -np.inf
-    np.exp(e, out=e)  # (n,n), symmetric
-    negatives = e.sum(axis=1, dtype=np.float64)  # (n,)
+    def each_strip(task: Callable[[slice], None]) -> None:
+        if images > SINGLE_THREAD_IMAGES:
+            parallel(task, (slice(0, images), slice(images, n)))
+        else:
+            task(slice(0, n))
+
+    def exponentials(rows: slice) -> None:
+        own = np.matmul(logits_of[rows], u.T, out=e[rows])  # (rows,n)                         (5.3)
+        same = np.einsum("anbn->anb", own.reshape(-1, images, 2, images))  # the entries of one image with itself:
+        same[...] = -np.inf  # an anchor is neither its own negative nor its positive's, E is 0 there
+        np.exp(own, out=own)
+
+    def repulsion(rows: slice) -> None:
+        own = e[rows]
+        own *= weight[rows, None] + weight  # (rows,n), P + Pᵀ                                 (5.12)
+        np.matmul(own, u, out=du[rows])  # what the negatives add                              (5.9)
+
+    each_strip(exponentials)  # e (n,n) is symmetric
+    negatives = (e @ np.ones(n, dtype)).astype(np.float64)  # (n,), four times as fast as e.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # log 0 = −∞ is right for N = 1; NaN stays NaN
         odds = np.log(negatives) - positive / temperature  # (n,), log Σ exp(margin)
         loss = np.logaddexp(0, odds)  # (n,)                                                   (5.5)
     q = np.exp(odds - loss)  # (n,), 1 − the probability of the positive                       (5.8)
     weight = np.exp(-positive / temperature - loss).astype(dtype)  # (n,): P = E ∘ weight      (5.7)
 
-    e *= weight[:, None] + weight  # (n,n), P + Pᵀ                                             (5.12)
-    du = e @ u  # (n,D), what the negatives add                                                (5.9)
+    each_strip(repulsion)
     attraction = np.tile(q[:images] + q[images:], 2)[:, None].astype(dtype)  # (n,1)
     # We may subtract ±u from a positive, because (5.11) removes every multiple of u. If the views nearly agree, or
     # oppose each other, the difference is small and exact, and so is the rounding of what is added.

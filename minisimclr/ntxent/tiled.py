@@ -6,7 +6,7 @@ cosines is symmetric, so half of its products and exponentials are computed twic
 Here no matrix is ever whole, and each entry is computed once. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E
 is computed anew); the plain form, as NumPy users write it, takes 1.2 s and 1,037 MiB. At N = 256 the times are 1.67
 and 3.97 ms (two threads, benchmarks/README.md). The results are those of `exact.py`, up to rounding. Of few images the
-matrix is one tile: few.py.
+whole matrix is computed in one piece: few.py.
 
 The matrix is computed in tiles that fit a core's cache. Each pair of blocks (I, J) is computed once and serves the rows
 of I and those of J:
@@ -52,22 +52,48 @@ Pair = tuple[int, int]
 
 
 def value_and_grad(
-    za: Array, zb: Array, temperature: float, keep_bytes: int = KEEP_BYTES
+    za: Array, zb: Array, temperature: float, keep_bytes: int | None = None
 ) -> tuple[Array, Array, Array]:
     """Compute the loss and its gradient, as `exact.value_and_grad` does.
 
     Shapes: za, zb (N,D) of one dtype, float32 or float64 -> loss (), dza (N,D), dzb (N,D).
-    Memory: u, (2N,D); two tiles per thread; E of up to `keep_bytes`.
+    Memory: u, (2N,D); two tiles per thread; E if it fits into `keep_bytes`, by default what is held between two calls.
     """
     with blas_at_one_thread():
-        if 2 * len(za) <= TILE and few.suits(len(za), temperature, za.dtype):
+        keep_bytes = held_bytes() if keep_bytes is None else keep_bytes
+        if form(len(za), temperature, za.dtype, keep_bytes) == "whole matrix":
             return few.value_and_grad(za, zb, temperature)
         problem = _Problem(za, zb, temperature, keep_bytes)
         try:
             return problem.solve()
         finally:
-            if 0 < problem.room.nbytes <= (KEEP_BYTES if memory_is_kept() else SPARE_BYTES):
+            if 0 < problem.room.nbytes <= held_bytes():
                 _spare[:] = [problem.room]
+
+
+def form(images: int, temperature: float, dtype: np.dtype[np.floating], keep_bytes: int) -> str:
+    """Name the form that computes a case. `python benchmarks/ntxent.py --choose` measures all of them again.
+
+    The names are "whole matrix", "tiled, E kept" and "tiled, E recomputed". For τ from 0.012 to 2 in float32 they are
+
+        images            a bare call    a training run
+        1 … 256           whole matrix   whole matrix      few.py
+        257 … 1,900       E kept         E kept            E takes up to 32 MiB
+        1,901 … 4,500     recomputed     E kept            up to 160 MiB
+        4,501 …           recomputed     recomputed
+
+    The threads and BLAS's kernels are not in the rule: on one thread and two the best form was the same, within
+    the spread.
+    """
+    if few.suits(images, temperature, dtype):
+        return "whole matrix"
+    kept = not _shifted(images, temperature, dtype) and _bytes_of_e(images, dtype) <= keep_bytes
+    return "tiled, E kept" if kept else "tiled, E recomputed"
+
+
+def held_bytes() -> int:
+    """Return the bytes of E that may be held from one call to the next: in a training run more than in a bare call."""
+    return KEEP_BYTES if memory_is_kept() else SPARE_BYTES
 
 
 _spare: list[Array] = []  # at most one array, kept for the next call's E: new memory is slow to touch
@@ -105,18 +131,15 @@ class _Problem:
         self.norm = np.empty((n, 1), self.exact.dtype)
         self.scale = np.empty((n, 1), za.dtype)
         self.du = np.empty((n, width), za.dtype)  # (2N,D), becomes dz in place
-        # exp(1/τ) summed over 2N rows must stay below the largest number: then no shift is needed.
-        self.shifted = 1 / temperature + math.log(n) > math.log(np.finfo(za.dtype).max) - 2
+        self.shifted = _shifted(images, temperature, za.dtype)
         at_once = 1 if self.shifted else min(len(self.rounds), 1 + SUM_BYTES // self.du.nbytes)
         # Rounds that run at the same time add to parts of their own, one for each.
         self.dus = [self.du, *np.empty((at_once - 1, n, width), za.dtype)]
         self.negatives = np.zeros((at_once, n))  # Σ E over the negatives
-        side = max(rows.stop - rows.start for rows in self.blocks)
         pairs = [pair for pairs in self.rounds for pair in pairs]
-        size = len(pairs) * side * side * za.itemsize
         self.kept: dict[Pair, Array] = {}  # E of each pair of blocks, flat, if there is room
         self.room = np.empty(0, np.uint8)
-        if not self.shifted and size <= keep_bytes:
+        if not self.shifted and (size := _bytes_of_e(images, za.dtype)) <= keep_bytes:
             self.room = _room(size)
             self.kept = dict(zip(pairs, self.room[:size].view(za.dtype).reshape(len(pairs), -1)))
 
@@ -317,6 +340,18 @@ def _row_sums(e: Array) -> Array:
 
 def _column_sums(e: Array) -> Array:
     return np.ones(e.shape[0], e.dtype) @ e
+
+
+def _shifted(images: int, temperature: float, dtype: np.dtype[np.floating]) -> bool:
+    """Return False if exp(1/τ), summed over 2N rows, stays below the largest number: then no shift is needed."""
+    return 1 / temperature + math.log(2 * images) > math.log(np.finfo(dtype).max) - 2
+
+
+def _bytes_of_e(images: int, dtype: np.dtype[np.floating]) -> int:
+    """Return the size of E if it is kept: each pair of blocks has a place that the largest tile fits."""
+    count = len(_blocks(images))
+    side = max(rows.stop - rows.start for rows in _blocks(images))
+    return int(count * (count + 1) // 2 * side * side * dtype.itemsize)
 
 
 def _blocks(images: int) -> list[slice]:

@@ -24,7 +24,7 @@ from . import archive
 from .archive import Header, Rule
 
 FORMAT = 1  # number of the layout described above; another one is refused
-NUMERICS = 3  # number of our arithmetic: raised by each change after which a step computes other bits than before
+NUMERICS = 4  # number of our arithmetic: raised by each change after which a step computes other bits than before
 
 
 class CheckpointError(OSError):
