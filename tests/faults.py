@@ -85,7 +85,7 @@ FAULTS = [
     Fault("few-weigh-one-role", "loss", "ntxent/few.py",
           "own *= weight[rows, None] + weight", "own *= 2 * weight[rows, None]", "ntxent ntxent_tiled"),
     Fault("few-first-strip-only", "loss", "ntxent/few.py",
-          "(slice(0, images), slice(images, n))", "(slice(0, images), slice(0, images))",
+          "slice(images, 2 * images)))", "slice(0, images)))",
           "ntxent ntxent_tiled"),
     Fault("few-never-shifted", "loss", "ntxent/few.py",
           " and 1 / temperature + math.log(2 * images) < largest", "", "ntxent ntxent_tiled"),
@@ -560,9 +560,9 @@ FAULTS = [
 
     # ── Planted by somebody who had not written the code ──────────────────────────────────────────
     Fault("bound-for-one-row", "loss", "ntxent/tiled.py",
-          "self.shifted = 1 / temperature + math.log(n) >", "self.shifted = 1 / temperature >", "ntxent_tiled"),
+          "return 1 / temperature + math.log(2 * images) >", "return 1 / temperature >", "ntxent_tiled"),
     Fault("bound-beyond-the-end", "loss", "ntxent/tiled.py",
-          "math.log(np.finfo(za.dtype).max) - 2", "math.log(np.finfo(za.dtype).max) + 2", "ntxent_tiled"),
+          "> math.log(np.finfo(dtype).max) - 2", "> math.log(np.finfo(dtype).max) + 2", "ntxent_tiled"),
     Fault("opposed-views-subtracted", "loss", "ntxent/tiled.py",
           "self.side = np.where(positive < 0, -1, 1)", "self.side = np.where(positive < 0, 1, 1)", "ntxent_tiled"),
     Fault("rows-beyond-the-blocks", "loss", "ntxent/tiled.py",

@@ -45,24 +45,13 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     logits_of = u * dtype.type(1 / temperature)  # (n,D)
     e, du = np.empty((n, n), dtype), np.empty_like(u)
 
-    def each_strip(task: Callable[[slice], None]) -> None:
-        if images > SINGLE_THREAD_IMAGES:
-            parallel(task, (slice(0, images), slice(images, n)))
-        else:
-            task(slice(0, n))
-
     def exponentials(rows: slice) -> None:
         own = np.matmul(logits_of[rows], u.T, out=e[rows])  # (rows,n)                         (5.3)
         same = np.einsum("anbn->anb", own.reshape(-1, images, 2, images))  # the entries of one image with itself:
         same[...] = -np.inf  # an anchor is neither its own negative nor its positive's, E is 0 there
         np.exp(own, out=own)
 
-    def repulsion(rows: slice) -> None:
-        own = e[rows]
-        own *= weight[rows, None] + weight  # (rows,n), P + Pᵀ                                 (5.12)
-        np.matmul(own, u, out=du[rows])  # what the negatives add                              (5.9)
-
-    each_strip(exponentials)  # e (n,n) is symmetric
+    _each_strip(exponentials, images)  # e (n,n) is symmetric
     negatives = (e @ np.ones(n, dtype)).astype(np.float64)  # (n,), four times as fast as e.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # log 0 = −∞ is right for N = 1; NaN stays NaN
         odds = np.log(negatives) - positive / temperature  # (n,), log Σ exp(margin)
@@ -70,14 +59,37 @@ def value_and_grad(za: Array, zb: Array, temperature: float) -> tuple[Array, Arr
     q = np.exp(odds - loss)  # (n,), 1 − the probability of the positive                       (5.8)
     weight = np.exp(-positive / temperature - loss).astype(dtype)  # (n,): P = E ∘ weight      (5.7)
 
-    each_strip(repulsion)
-    attraction = np.tile(q[:images] + q[images:], 2)[:, None].astype(dtype)  # (n,1)
-    # We may subtract ±u from a positive, because (5.11) removes every multiple of u. If the views nearly agree, or
-    # oppose each other, the difference is small and exact, and so is the rounding of what is added.
-    side = np.where(positive < 0, -1, 1)[:, None].astype(dtype)  # (n,1)
-    partner = np.concatenate([u[images:], u[:images]])  # (n,D)
-    du -= attraction * (partner - side * u)  # (n,D), nτ ×                                      (5.10)
-    du -= u * np.vecdot(u, du)[:, None]  #                                                     (5.11)
+    def repulsion(rows: slice) -> None:
+        own = e[rows]
+        own *= weight[rows, None] + weight  # (rows,n), P + Pᵀ                                 (5.12)
+        np.matmul(own, u, out=du[rows])  # what the negatives add                              (5.9)
+
+    _each_strip(repulsion, images)
+    _add_positives(du, u, positive, q)
+    du -= u * np.vecdot(u, du)[:, None]  # (n,D)                                               (5.11)
     du /= norm * dtype.type(n * temperature)
     du /= np.where(scale == 0, np.inf, scale)  # a zero row has gradient 0
     return loss.mean().astype(dtype), du[:images], du[images:]
+
+
+def _each_strip(task: Callable[[slice], None], images: int) -> None:
+    """Call task(rows) for the rows of each view, side by side; or once for all rows, of few images."""
+    if images > SINGLE_THREAD_IMAGES:
+        parallel(task, (slice(0, images), slice(images, 2 * images)))
+    else:
+        task(slice(0, 2 * images))
+
+
+def _add_positives(du: Array, u: Array, positive: Array, q: Array) -> None:
+    """Add what the positives attract to du, in place: nτ × (5.10).
+
+    We may subtract ±u from a positive, because (5.11) removes every multiple of u. If the views nearly agree, or
+    oppose each other, the difference is small and exact, and so is the rounding of what is added.
+
+    Shapes: du, u (n,D); positive, q (n,).
+    """
+    images = len(u) // 2
+    attraction = np.tile(q[:images] + q[images:], 2)[:, None].astype(u.dtype)  # (n,1)
+    side = np.where(positive < 0, -1, 1)[:, None].astype(u.dtype)  # (n,1)
+    partner = np.concatenate([u[images:], u[:images]])  # (n,D)
+    du -= attraction * (partner - side * u)
