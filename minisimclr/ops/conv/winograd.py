@@ -39,7 +39,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ...backend import Array
 from ...engine.autograd import Vjp
 from ...processor import blocks, parallel, threads
-from .products import SMALL_MATRIX, by_columns, by_rows, over_rows, unpacked_products
+from .products import SMALL_MATRIX, by_columns, by_rows, over_rows
 
 TILE, WINDOW = 4, 6  # output pixels of a tile, and the input pixels that it reads, per side
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))  # the sixth point is ∞
@@ -64,12 +64,12 @@ def applies(xp: Any, x: Array, w: Array, stride: int, padding: int) -> bool:
 def worthwhile(shape: tuple[int, ...], D: int) -> bool:
     """True where this form was measured to be faster than the slabs (benchmarks/notes.md).
 
-    That is from 16 channels on, or from 33 on if BLAS multiplies thin matrices without packing. A small map gains
+    That is with more than 32 channels: with fewer, the transforms cost what the products save. A small map gains
     nothing: the slabs, which leave out what lies outside the map, must take at least 64 products for 36 of (3.5).
     """
     H, W, _, C = shape
-    enough = C * D > 32 * 32 if unpacked_products() else True
-    return enough and min(C, D) >= 16 and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
+    enough = C * D > 32 * 32 and min(C, D) >= 16
+    return enough and (3 * H - 2) * (3 * W - 2) >= 64 * -(-H // TILE) * -(-W // TILE)
 
 
 # ── The transforms ────────────────────────────────────────────────────────────────────────────────
