@@ -202,13 +202,13 @@ def device() -> dict[str, Any]:
 
 
 def commit() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return result.stdout.strip() or "unknown"
+    """The commit of the code; with "-dirty" if the package or a benchmark has changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../minisimclr", "*.py")
+    return (git("describe", "--always", "--abbrev=12") or "unknown") + ("-dirty" if changed else "")
 
 
 def announce(threads: int, missing: list[str]) -> dict[str, Any]:
