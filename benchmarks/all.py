@@ -30,7 +30,7 @@ import arena
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 AGAIN = "again"  # folder of the results of another hour
-PICTURES = {"growth", "step_profile"}  # programs that draw a figure as well
+PICTURES = {"growth", "step_profile", "ntxent_2", "choose_2"}  # of these a figure is drawn as well
 
 STEPS = ["small, 512 views", "ResNet-18, 128 views", "ResNet-50, 8 views of 224"]
 LOSSES = ["auto", "auto, in a run", "tiled, E kept", "tiled, E recomputed", "torch eager", "torch.compile", "lightly",
@@ -42,6 +42,9 @@ SIZES = ["16", "32", "64", "128", "256", "512", "1024", "2048", "4096", "8192", 
 ROWS = ["slabs", "auto", "torch channels-last", "torch c.-l., memory kept", "torch.compile, memory kept"]
 LAYERS = ["64 ch, 32x32", "128 ch, 16x16", "256 ch, 8x8", "512 ch, 4x4", "32 ch, 16x16, 512 views", "stem 3x3",
           "64 to 128, stride 2"]  # fmt: skip
+
+FILES = ["128 JPEG files of 400x300, 224", "16 JPEG files of 12 megapixels, 224"]
+READERS = ["minisimclr, 1 worker", "minisimclr, 2 workers", "DataLoader, 1 worker", "DataLoader, 2 workers"]
 
 # The name of the result -> the program and its options, the most important first.
 COMMANDS: dict[str, list[str]] = {
@@ -55,6 +58,7 @@ COMMANDS: dict[str, list[str]] = {
     "step_profile": ["step_profile", "--threads", "2"],
     "conv": ["conv", "--threads", "2", "--peers", "--cases", *LAYERS],
     "augment": ["augment", "--threads", "2", "--peers"],
+    "photos": ["augment", "--threads", "2", "--peers", "--cases", *FILES, "--only", *READERS],
     "ntxent_peers": ["ntxent", "--threads", "2", "--peers", "--only", *SLOW_LOSSES, "--sizes", "256", "1024"],
     "choose_float64": ["ntxent", "--threads", "2", "--choose", "--dtype", "float64", "--sizes", *SIZES[:-2]],
     "demo": [],
@@ -81,7 +85,7 @@ def measure(name: str, path: Path) -> int:
         demo(path)
         return 0
     program, *options = COMMANDS[name]
-    options += ["--json", str(path), *(["--plot", str(path.with_suffix(".png"))] if program in PICTURES else [])]
+    options += ["--json", str(path), *(["--plot", str(path.with_suffix(".png"))] if name in PICTURES else [])]
     return subprocess.run([sys.executable, str(HERE / f"{program}.py"), *options]).returncode
 
 

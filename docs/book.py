@@ -129,9 +129,9 @@ def from_figures(script: str) -> None:
     _print("\n" + module.table(json.loads(module.RESULTS.read_text())["runs"]) + "\n")
 
 
-def told(script: str, name: str) -> None:
+def told(script: str, name: str, *arguments: Any) -> None:
     """Print what a function of docs/figures/SCRIPT.py returns: a table or sentences, its prose in lines of the page."""
-    paragraphs = getattr(_figures(script), name)().split("\n\n")
+    paragraphs = getattr(_figures(script), name)(*arguments).split("\n\n")
     wrapped = [
         text
         if text.startswith(("|", "!"))
