@@ -104,26 +104,36 @@ def serve(prepare: Prepare | None, torch: bool, threads: int, floor: Callable[[i
                 if question.get("memory", True) and not hasattr(run, "others"):
                     reply["memory"] = extra_memory(run)
             else:
-                reply["times"], reply["cpu"] = turn(run)
+                reply["times"], reply["cpu"], reply["faults"] = turn(run)
         except Exception as exception:
             text = f"{type(exception).__name__}: {exception}" if str(exception) else type(exception).__name__
             reply["failed"] = text.splitlines()[0][:120]
         print(json.dumps(reply), file=answers, flush=True)
 
 
-def turn(run: Any) -> tuple[list[float], float]:
-    """Seconds of each call for a fifth of a second, at least one, and CPU seconds a call.
+def turn(run: Any) -> tuple[list[float], float, float]:
+    """Seconds of each call for a fifth of a second, at least one; CPU seconds and page faults a call.
 
     Of several calls the first warms the caches up and is not counted.
     """
     times: list[float] = []
     others = getattr(run, "others", lambda: 0.0)  # CPU seconds of processes that a contestant started
-    begin, work = time.perf_counter(), time.process_time() + others()
+    begin, work, faults = time.perf_counter(), time.process_time() + others(), page_faults()
     while not times or time.perf_counter() - begin < TURN:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return times[1:] or times, (time.process_time() + others() - work) / len(times)
+    count = len(times)
+    return times[1:] or times, (time.process_time() + others() - work) / count, (page_faults() - faults) / count
+
+
+def page_faults() -> int:
+    """The pages of memory that this process has met for the first time (0 on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def extra_memory(run: Any) -> int | None:
@@ -257,7 +267,8 @@ def measure(contestants: list[Contestant], case: Case, rules: Rules) -> list[dic
                 "times": times[c.name],
                 "median": statistics.median(times[c.name]),
                 "quartiles": np.quantile(times[c.name], [0.25, 0.75]).tolist(),
-                "cpu": statistics.median(work[c.name]),
+                "cpu": statistics.median(cpu for cpu, _ in work[c.name]),
+                "faults": statistics.median(faults for _, faults in work[c.name]),
                 "floor": rules.floor(case, best),
             }
     usual = rows.get(rules.peer, {}).get("median")
@@ -285,10 +296,10 @@ def prepare_all(contestants: list[Contestant], case: Case, rules: Rules) -> dict
 
 def take_turns(
     contestants: list[Contestant], options: argparse.Namespace
-) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
-    """The times of every call of each contestant (of the floor: the machine's rates), and CPU seconds per call."""
+) -> tuple[dict[str, list[Any]], dict[str, list[tuple[float, float]]]]:
+    """The times of every call of each contestant (of the floor: the machine's rates); CPU seconds and faults a call."""
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
-    work: dict[str, list[float]] = {c.name: [] for c in contestants}
+    work: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contestants}
     deadline = time.monotonic() + options.seconds
     rounds = 0
     while rounds < options.rounds and (rounds < 3 or time.monotonic() <= deadline):
@@ -297,7 +308,7 @@ def take_turns(
             time.sleep(0.002)  # let the threads of the one before fall asleep
             if reply := c.ask(options.patience, run=True):
                 times[c.name] += reply.get("times") or [reply["rates"]]
-                work[c.name].append(reply.get("cpu", 0.0))
+                work[c.name].append((reply.get("cpu", 0.0), reply.get("faults", 0.0)))
     return times, work
 
 
@@ -313,7 +324,7 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
     """A case, one line a contestant."""
-    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "cpu", "floor", "speed")
+    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "cpu", "faults", "floor", "speed")
     extra = next((key for row in rows for key in row if key not in known), "")
     title = f"speed of {peer}"
     lines = [

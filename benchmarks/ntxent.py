@@ -105,13 +105,14 @@ def measure(contestants: list[Contestant], n: int, peer: str, bench: Bench) -> l
     rows = compare_with_float64(taking_part, n, bench)
     times = take_turns(taking_part, n, bench)
     rates = times.pop(FLOOR)
+    best = {key: max(rate[key] for rate in rates) for key in rates[0]}
     pairs = (2 * n) ** 2 / 2
     floor = min(pairs * (3 * bench.options.dim / rate["products"] + 1 / rate["exponentials"]) for rate in rates)
     for c in taking_part:
         if c.failed is not None and c.name != FLOOR:
             rows[c.name]["failed"] = c.failed
         elif c.name != FLOOR:
-            rows[c.name] |= statistics_of(times[c.name]) | {"floor": floor}
+            rows[c.name] |= statistics_of(times[c.name]) | {"floor": floor, "rates": best}
     usual = rows.get(peer, {}).get("median")
     for row in rows.values():
         if usual and "median" in row:

@@ -128,9 +128,10 @@ def test_a_peer_that_is_faster_is_named_and_our_own_forms_are_no_peers(how_fast:
 
 
 def test_machines_share_the_work_and_one_alone_does_a_third_more(how_fast: Any) -> None:
-    one, many = (how_fast.paper_seconds(machines, 0.1, 0.2, 0.0) for machines in (1, 128))
+    one, many = (how_fast.paper_seconds(machines, 0.1, 0.004, 0.2, 0.0) for machines in (1, 128))
     assert np.isclose(one["network"], 8192 * 0.1 * 4 / 3)
     assert np.isclose(one["network"] / many["network"], 128 * 4 / 3)
+    assert np.isclose(one["views"], 2 * 8192 * 0.004 / 2)
     assert np.isclose(one["views"] / many["views"], 256)
 
 

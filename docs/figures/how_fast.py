@@ -46,9 +46,9 @@ CASES = {  # of benchmarks/train_step.py: the encoder above, and views of a batc
     "ResNet-18, 128 views": ("ResNet-18, side 32", 128),
     "ResNet-50, 8 views of 224": ("ResNet-50, side 224", 8),
 }
-FAULTS = 185_000  # page faults of a step of ResNet-18 in PyTorch as it comes: benchmarks/README.md
+FAULTS = 185_000  # page faults of a step of ResNet-18 in PyTorch as it comes, in files that do not count them
 PAGE = 4096  # bytes of a page of memory
-EXPONENTIALS = 2 * 3e9  # in a second, on two threads: benchmarks/notes.md
+EXPONENTIALS = 2 * 3e9  # in a second, on two threads, of files that do not tell: benchmarks/notes.md
 
 Layer = tuple[tuple[int, ...], tuple[int, int]]  # kernel (K,K,C,D), and height and width of the output
 
@@ -332,11 +332,11 @@ def faults() -> str:
     if "torch" not in rows or RIVAL not in rows:
         return missing(STEP)
     fresh, kept = rows["torch"], rows[RIVAL]
-    lost = fresh["median"] - kept["median"]
+    lost, count = fresh["median"] - kept["median"], round(fresh.get("faults", FAULTS), -3)
     return (
         f"Its step takes {1e3 * fresh['median']:,.0f} ms, and {1e3 * kept['median']:,.0f} with memory kept: "
-        f"{percent(lost / fresh['median'])} of the time went into pages. That is {1e6 * lost / FAULTS:.1f} µs for each "
-        f"of {FAULTS:,}, and together they are {FAULTS * PAGE / 2**20:,.0f} MiB, where the step holds "
+        f"{percent(lost / fresh['median'])} of the time went into pages. That is {1e6 * lost / count:.1f} µs for each "
+        f"of {count:,.0f}, and together they are {count * PAGE / 2**20:,.0f} MiB, where the step holds "
         f"{fresh['memory'] / 2**20:,.0f}: nearly every page that it uses is new in every step."
     )
 
@@ -346,10 +346,14 @@ def kept() -> str:
     found, rows = rates(), of_case(STEP, "ResNet-18, 128 views")
     if found is None or "torch" not in rows or RIVAL not in rows:
         return missing(STEP)
-    copy, again = 4 / found[1], 128 / found[0] + 1 / EXPONENTIALS
-    fault = (rows["torch"]["median"] - rows[RIVAL]["median"]) / FAULTS / (PAGE / 4)
+    exponentials = next(
+        (row["rates"]["exponentials"] for row in losses(4096)[0].values() if "rates" in row), EXPONENTIALS
+    )
+    copy, again = 4 / found[1], 128 / found[0] + 1 / exponentials
+    count = rows["torch"].get("faults", FAULTS)
+    fault = (rows["torch"]["median"] - rows[RIVAL]["median"]) / count / (PAGE / 4)
     return (
-        f"With the rates from above, {EXPONENTIALS / 1e9:.0f} · 10⁹ exponentials a second and $d = 128$, the left "
+        f"With the rates from above, {exponentials / 1e9:.0f} · 10⁹ exponentials a second and $d = 128$, the left "
         f"side is {1e9 * copy:.2f} ns and the right one {1e9 * again:.2f}. But a page fault of "
         f"{1e9 * fault * PAGE / 4e3:.1f} µs for {PAGE // 4:,} entries is {1e9 * fault:.1f} ns for each."
     )
@@ -375,46 +379,54 @@ def growth() -> str:
     found = stored("growth.json").get("growth")
     if not found:
         return missing("growth.json")
-    rows = []
-    for name, own in found.items():
-        cells = [f"{own[f'{kind} {what}']:.3g}" for what in ("time", "memory") for kind in ("fitted", "expected")]
-        rows.append([name, f"{own['sizes'][0]} … {own['sizes'][-1]}", *cells])
-    sizes, times = (np.array(found["channels"][key], float) for key in ("sizes", "time"))
+    rows = [
+        [
+            part,
+            name,
+            f"{own['sizes'][0]:,} … {own['sizes'][-1]:,}",
+            *(
+                f"{own[f'{kind} {what}']:.{2 if kind == 'fitted' else 0}f}"
+                for what in ("time", "memory")
+                for kind in ("fitted", "expected")
+            ),
+        ]
+        for part, varied in found.items()
+        for name, own in varied.items()
+    ]
+    sizes, times = (np.array(found["step"]["channels"][key], float) for key in ("sizes", "time"))
     terms = np.stack([sizes, sizes**2], axis=1) / times[:, None]
     (a, b), *_ = np.linalg.lstsq(terms, np.ones(len(sizes)), rcond=None)  # (13.11)
     error = abs((a * sizes + b * sizes**2) / times - 1).max()
     last = np.log(times[-1] / times[-2]) / np.log(sizes[-1] / sizes[-2])
+    gains = ", ".join(f"{name} {gain:.2f}" for name, gain in stored("growth.json")["gain of two threads"].items())
     text = (
-        f"Fitted to the times against the channels, $a C + b C^2$ is off by at most {percent(error)}. Its two terms "
-        f"are equal at {a / b:.0f} channels. From {sizes[-2]:.0f} to {sizes[-1]:.0f} channels the exponent is "
-        f"{last:.2f}."
+        f"Fitted to the times of a step against the channels, $a C + b C^2$ is off by at most {percent(error)}. Its "
+        f"two terms are equal at {a / b:.0f} channels. From {sizes[-2]:.0f} to {sizes[-1]:.0f} channels the exponent "
+        f"is {last:.2f}. Two threads were so many times as fast as one: {gains}."
     )
-    loss = [(label, stored(file).get("growth", {}).get("exponent")) for file, label in LOSSES.items()]
-    if any(exponent for _, exponent in loss):
-        told = " and ".join(f"{exponent:.2f} ({label})" for label, exponent in loss if exponent)
-        text += f" NT-Xent, whose matrix has $n^2$ entries, grows with $N$ as $N$ to the power of {told}."
-    heading = ["against", "from … to", "time: fitted", "expected", "memory: fitted", "expected"]
+    heading = ["of", "against", "from … to", "time: fitted", "expected", "memory: fitted", "expected"]
     return f"{table(heading, rows)}\n\n{text}"
 
 
 # ── The paper's size ──────────────────────────────────────────────────────────────────────────────
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 100, 4096  # ImageNet, and the batch of the paper
-FROM_FILES = 1 / 255  # CPU seconds of a view of 224, from a JPEG file: benchmarks/notes.md
+FILES, FROM = "128 JPEG files of 400x300, 224", "minisimclr, 1 worker"  # of photos.json: two views of each file
 CASE_50, VIEWS_50 = "ResNet-50, 8 views of 224", 8
 
 
-def paper_seconds(machines: int, view: float, loss: float, messages: float) -> dict[str, float]:
+def paper_seconds(machines: int, view: float, made: float, loss: float, messages: float) -> dict[str, float]:
     """Seconds of each part of a step on so many machines of two cores.
 
-    view: seconds of the network for one view, forward, backward and update. loss: those of NT-Xent, alone.
+    view: seconds of the network for one view, forward, backward and update. made: of one core to make a view of a
+    file. loss: those of NT-Xent, alone.
     """
     views = 2 * BATCH / machines
     # One machine takes the batch in chunks: a forward pass more, and it makes the views twice, as chapter 14 says.
-    passes, made = (4 / 3, 2) if machines == 1 else (1, 1)
+    passes, times = (4 / 3, 2) if machines == 1 else (1, 1)
     return {
         "network": passes * views * view,  # (13.12)
-        "views": made * views * FROM_FILES / 2,  # two cores
+        "views": times * views * made / 2,  # two cores
         "NT-Xent": loss if machines == 1 else 2 * loss / machines,  # a share of the rows, but without symmetry
         "messages": messages,
     }
@@ -424,13 +436,17 @@ def paper() -> str:
     """Hours of the paper's run on this CPU, and on 128 of them."""
     rows = of_case(STEP, CASE_50)
     loss = by_default(losses(BATCH)[0])
+    files = of_case("photos.json", FILES)
     if "auto" not in rows or loss is None:
         return missing(STEP)
+    if FROM not in files:
+        return missing("photos.json")
+    made = files[FROM]["median"] / (2 * int(FILES.split()[0]))
     view, model = rows["auto"]["median"] / VIEWS_50, distributed()
     steps, lines = EPOCHS * (IMAGES // BATCH), []
     for machines in (1, 128):
         messages = model.predicted(machines)["messages"] if machines > 1 else 0.0
-        parts = paper_seconds(machines, view, loss["median"], messages)
+        parts = paper_seconds(machines, view, made, loss["median"], messages)
         step = sum(parts.values())
         hours, held = steps * step / 3600, 2 * BATCH / machines * rows["auto"]["memory"] / VIEWS_50 / 2**30
         memory = f"{held:,.1f} GiB" if machines > 1 else f"{held:,.0f} GiB; in chunks of 64, {held / 128:,.1f}"
@@ -439,7 +455,8 @@ def paper() -> str:
     products = work(of_encoder("ResNet-50, side 224"))[0]
     assumed = model.MACHINES["two cores"]
     text = (
-        f"There are {IMAGES // BATCH} steps in an epoch, {steps:,} in all. A view takes {1e3 * view:.0f} ms. That is "
+        f"There are {IMAGES // BATCH} steps in an epoch, {steps:,} in all. A core makes a view of a "
+        f"file in {1e3 * made:.1f} ms. The network takes {1e3 * view:.0f} ms for it, and that is "
         f"{in_tens(2 * products / view)} operations in a second, two for each multiply–add. Chapter 14 assumes "
         f"{in_tens(assumed)} for two cores; here messages weigh {2 * products / view / assumed:.1f} times as much "
         "beside the computing."
