@@ -307,11 +307,10 @@ def test_room_for_e_is_used_again_and_can_be_given_back() -> None:
         (1, "whole matrix", "whole matrix"),
         (256, "whole matrix", "whole matrix"),
         (257, "tiled, E kept", "tiled, E kept"),
-        (1900, "tiled, E kept", "tiled, E kept"),
-        (2048, "tiled, E recomputed", "tiled, E kept"),
-        (4096, "tiled, E recomputed", "tiled, E kept"),
+        (1984, "tiled, E kept", "tiled, E kept"),
+        (1985, "tiled, E recomputed", "tiled, E kept"),
         (4500, "tiled, E recomputed", "tiled, E kept"),
-        (5000, "tiled, E recomputed", "tiled, E recomputed"),
+        (4501, "tiled, E recomputed", "tiled, E recomputed"),
     ],
 )
 def test_the_form_is_chosen_as_the_table_says(images: int, bare: str, training: str) -> None:

@@ -92,9 +92,9 @@ def nt_xent_value_and_grad(
             "composed"           plain.py: composed from operations; autograd finds the gradient.
             "plain"              plain.py: the loss line by line, with its gradient by hand.
             "exact"              exact.py: loses no digits. "reference" is another name of it.
-            "tiled"              tiled.py: fast, for NumPy arrays only. It keeps exp(u·uᵀ/τ) between its two passes if
-                                 that fits into 160 MiB (float32: N up to 4,500). It holds up to 32 MiB for the next
-                                 call, in a training run all of it; `release()` frees what is held.
+            "tiled"              tiled.py: fast, for NumPy arrays only. It keeps exp(u·uᵀ/τ) between its two passes, and
+                                 that memory for the next call, if it fits into 32 MiB (float32: N up to 1,984), in a
+                                 training run into 160 MiB (4,500). `release()` frees what is held.
             "cuda"               cuda.py: fast, for CuPy arrays only, in float32.
             "cuda-bf16x3", "cuda-bf16"  the same on tensor cores; cuda.py has a table of their accuracy.
             "auto"               tiled for NumPy arrays. For CuPy arrays cuda, or exact if one of them is float64 or

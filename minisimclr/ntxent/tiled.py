@@ -3,10 +3,10 @@
 The plain form builds several matrices of shape (2N,2N). At N = 4096 in float32 each takes 256 MiB. The matrix of
 cosines is symmetric, so half of its products and exponentials are computed twice.
 
-Here no matrix is ever whole, and each entry is computed once. At N = 4096 a call takes 0.18 s and 143 MiB (9 MiB if E
-is computed anew); the plain form, as NumPy users write it, takes 1.2 s and 1,037 MiB. At N = 256 the times are 1.67
-and 3.97 ms (two threads, benchmarks/README.md). The results are those of `exact.py`, up to rounding. Of few images the
-whole matrix is computed in one piece: few.py.
+Here no matrix is ever whole, and each entry is computed once. At N = 4096 a call takes 0.16 s and 146 MiB, or 0.22 s
+and 13 MiB if E is computed anew; the plain form, as NumPy users write it, takes 1.2 s and 1,037 MiB. (Two threads,
+benchmarks/README.md.) The results are those of `exact.py`, up to rounding. Of few images the whole matrix is computed
+in one piece: few.py.
 
 The matrix is computed in tiles that fit a core's cache. Each pair of blocks (I, J) is computed once and serves the rows
 of I and those of J:
@@ -78,8 +78,8 @@ def form(images: int, temperature: float, dtype: np.dtype[np.floating], keep_byt
 
         images            a bare call    a training run
         1 … 256           whole matrix   whole matrix      few.py
-        257 … 1,900       E kept         E kept            E takes up to 32 MiB
-        1,901 … 4,500     recomputed     E kept            up to 160 MiB
+        257 … 1,984       E kept         E kept            E takes up to 32 MiB
+        1,985 … 4,500     recomputed     E kept            up to 160 MiB
         4,501 …           recomputed     recomputed
 
     The threads and BLAS's kernels are not in the rule: on one thread and two the best form was the same, within
