@@ -1,6 +1,6 @@
 """SimCLR from scratch, in NumPy and CuPy: to read, to check, to run.
 
-In every room `plain` is the form that one reads; the other forms equal it, and are faster or more exact.
+Where a folder has several forms of one thing, `plain` is the one to read; the other forms equal it.
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
@@ -38,10 +38,10 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
 
 Second reading, 14,415 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
-    values/settings.py       173  Settings that come through a door, and the words in which one is refused
+    values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
-    values/arrays.py         180  Arrays that come through a door: taken as plain arrays, or refused in one line
-    values/__init__.py        76  The values that come through a door: taken as plain ones, or refused in one line
+    values/arrays.py         180  Arrays that users give: taken as plain arrays, or refused in one line
+    values/__init__.py        76  Values that users give: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
     storage.py               149  Files that are written whole or not at all, and looked at before they are read

@@ -35,7 +35,7 @@ def _makers(rng: Generator, method: str, product_dtype: Any, ranks: Any) -> tupl
 class BasicBlock(Module):
     """Two 3×3 convolutions and a shortcut past them:  x -> relu(shortcut(x) + f(x)).
 
-    The shortcut passes the gradient on unchanged, however many blocks there are.
+    The shortcut passes the gradient on past f, however small the gradient through f has become.
 
     Shapes: x (H,W,N,in_dim) -> (H/stride,W/stride,N,dim)
     """

@@ -157,7 +157,7 @@ def counted() -> str:
             rows.append([name.partition(",")[0], stage, *cells, percent(copied / bytes_)])
         total = [f"{whole / 3e6:,.1f}", "", f"{bytes_ / 32 / 2**10:,.0f}", ""]
         rows.append([f"**{name.partition(',')[0]}**", "together", f"{len(of_encoder(name))}", *total])
-    heading = ["encoder", "stage", "layers", "10⁶ multiply–adds", "share", "1,024 numbers in maps", "share"]
+    heading = ["encoder", "stage", "layers", "10⁶ multiply–adds", "share", "numbers in maps / 1,024", "share"]
     return table(heading, rows)
 
 
@@ -370,7 +370,7 @@ def winograd() -> str:
             slabs, fast = own["slabs"], own["winograd"]
             cells = [f"{gain:.2f}", f"{slabs['median'] / fast['median']:.2f}"]
             rows.append([case, *cells, f"{slabs['error']:.0e}", f"{fast['error']:.0e}"])
-    heading = ["layer", "multiply–adds: fewer by", "time: less by", "error, slabs", "error, Winograd"]
+    heading = ["layer", "multiply–adds, slabs / Winograd", "time, slabs / Winograd", "error, slabs", "error, Winograd"]
     return table(heading, rows) if rows else missing("conv.json")
 
 
@@ -402,7 +402,7 @@ def growth() -> str:
     text = (
         f"Fitted to the times of a step against the channels, $a C + b C^2$ is off by at most {percent(error)}. Its "
         f"two terms are equal at {a / b:.0f} channels. From {sizes[-2]:.0f} to {sizes[-1]:.0f} channels the exponent "
-        f"is {last:.2f}. Two threads were so many times as fast as one: {gains}."
+        f"is {last:.2f}. Speed-up by a second thread: {gains}; below 1 it is slower."
     )
     heading = ["of", "against", "from … to", "time: fitted", "expected", "memory: fitted", "expected"]
     return f"{table(heading, rows)}\n\n{text}"
@@ -449,7 +449,7 @@ def paper() -> str:
         parts = paper_seconds(machines, view, made, loss["median"], messages)
         step = sum(parts.values())
         hours, held = steps * step / 3600, 2 * BATCH / machines * rows["auto"]["memory"] / VIEWS_50 / 2**30
-        memory = f"{held:,.1f} GiB" if machines > 1 else f"{held:,.0f} GiB; in chunks of 64, {held / 128:,.1f}"
+        memory = f"{held:,.1f} GiB" if machines > 1 else f"{held:,.0f} GiB; with `--chunk 32`, {held / 128:,.1f}"
         lines.append([f"{machines}", *(digits(seconds) for seconds in (*parts.values(), step))])
         lines[-1] += [f"**{hours:,.0f}**", f"{hours / 24:,.0f}" if hours > 240 else f"{hours / 24:.1f}", memory]
     products = work(of_encoder("ResNet-50, side 224"))[0]

@@ -80,7 +80,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="epochs between two measurements, of kNN on a held-out tenth of the labelled training images and of "
+        help="epochs between two measurements, of kNN on at most 2,000 labelled training images and of "
         "collapse; 0: none; the run is the same with any (default: a tenth of the run)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The values that come through a door: taken as plain ones, or refused in one line."""
+"""Values that users give: taken as plain ones, or refused in one line."""
 
 from .arrays import (
     NUMBERS,

@@ -1,4 +1,4 @@
-"""Arrays that come through a door: taken as plain arrays, or refused in one line.
+"""Arrays that users give: taken as plain arrays, or refused in one line.
 
 The plain code would believe any array. But a copy forgets the mask of a masked array, the `*` of a np.matrix is a
 matrix product, a label of −1 counts as the last class, and labels (N,1) are compared with all rows. Each function here

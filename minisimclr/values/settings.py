@@ -1,4 +1,4 @@
-"""Settings that come through a door, and the words in which one is refused.
+"""Settings that users give, and the words in which one is refused.
 
 The plain code would believe any setting: a bool counts as the number 1, and a np.float64 makes float32 weights be
 computed in float64. Each function here takes one kind of setting. It returns a plain value of that kind, or raises

@@ -10,8 +10,8 @@ of a polynomial of 4 coefficients with one of 3. That product has degree 5, so i
 
     y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A      d (6,6) window of the map, w (3,3), y (4,4) tile of the output     (3.4)
 
-G and Bᵀ evaluate at the 6×6 points, Aᵀ interpolates (the names are those of Lavin & Gray 2016). All windows and
-channels share the transforms. So ⊙ becomes one matrix product at each of the 36 points p:
+G and A hold powers of the points, Bᵀ coefficients of Lagrange's polynomials (the names are those of Lavin & Gray
+2016). All windows and channels share the transforms. So ⊙ becomes one matrix product at each of the 36 points p:
 
     U = (G⊗G) w,   V = (Bᵀ⊗Bᵀ) d,   Mₚ = Vₚ Uₚ,   y = (Aᵀ⊗Aᵀ) M      Vₚ (rows,C), Uₚ (C,D), rows = tiles·N    (3.5)
 
