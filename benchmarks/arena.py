@@ -19,11 +19,13 @@ import json
 import math
 import os
 import platform
+import random
 import select
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -41,6 +43,8 @@ Case = dict[str, Any]
 Prepare = Callable[[Case], tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]
 FLOOR = "floor"  # the contestant that measures the machine
 TURN = 0.2  # seconds of calls at a stretch: in less, a processor that has just slept is still waking up
+REST = 0.08  # seconds between turns; OpenBLAS and OpenMP keep their threads spinning for 50 ms after a call
+LEAST_ROUNDS = 3
 MEMORY_LIMIT = 10 * 2**30  # a contestant that wants more is left out
 
 
@@ -57,18 +61,24 @@ def rates(threads: int) -> dict[str, float]:
             np.matmul(a, b, out=out)
 
     def best(task: Any, items: Any) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            with processor.blas_at_one_thread():
-                processor.parallel(task, items)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        with processor.blas_at_one_thread():
+            return fastest(lambda: processor.parallel(task, items))
 
     return {
         "gemm": threads * 20 * 512 * 256 * 256 / best(multiply, products),
         "copy": source.nbytes / best(lambda pair: np.copyto(pair[1], pair[0]), copies),
     }
+
+
+def fastest(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest call within a turn: the first ones wake the processor up."""
+    times = []
+    begin = time.perf_counter()
+    while not times or time.perf_counter() - begin < TURN:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 # ── A contestant's process ────────────────────────────────────────────────────────────────────────
@@ -141,6 +151,8 @@ def extra_memory(run: Any) -> int | None:
     if not os.path.exists("/proc/self/clear_refs"):
         return None
     tiled.release()  # what waits for the next call counts as part of the call
+    tiled._scratch = threading.local()  # and so does what each thread holds
+    getattr(run, "forget", lambda: None)()  # and the gradients of the call before
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else freed memory that the process still holds would hide the call's
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
@@ -171,7 +183,9 @@ class Contestant:
         self.failed: str | None = None
 
     def ask(self, patience: float, **question: Any) -> dict[str, Any]:
-        """The answer, or {} from now on if the contestant fails, dies or takes longer than its patience."""
+        """The answer; or {} until the next case, if the contestant fails, and for ever if it dies or takes too long."""
+        if "prepare" in question and self.process.poll() is None:
+            self.failed = None
         if self.failed is not None:
             return {}
         assert self.process.stdin is not None
@@ -184,6 +198,7 @@ class Contestant:
             if not ready:
                 self.failed = f"no answer in {patience:.0f} s"
                 self.process.kill()
+                self.process.wait()
                 return {}
             answer = json.loads(self.process.stdout.readline() or '{"failed": "the process died (out of memory?)"}')
         except BrokenPipeError:
@@ -212,18 +227,19 @@ def device() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the code; with "-dirty" if the package or a benchmark has changed since."""
+    """The last commit of the package or of a benchmark; with "-dirty" if one of them has changed since."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "../minisimclr", "*.py")
-    return (git("describe", "--always", "--abbrev=12") or "unknown") + ("-dirty" if changed else "")
+    code = ("--", "../minisimclr", "*.py")
+    changed = git("status", "--porcelain", *code)
+    return (git("log", "-1", "--format=%h", "--abbrev=12", *code) or "unknown") + ("-dirty" if changed else "")
 
 
 def announce(threads: int, missing: list[str]) -> dict[str, Any]:
     """Print the device and the contestants that are not installed; return the device."""
-    hardware = device()
+    hardware = device() | {"load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
     print(f"{hardware['cpu']}, {threads} threads; NumPy {hardware['numpy']} on {', '.join(hardware['blas'])}")
     if missing:
         print(f'not installed: {", ".join(missing)}   (pip install ".[peers]")')
@@ -236,8 +252,10 @@ def versions(packages: set[str]) -> dict[str, str]:
 
 def write(path: str, benchmark: str, about: dict[str, Any]) -> None:
     """A benchmark's results as JSON, with commit and date."""
-    about = {"benchmark": benchmark, "commit": commit(), "date": time.strftime("%Y-%m-%d"), **about}
-    Path(path).write_text(json.dumps(about, indent=1) + "\n")
+    about = {"benchmark": benchmark, "commit": commit(), "date": time.strftime("%Y-%m-%d %H:%M"), **about}
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(about, indent=1) + "\n")
+    part.replace(path)
 
 
 # ── Rounds ────────────────────────────────────────────────────────────────────────────────────────
@@ -264,18 +282,25 @@ def measure(contestants: list[Contestant], case: Case, rules: Rules) -> list[dic
             rows[c.name]["failed"] = c.failed
         elif c.name != FLOOR:
             rows[c.name] |= {
-                "times": times[c.name],
-                "median": statistics.median(times[c.name]),
-                "quartiles": np.quantile(times[c.name], [0.25, 0.75]).tolist(),
+                "times": [time for turn in times[c.name] for time in turn],
+                "turns": [statistics.median(turn) for turn in times[c.name]],
+                "median": statistics.median(statistics.median(turn) for turn in times[c.name]),
+                "quartiles": np.quantile([time for turn in times[c.name] for time in turn], [0.25, 0.75]).tolist(),
                 "cpu": statistics.median(cpu for cpu, _ in work[c.name]),
                 "faults": statistics.median(faults for _, faults in work[c.name]),
                 "floor": rules.floor(case, best),
             }
-    usual = rows.get(rules.peer, {}).get("median")
+    usual = rows.get(rules.peer, {})
     for row in rows.values():
-        if usual and "median" in row:
-            row["speed"] = usual / row["median"]
+        if "median" in usual and "median" in row:
+            row["speed"] = 1 / ratio(row, usual)
     return list(rows.values())
+
+
+def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
+    """The time of a row as a fraction of another's: the median over the rounds, in each of which both had a turn."""
+    pairs = list(zip(row.get("turns", []), other.get("turns", [])))
+    return statistics.median(a / b for a, b in pairs) if pairs else float(row["median"] / other["median"])
 
 
 def prepare_all(contestants: list[Contestant], case: Case, rules: Rules) -> dict[str, dict[str, Any]]:
@@ -297,19 +322,24 @@ def prepare_all(contestants: list[Contestant], case: Case, rules: Rules) -> dict
 def take_turns(
     contestants: list[Contestant], options: argparse.Namespace
 ) -> tuple[dict[str, list[Any]], dict[str, list[tuple[float, float]]]]:
-    """The times of every call of each contestant (of the floor: the machine's rates); CPU seconds and faults a call."""
+    """The times of each contestant's calls, turn by turn (of the floor: the rates); CPU seconds and faults a call."""
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
     work: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contestants}
     deadline = time.monotonic() + options.seconds
     rounds = 0
-    while rounds < options.rounds and (rounds < 3 or time.monotonic() <= deadline):
+    while rounds < options.rounds and (rounds < LEAST_ROUNDS or time.monotonic() <= deadline):
         rounds += 1
-        for c in contestants:
-            time.sleep(0.002)  # let the threads of the one before fall asleep
+        for c in in_any_order(contestants, rounds):
+            time.sleep(REST)  # let the threads of the one before fall asleep
             if reply := c.ask(options.patience, run=True):
-                times[c.name] += reply.get("times") or [reply["rates"]]
+                times[c.name].append(reply["times"] if "times" in reply else reply["rates"])
                 work[c.name].append((reply.get("cpu", 0.0), reply.get("faults", 0.0)))
     return times, work
+
+
+def in_any_order(contestants: list[Contestant], rounds: int) -> list[Contestant]:
+    """The contestants in another order each round, so that nobody always comes after the same one."""
+    return random.Random(rounds).sample(contestants, len(contestants))
 
 
 def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
@@ -324,7 +354,20 @@ def errors(got: dict[str, Any], truth: dict[str, Any] | None) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], peer: str, unit: str, per_run: float) -> str:
     """A case, one line a contestant."""
-    known = ("name", "case", "failed", "memory", "times", "median", "quartiles", "cpu", "faults", "floor", "speed")
+    known = (
+        "name",
+        "case",
+        "failed",
+        "memory",
+        "times",
+        "median",
+        "quartiles",
+        "cpu",
+        "faults",
+        "floor",
+        "speed",
+        "turns",
+    )
     extra = next((key for row in rows for key in row if key not in known), "")
     title = f"speed of {peer}"
     lines = [
@@ -432,9 +475,10 @@ def main(
         for name in tqdm(options.cases, leave=False, disable=None):
             rows += (now := measure(contestants, {"name": name, **cases[name]}, rules))
             tqdm.write("\n" + table(now, peer, unit, per_run(cases[name])))
-    if options.json:
-        about = {"device": hardware, "versions": versions(set(packages.values()))}
-        about |= {"threads": options.threads, "peer": peer, "cases": {name: cases[name] for name in options.cases}}
-        write(options.json, benchmark, {**about, "rows": rows})
+            if options.json:  # what is measured is stored, also if the next case does not end
+                about = {"device": hardware, "versions": versions(set(packages.values())), "threads": options.threads}
+                about |= {"peer": peer, "cases": {name: cases[name] for name in options.cases}}
+                about["complete"] = name == options.cases[-1]
+                write(options.json, benchmark, {**about, "rows": rows})
     if options.plot:
         plot(rows, peer, options.plot)

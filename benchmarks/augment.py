@@ -279,18 +279,21 @@ def helper(prepare: arena.Prepare, case: arena.Case) -> Any:
     """The connection to a new process, which makes views whenever something comes in."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    context.Process(target=help_out, args=(there, prepare, case), daemon=True).start()
+    context.Process(target=help_out, args=(here, there, prepare, case), daemon=True).start()
+    there.close()
     return here
 
 
-def help_out(connection: Any, prepare: arena.Prepare, case: arena.Case) -> None:
+def help_out(other_end: Any, connection: Any, prepare: arena.Prepare, case: arena.Case) -> None:
+    other_end.close()  # so that this process notices when the other one ends
     processor.set_threads(1)
     run, answer = prepare(case)
     mean = answer(run())["mean"]
-    while True:
-        connection.recv()
-        run()
-        connection.send((mean, time.process_time()))
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the other process has ended
+        while True:
+            connection.recv()
+            run()
+            connection.send((mean, time.process_time()))
 
 
 def view_bytes(case: arena.Case) -> float:

@@ -140,21 +140,28 @@ PARTS = {
 # ── Measuring ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def cost(call: Call) -> tuple[float, int]:
-    """The CPU time of one thread in seconds, the least of several calls; and the bytes that the call holds."""
-    call()  # the first call imports, and meets memory that is new
-    times = []
-    for _ in range(REPEATS):
-        started = time.process_time()
-        call()
-        times.append(time.process_time() - started)
+def costs_of(calls: list[Call]) -> list[tuple[float, int]]:
+    """Of each call the CPU time of one thread in seconds, the least of several rounds; and the bytes that it holds.
+
+    The calls take turns, so that a slow minute of the machine slows all of them.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(REPEATS + 1):
+        for call, own in zip(calls, times):
+            started = time.process_time()
+            call()
+            own.append(time.process_time() - started)
+    return [(min(own[1:]), held_by(call)) for call, own in zip(calls, times)]  # the first round meets new memory
+
+
+def held_by(call: Call) -> int:
     if hasattr(call, "kept"):
-        return min(times), call.kept()
+        return int(call.kept())
     tracemalloc.start()
     call()
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return min(times), held
+    return held
 
 
 def gain_of_two_threads(call: Call) -> float:
@@ -179,7 +186,7 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 def vary(part: Part, name: str) -> dict[str, Any]:
     """The costs of a part at each value of one of its sizes, and the exponents."""
     varied = part.varied[name]
-    costs = [cost(part.prepare(**{**part.usual, name: size})) for size in varied.values]
+    costs = costs_of([part.prepare(**{**part.usual, name: size}) for size in varied.values])
     rows: dict[str, Any] = {
         "sizes": list(varied.values),
         "time": [seconds for seconds, _ in costs],

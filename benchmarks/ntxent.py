@@ -30,6 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +44,14 @@ import peers
 from arena import FLOOR, Contestant
 
 from minisimclr import processor
-from minisimclr.ntxent import tiled
+from minisimclr.ntxent import exact, tiled
 
 Row = dict[str, Any]  # what is known about one contestant at one size
 
 GROWTH = "tiled, E recomputed"  # the contestant whose growth with N is fitted; it never runs out of memory
 GROWING = (2048, 4096, 8192)  # images per batch in that fit; in smaller ones the fixed cost of a call shows
+LARGEST_EXACT = 2048  # images up to which the exact form says what is right: it holds several matrices (2N,2N)
 SIZES = [2**k for k in range(4, 15)]  # images per batch with --choose: 16 … 16,384
-REST = 0.08  # seconds between turns; OpenBLAS and OpenMP keep their threads spinning for 50 ms after a call
 
 
 class Bench(NamedTuple):
@@ -90,9 +91,10 @@ def machine_rates(threads: int) -> dict[str, float]:
             for _ in range(50):
                 work(out)
 
-        start = time.perf_counter()
-        processor.parallel(task, buffers)
-        times.append((time.perf_counter() - start) / 50 / threads)
+        with processor.blas_at_one_thread():
+            times.append(
+                arena.fastest(lambda task=task, buffers=buffers: processor.parallel(task, buffers)) / 50 / threads
+            )
     return {"products": 256 * 256 * 128 / times[0], "exponentials": 256 * 256 / times[1]}
 
 
@@ -113,10 +115,10 @@ def measure(contestants: list[Contestant], n: int, peer: str, bench: Bench) -> l
             rows[c.name]["failed"] = c.failed
         elif c.name != FLOOR:
             rows[c.name] |= statistics_of(times[c.name]) | {"floor": floor, "rates": best}
-    usual = rows.get(peer, {}).get("median")
+    usual = rows.get(peer, {})
     for row in rows.values():
-        if usual and "median" in row:
-            row["of_peer"] = row["median"] / usual
+        if "median" in usual and "median" in row:
+            row["of_peer"] = arena.ratio(row, usual)
     return list(rows.values())
 
 
@@ -145,23 +147,26 @@ def compare_with_float64(contestants: list[Contestant], n: int, bench: Bench) ->
 
 
 def take_turns(contestants: list[Contestant], n: int, bench: Bench) -> dict[str, list[Any]]:
-    """The times of every call of each contestant; for the floor, the rates of the machine."""
+    """The times of each contestant's calls, turn by turn; for the floor, the rates of the machine."""
     times: dict[str, list[Any]] = {c.name: [] for c in contestants}
     deadline = time.monotonic() + bench.options.seconds
     rounds = 0
     while rounds < bench.options.rounds or time.monotonic() <= deadline:
         rounds += 1
-        for c in contestants:
+        for c in arena.in_any_order(contestants, rounds):
             bench.progress.set_postfix_str(f"N = {n}: round {rounds}, {c.name}")
-            time.sleep(REST)
+            time.sleep(arena.REST)
             if answer := c.ask(bench.options.patience, run=True):
-                times[c.name] += answer.get("times") or [answer["rates"]]
+                times[c.name].append(answer["times"] if "times" in answer else answer["rates"])
     bench.progress.update(1)
     return times
 
 
-def statistics_of(times: list[float]) -> Row:
-    return {"times": times, "median": statistics.median(times), "quartiles": np.quantile(times, [0.25, 0.75]).tolist()}
+def statistics_of(turns: list[list[float]]) -> Row:
+    times = [time for turn in turns for time in turn]
+    medians = [statistics.median(turn) for turn in turns]
+    quartiles = np.quantile(times, [0.25, 0.75]).tolist()
+    return {"times": times, "turns": medians, "median": statistics.median(medians), "quartiles": quartiles}
 
 
 def views(rng: np.random.Generator, n: int, d: int, noise: float, dtype: str) -> tuple[Any, Any]:
@@ -170,9 +175,10 @@ def views(rng: np.random.Generator, n: int, d: int, noise: float, dtype: str) ->
 
 
 def save(path: Path, za: Any, zb: Any, temperature: float) -> tuple[Any, Any]:
-    """Store the inputs; return the loss and its gradient in float64."""
+    """Store the inputs; return the loss and its gradient in float64, by a form that none of the fast ones shares."""
     np.savez(path, za=za, zb=zb)
-    loss, da, db = tiled.value_and_grad(za.astype(np.float64), zb.astype(np.float64), temperature)
+    form = exact if len(za) <= LARGEST_EXACT else tiled
+    loss, da, db = form.value_and_grad(za.astype(np.float64), zb.astype(np.float64), temperature)
     return loss, np.concatenate([da, db])
 
 
@@ -236,11 +242,11 @@ def choices(rows: list[Row], options: argparse.Namespace) -> str:
     for n in options.sizes:
         median = {row["name"]: row["median"] for row in rows if row["n"] == n and "median" in row}
         forms = {name: median[name] for name in peers.FORMS if name in median}
-        best = min(forms.values())
+        best = min(forms.values(), default=math.nan)
         cells = [f"{forms[name] / best:.2f}" if name in forms else "" for name in peers.FORMS]
         for name, keep_bytes in (("auto", tiled.SPARE_BYTES), ("auto, in a run", tiled.KEEP_BYTES)):
             taken = tiled.form(n, options.temperature, np.dtype(options.dtype), keep_bytes)
-            cells += [taken, f"{median[name] / best:.2f}"]
+            cells += [taken, f"{median.get(name, math.nan) / best:.2f}"]
         lines.append(f"{n:>8}" + "".join(f"{cell:>21}" for cell in cells))
     return "\n".join(lines)
 
@@ -325,8 +331,10 @@ def choose(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     return [name for name in wanted if name not in missing], missing
 
 
-def run(names: list[str], peer: str, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    """Every size, each printed when it is done; and the growth of the time with N, unless `--quick`."""
+def run(
+    names: list[str], peer: str, options: argparse.Namespace, store: Callable[[list[Row], dict[str, Any]], None]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Every size, each printed and stored when it is done; and the growth of the time with N, unless `--quick`."""
     rows: list[Row] = []
     grown: dict[str, Any] = {}
     contestants: dict[str, Contestant] = {}
@@ -343,6 +351,7 @@ def run(names: list[str], peer: str, options: argparse.Namespace) -> tuple[list[
         for n in options.sizes:
             rows += (now := measure(list(contestants.values()), n, peer, bench))
             tqdm.write("\n" + table(now, peer, options))
+            store(rows, {})  # also if the next size does not end
         if GROWTH in names and not options.quick and not options.choose:
             grown = growth(contestants[GROWTH], bench)
     return rows, grown
@@ -357,17 +366,21 @@ def main() -> None:
     names, missing = choose(options)
     peer = next((name for name in names if name in peers.PEERS), "NumPy textbook")
     hardware = arena.announce(options.threads, missing)
-    rows, grown = run(names, peer, options)
+    settings = {key: getattr(options, key) for key in ("threads", "dim", "temperature", "dtype", "seed")}
+    packages = {peers.PACKAGE[name].replace("_", "-") for name in names if name in peers.PACKAGE}
+    about = {"device": hardware, "versions": arena.versions(packages), **settings, "peer": peer}
+
+    def store(rows: list[Row], grown: dict[str, Any], complete: bool = False) -> None:
+        if options.json:
+            arena.write(options.json, "ntxent", {**about, "growth": grown, "complete": complete, "rows": rows})
+
+    rows, grown = run(names, peer, options, store)
     if options.choose:
         print(f"\nthe time of each form, of the best; {options.threads} threads\n{choices(rows, options)}")
     if grown:
         sizes = ", ".join(f"{1e3 * t:,.0f} ms at {n}" for n, t in grown["fastest"].items())
         print(f"\n{GROWTH}: time grows as N^{grown['exponent']:.2f} ({sizes})")
-    if options.json:
-        settings = {key: getattr(options, key) for key in ("threads", "dim", "temperature", "dtype", "seed")}
-        packages = {peers.PACKAGE[name].replace("_", "-") for name in names if name in peers.PACKAGE}
-        about = {"device": hardware, "versions": arena.versions(packages), **settings, "peer": peer, "growth": grown}
-        arena.write(options.json, "ntxent", {**about, "rows": rows})
+    store(rows, grown, complete=True)
     if options.plot:
         plot(rows, options.plot)
 

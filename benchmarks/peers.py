@@ -8,10 +8,13 @@ Install the peers with `pip install ".[peers]"` (PyTorch's CPU wheels are enough
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+_until_the_end = contextlib.ExitStack()
 
 Run = Callable[[], tuple[Any, Any, Any]]
 Prepare = Callable[[Any, Any, float], Run]
@@ -46,7 +49,10 @@ def numpy_textbook(za: Any, zb: Any, temperature: float) -> Run:
 
 
 def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
-    """keep_bytes: memory of the tiled form for exp(u·uᵀ/τ) between its two passes; with 0 it is computed twice."""
+    """Our function with one method, as in a bare call; with keep_bytes the tiles alone, in a run.
+
+    keep_bytes: memory of the tiled form for exp(u·uᵀ/τ) between its two passes; with 0 it is computed twice.
+    """
 
     def prepare(za: Any, zb: Any, temperature: float) -> Run:
         from minisimclr.ntxent import few, nt_xent_value_and_grad, tiled
@@ -55,25 +61,36 @@ def minisimclr(method: str, keep_bytes: int | None = None) -> Prepare:
         if keep_bytes is None:
             return lambda: nt_xent_value_and_grad(za, zb, temperature, method)
         few.MOST_IMAGES = 0  # in this process of its own: tiles for few images, too
-        if keep_bytes:
-            keep_freed_memory()  # as `pretrain` does: E of one step is used again in the next
+        keep_freed_memory()  # as `pretrain` does, for all forms alike
         return lambda: tiled.value_and_grad(za, zb, temperature, keep_bytes)
 
     return prepare
 
 
 def in_a_run(za: Any, zb: Any, temperature: float) -> Run:
-    """Our choice in a training run, which keeps the memory of freed arrays."""
-    from minisimclr.processor import keep_freed_memory
+    """Our choice as a training run calls it: tensors, `backward`, freed memory kept, BLAS held once for all calls."""
+    from minisimclr import Tensor, nt_xent
+    from minisimclr.processor import blas_at_one_thread, keep_freed_memory
 
     keep_freed_memory()
-    return minisimclr("auto")(za, zb, temperature)
+    _until_the_end.enter_context(blas_at_one_thread())
+    a, b = Tensor(za, requires_grad=True), Tensor(zb, requires_grad=True)
+
+    def run() -> tuple[Any, Any, Any]:
+        a.grad = b.grad = None
+        loss = nt_xent(a, b, temperature)
+        loss.backward()
+        return loss.data, a.grad, b.grad
+
+    return run
 
 
 def whole_matrix(za: Any, zb: Any, temperature: float) -> Run:
-    """The form for few images, at any number of them."""
+    """The form for few images, at any number of them, in a run."""
     from minisimclr.ntxent import few
-    from minisimclr.processor import blas_at_one_thread
+    from minisimclr.processor import blas_at_one_thread, keep_freed_memory
+
+    keep_freed_memory()
 
     def run() -> tuple[Any, Any, Any]:
         with blas_at_one_thread():
@@ -123,6 +140,10 @@ def _torch_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
         loss.backward()
         return loss.detach(), a.grad, b.grad
 
+    def forget() -> None:
+        a.grad = b.grad = None
+
+    run.forget = forget  # type: ignore[attr-defined]
     return run
 
 
@@ -148,7 +169,8 @@ def torch_eager(za: Any, zb: Any, temperature: float) -> Run:
 def torch_compile(za: Any, zb: Any, temperature: float) -> Run:
     import torch
 
-    return _torch_run(torch.compile(_torch_loss(temperature)), za, zb)
+    torch._dynamo.reset()  # one batch size, as in training; else the second size is compiled for any size
+    return _torch_run(torch.compile(_torch_loss(temperature), dynamic=False), za, zb)
 
 
 def lightly(za: Any, zb: Any, temperature: float) -> Run:
@@ -168,6 +190,9 @@ def pytorch_metric_learning(za: Any, zb: Any, temperature: float) -> Run:
 
 def _jax_run(loss_of: Callable[[Any, Any], Any], za: Any, zb: Any) -> Run:
     import jax
+
+    if za.dtype != np.float32:
+        raise TypeError("JAX computes in float32 unless it is told otherwise")
 
     both = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
     a, b = jax.numpy.asarray(za), jax.numpy.asarray(zb)

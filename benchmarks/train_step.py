@@ -99,7 +99,9 @@ def torch_step(channels_last: bool = False, compiled: bool = False, kept: bool =
             partner = (torch.arange(len(u)) + len(u) // 2) % len(u)
             return torch.nn.functional.cross_entropy(logits, partner)
 
-        step = torch.compile(loss_of) if compiled else loss_of
+        if compiled:
+            torch._dynamo.reset()  # one batch size, as in training; else the next case is compiled for any size
+        step = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
         def run() -> float:
             loss = step(images)

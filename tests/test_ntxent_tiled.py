@@ -321,6 +321,15 @@ def test_the_form_is_chosen_as_the_table_says(images: int, bare: str, training: 
     assert tiled.form(images, 2.0, float32, 0) == "tiled, E recomputed"  # E − 1 is computed
 
 
+@pytest.mark.parametrize("n", [200, 300])
+@pytest.mark.parametrize("temperature", [1e-12, 1e-20, 1e-30])
+def test_a_temperature_below_all_rounding_gives_no_nan(n: int, temperature: float) -> None:
+    """The level is rounded to float32; a probability of e^1000 would follow, and a gradient of NaN."""
+    a, b = views(n, 8, np.float32)
+    _, *gradients = tiled.value_and_grad(a, b, temperature)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
 @pytest.mark.parametrize(("training", "kept"), [(False, False), (True, True)])
 def test_a_call_keeps_e_if_the_next_call_may_have_its_memory(
     monkeypatch: pytest.MonkeyPatch, training: bool, kept: bool

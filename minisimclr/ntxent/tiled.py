@@ -45,7 +45,7 @@ TILE = 256  # rows of a block: a tile and its weights, 2 · 256 KiB in float32, 
 SINGLE_THREAD_N = 128  # images up to which one thread is faster: waking another takes as long as a small tile
 STRIP = 1024  # rows of a strip, the unit of work where each row is independent; a strip of u stays in the L2 cache
 SUM_BYTES = 4 * 2**20  # bytes for the partial du of further rounds; more rounds at a time leave fewer threads waiting
-KEEP_BYTES = 160 * 2**20  # bytes that E may take between the two steps; enough for N = 4096 in float32 (130 MiB)
+KEEP_BYTES = 160 * 2**20  # bytes that E may take between the two steps; enough for N = 4096 in float32 (132 MiB)
 SPARE_BYTES = 32 * 2**20  # bytes that are held between two calls; a training run holds all of E
 
 Pair = tuple[int, int]
@@ -74,7 +74,7 @@ def value_and_grad(
 def form(images: int, temperature: float, dtype: np.dtype[np.floating], keep_bytes: int) -> str:
     """Name the form that computes a case. `python benchmarks/ntxent.py --choose` measures all of them again.
 
-    The names are "whole matrix", "tiled, E kept" and "tiled, E recomputed". For τ from 0.012 to 2 in float32 they are
+    The names are "whole matrix", "tiled, E kept" and "tiled, E recomputed". In float32, for 0.013 ≤ τ < 2, they are
 
         images            a bare call    a training run
         1 … 256           whole matrix   whole matrix      few.py
@@ -167,8 +167,8 @@ class _Problem:
         # level = positive + τ·loss, so that exp((cosine − level)/τ) is the softmax probability.
         level = positive + temperature * loss
         self.level = level.astype(self.dtype)
-        weight = np.exp((self.top - level) / temperature)
-        self.weight = weight.astype(self.dtype)
+        weight = np.exp(0 if self.shifted else -level / temperature)  # unused where a shift is needed
+        self.weight = np.asarray(weight, self.dtype)
         self.each_pair(self.gradient)
 
         if self.base:
@@ -254,8 +254,9 @@ class _Problem:
         return (np.expm1 if self.base else np.exp)(cosine, out=cosine)
 
     def relative(self, cosine: Array, level: Array, out: Array) -> Array:
-        """Compute exp((cosine − level)/τ)."""
+        """Compute exp((cosine − level)/τ), which is at most 1 but for the rounding of the level."""
         np.subtract(cosine, level, out=out)
+        np.minimum(out, 0, out=out)  # a difference of 1e-8 too many would be e^1000 at τ = 1e-11
         out *= self.dtype.type(1 / self.temperature)
         return np.exp(out, out=out)
 
