@@ -48,7 +48,7 @@ def hours(name: str) -> list[dict[str, Any]]:
 
 
 def same(results: dict[str, Any]) -> str:
-    """What two results must have in common to stand in one range."""
+    """The things that two results must have in common to stand in one range."""
     device = results.get("device", {})
     return json.dumps([results.get("commit"), device.get("cpu"), device.get("blas"), results.get("threads")])
 
