@@ -4,12 +4,12 @@ Where a folder has several forms of one thing, `plain` is the one to read; the o
 `Config.method` and `--method plain` run what was read. The lines that are counted are neither blank nor only comments.
 -----
 
-First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing needs another.
+First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing needs another.
 
     backend.py                92  Arrays and the devices on which they live: NumPy or CuPy
     engine/autograd.py       190  Reverse-mode automatic differentiation: the whole engine
-    ops/basic.py             178  Arithmetic, functions with a kink, and reductions; each is one primitive
-    ops/shapes.py             82  Changes of shape and dtype: elements are moved, picked, joined or rounded
+    ops/basic.py             176  Arithmetic, functions with a kink, and reductions; each is one primitive
+    ops/shapes.py             83  Changes of shape and dtype: elements are moved, picked, joined or rounded
     ops/loss.py               34  Softmax cross-entropy: how surprised a classifier is by the right answers
     ops/conv/plain.py         36  The plain form of convolution: pad, then one shifted product for each tap
     ops/conv/__init__.py      53  Convolution of feature maps: the operation, its checks, and the choice among its forms
@@ -22,19 +22,19 @@ First reading, 2,599 lines: the whole of SimCLR, in the order in which one thing
     ntxent/__init__.py       133  NT-Xent in several forms of one function, and the choice between them
     checks/gradcheck.py      189  Three checks of a gradient, each of which finds errors that the others miss
     module.py                139  Modules: layers and networks whose parameters have names, and can be saved and moved
-    nn.py                    140  Layers, and the one setting that says in which form each operation of a network runs
+    nn.py                    138  Layers, and the one setting that says in which form each operation of a network runs
     resnet.py                174  Residual networks (He et al. 2016): ResNet-18 to 152, and a small one for CPUs
     simclr.py                101  SimCLR itself: an encoder f, a projection head g, and Algorithm 1 of the paper
     views/parameters.py      101  All that is random about a view, drawn on the host before any pixel is touched
     views/plain.py            60  The plain form of a view: one image, one step after the other, as in appendix A
     views/__init__.py          9  Two random views of every image: what a SimCLR network learns to see as one thing
     data/dataset.py           23  The class Dataset, and the error for data that cannot be used
-    training/optim.py        177  SGD and LARS with momentum, and the learning rate of each step
-    training/config.py       143  Every setting of a run, with its unit and its range, and what is built from it
+    training/optim.py        178  SGD and LARS with momentum, and the learning rate of each step
+    training/config.py       144  Every setting of a run, with its unit and its range, and what is built from it
     training/batches.py       87  The two views of each step, made when the step asks for them or ahead of time
     training/train.py         74  Pre-training, Algorithm 1 of the paper: images go in, and a trained SimCLR comes out
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
-    evaluation/knn.py         63  Nearest neighbours: in a good representation, images of one class lie close together
+    evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 14,416 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 

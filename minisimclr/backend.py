@@ -1,11 +1,11 @@
 """Arrays and the devices on which they live: NumPy or CuPy.
 
-Everything above this file is written once, for an array module called `xp`:
+The formulas in all other files are written once, for an array module called `xp`:
 
     xp = array_module(x)        # numpy for a NumPy array, cupy for a CuPy array
     y = xp.exp(x)
 
-So no other file asks which device it runs on, and this is the only one that imports CuPy.
+So no formula depends on the device; other files ask for it to choose the faster form. Only this one imports CuPy.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def require(device: str) -> None:
 
 
 def whose_memory(error: MemoryError) -> str:
-    """Return " on the GPU" if CuPy raised this MemoryError, else ""."""
+    """Return the end of a message about this MemoryError: " on the GPU" if CuPy raised it, else ""."""
     # CuPy's OutOfMemoryError is a MemoryError too, so only the module that defines it tells them apart.
     return " on the GPU" if type(error).__module__.partition(".")[0] == "cupy" else ""
 

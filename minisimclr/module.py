@@ -79,7 +79,7 @@ class Module:
         return [member for name, value in vars(self).items() for member in members(name, value)]
 
     def _arrays(self) -> Iterator[tuple[str, Module, str, Any, Array]]:
-        """Yield each parameter and buffer: its full name, the module that holds it, its name there, it, its array."""
+        """Yield each parameter and buffer: its full name, the module that holds it, its name, itself, its array."""
         for prefix, module in self.modules():
             for name, value in module._own():
                 if isinstance(value, Tensor):
@@ -88,7 +88,7 @@ class Module:
                     yield prefix + name, module, name, value, value
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
-        """Return every parameter with its full name, the first of several, in the order of assignment."""
+        """Return every parameter once, in the order of assignment, with its full name (the first of several)."""
         found: dict[int, tuple[str, Tensor]] = {}
         for name, _, _, value, _ in self._arrays():
             if isinstance(value, Tensor):
@@ -146,7 +146,7 @@ class Module:
 
     def astype(self, dtype: Any) -> Self:
         """Convert parameters and buffers, so that the module computes in this floating-point dtype from now on."""
-        # running statistics, too: they meet the activations
+        # Running statistics are converted too, because they are combined with the activations.
         return self._convert(lambda array: array.astype(float_dtype("astype", dtype)))
 
     def to(self, device: str) -> Self:

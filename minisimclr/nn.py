@@ -14,8 +14,8 @@ from .values import by_default, check_method, pairs_of, text
 
 # ── Which form of an operation runs ───────────────────────────────────────────────────────────────
 
-# Each room that has a plain form and faster ones, with the names of its forms. They are spelled out here, so that one
-# can read the setting without the files that serve it; a test compares them with those of each room.
+# Each kind of operation that has a plain form and faster ones, with the names of its forms. They are spelled out here,
+# so that one can read the setting without the files that serve it; a test compares them with those of each kind.
 METHODS = {
     "conv": ("plain", "slabs", "padded", "winograd", "auto"),
     "norm": ("plain", "fused", "auto"),
@@ -24,25 +24,25 @@ METHODS = {
     "views": ("plain", "batched", "auto"),
 }
 # The form that runs if nobody says otherwise: "slabs" is not the fastest convolution everywhere, but rounds less than
-# Winograd's. In the other rooms the fast forms lose hardly a digit, so the fastest is taken.
-ROOMS = {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}
-METHOD = "conv=slabs"  # the default setting, which says the same: all other rooms run their default too
+# Winograd's. The other fast forms lose hardly a digit, so the fastest is taken.
+DEFAULT_FORMS = {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}
+METHOD = "conv=slabs"  # the default setting, which says the same: the other kinds run their default too
 
 
-def method_of(room: str, method: str) -> str:
-    """Return the form that a setting gives to one room.
+def method_of(kind: str, method: str) -> str:
+    """Return the form that a setting gives to one kind of operation.
 
-    "plain" and "auto" hold for all rooms. "conv=winograd,ntxent=exact" names the forms of two rooms; a room that is
-    not named keeps its default.
+    "plain" and "auto" hold for all kinds. "conv=winograd,ntxent=exact" names the forms of two; a kind that is not
+    named keeps its default.
 
-    Raises: ValueError for a room that does not exist, and for a form that its room does not have.
+    Raises: ValueError for a kind that does not exist, and for a form that its kind does not have.
 
     >>> setting = "conv=winograd,ntxent=exact"
     >>> method_of("ntxent", setting), method_of("norm", setting), method_of("norm", "plain")
     ('exact', 'auto', 'plain')
     """
     check_method(text("method", method), METHODS)
-    return method if method in ("plain", "auto") else {**ROOMS, **pairs_of(method, ROOMS)}[room]
+    return method if method in ("plain", "auto") else {**DEFAULT_FORMS, **pairs_of(method, DEFAULT_FORMS)}[kind]
 
 
 # ── Layers ────────────────────────────────────────────────────────────────────────────────────────
@@ -54,9 +54,9 @@ def parameter(array: Any) -> Tensor:
     return Tensor(np.asarray(array, np.float32), requires_grad=True)
 
 
-def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> Tensor:
+def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> Array:
     """Draw from N(0, 2/fan), which keeps the variance of activations through layers with ReLU (He et al. 2015)."""
-    return parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan)))
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan))
 
 
 def in_dtype(x: Tensor, dtype: Any) -> Tensor:
@@ -81,11 +81,9 @@ class Linear(Module):
     ) -> None:
         self.product_dtype = product_dtype
         bound = 1 / np.sqrt(in_dim)  # torch's default: uniform in ±1/√in, which keeps x W of the order of x
-        drawn = rng.uniform(-bound, bound, (in_dim, out_dim))  # (in,out)
-        self.weight = parameter(drawn)
+        self.weight = parameter(rng.uniform(-bound, bound, (in_dim, out_dim)))  # (in,out)
         if bias:
-            drawn = rng.uniform(-bound, bound, out_dim)  # (out,)
-            self.bias = parameter(drawn)
+            self.bias = parameter(rng.uniform(-bound, bound, out_dim))  # (out,)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         if x.shape[-1:] != self.weight.shape[:1]:  # NumPy would speak of gufuncs and name no layer
@@ -123,7 +121,7 @@ class Conv2d(Module):
         self.stride, self.padding, self.method, self.product_dtype = stride, padding, method, product_dtype
         # We draw in torchvision's layout and scale by the fan-out, as torchvision's ResNet does.
         drawn = he_normal(rng, (out_dim, in_dim, kernel, kernel), fan=out_dim * kernel * kernel)  # (out,in,K,K)
-        self.weight = parameter(drawn.data.transpose(2, 3, 1, 0))  # (K,K,in,out)
+        self.weight = parameter(drawn.transpose(2, 3, 1, 0))  # (K,K,in,out)
 
     def __call__(self, x: Tensor, train: bool = False) -> Tensor:
         # A map with another number of channels means that this layer stands in the wrong place.

@@ -69,7 +69,7 @@ class Bottleneck(Module):
         out_dim = dim * self.expansion
         self.conv1 = conv(in_dim, dim, 1)  # fewer channels, so that the 3×3 is cheap
         self.bn1 = norm(dim)
-        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # not in conv1, as in He et al.: a 1×1 skips pixels
+        self.conv2 = conv(dim, dim, 3, stride=stride, padding=1)  # in He et al. conv1 has the stride, and skips pixels
         self.bn2 = norm(dim)
         self.conv3 = conv(dim, out_dim, 1)  # all channels again, for the sum with the shortcut
         self.bn3 = norm(out_dim)
@@ -139,7 +139,7 @@ class ResNet(Module):
         kernel, stride = STEMS[stem]
         self.conv1 = conv(3, dim, kernel, stride=stride, padding=kernel // 2)  # 3: red, green, blue
         self.bn1 = norm(dim)
-        # Where a map is halved its channels are doubled, so that all stages take about as long.
+        # Where a map is halved its channels are doubled, so that a block takes about as long in every stage.
         for stage, depth in enumerate(depths):
             blocks = []
             for k in range(depth):
@@ -156,11 +156,11 @@ class ResNet(Module):
     def __call__(self, images: Any, train: bool = False) -> Tensor:
         """Compute h (N,features), or logits (N,num_classes), of float images (N,H,W,3) in [0,1], array or Tensor."""
         x = _pixels_first(images, self.conv1.weight.dtype)  # (H,W,N,3)
-        x = self.bn1(self.conv1(x), train, relu=True)  # (H/s,W/s,N,base)
+        x = self.bn1(self.conv1(x), train, relu=True)  # (H/s,W/s,N,base·width)
         if self.stem == "imagenet":  # large images are shrunk early: their first maps cost most
-            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1, method=self.pool)  # (H/4,W/4,N,base)
+            x = ops.max_pool2d(x, kernel=3, stride=2, padding=1, method=self.pool)  # (H/4,W/4,N,base·width)
         for stage in range(self.stages):
-            x = getattr(self, f"layer{stage + 1}")(x, train)  # half the side, twice the channels
+            x = getattr(self, f"layer{stage + 1}")(x, train)  # from layer2 on: half the side, twice the channels
         h = in_dtype(x, self.conv1.weight.dtype).mean(axis=(0, 1))  # (N,features); the mean is never in half precision
         return self.fc(h) if hasattr(self, "fc") else h  # (N,num_classes) or (N,features)
 
@@ -169,8 +169,8 @@ class ResNet(Module):
 def _pixels_first(images: Any, dtype: Any) -> Tensor:
     """Turn images (N,H,W,3) into the layout inside the network, (H,W,N,3), in the dtype of the weights."""
     check_pixels(images)  # bytes up to 255 would train, and badly: batch norm hides the mistake
-    if isinstance(images, Tensor):  # somebody may want the gradient by the pixels
-        return images.transpose(1, 2, 0, 3)  # (H,W,N,3)
+    if isinstance(images, Tensor):  # the caller may want the gradient with respect to the pixels
+        return in_dtype(images.transpose(1, 2, 0, 3), dtype)  # (H,W,N,3)
     xp, images = array_module(images), plain_array(images, "the encoder")
     # The copy is contiguous, so that the pixels which a tap of the kernel reads form one matrix.
     return Tensor(xp.ascontiguousarray(images.transpose(1, 2, 0, 3)).astype(dtype, copy=False))  # (H,W,N,3)

@@ -70,7 +70,7 @@ class ProjectionHead(Module):
 
     def __call__(self, h: Tensor, train: bool = False, layers: range | None = None) -> Tensor:
         x = h  # (N,in_dim)
-        for k in layers or range(1, self.layers + 1):  # all of them, unless one wants what lies between
+        for k in range(1, self.layers + 1) if layers is None else layers:  # by default all
             x = getattr(self, f"linear{k}")(x)  # (N,hidden_dim), at last (N,out_dim)
             if hasattr(self, f"bn{k}"):
                 x = getattr(self, f"bn{k}")(x, train)  # the same shape
@@ -84,7 +84,7 @@ class SimCLR(Module):
 
     method  the form in which the loss runs, as in Config: "plain", "auto", "ntxent=exact" …
             (the encoder and the head got theirs when they were made)
-    objective  another function of za, zb and the temperature than NT-Xent: objectives/
+    objective  a function of za, zb and the temperature that takes the place of NT-Xent (objectives/)
 
     Raises: ValueError for an unknown method.
 

@@ -14,7 +14,7 @@ import pytest
 
 from minisimclr import ops
 from minisimclr.engine.autograd import no_grad
-from minisimclr.nn import METHOD, ROOMS, BatchNorm2d, Conv2d, Linear, method_of
+from minisimclr.nn import DEFAULT_FORMS, METHOD, BatchNorm2d, Conv2d, Linear, method_of
 from minisimclr.ntxent import nt_xent
 from minisimclr.resnet import ENCODERS, resnet18
 from minisimclr.training import batches
@@ -120,8 +120,8 @@ def test_a_whole_number_will_do_where_a_fraction_is_expected_and_becomes_one():
 @pytest.mark.parametrize(
     ("method", "forms"),
     [
-        ("plain", dict.fromkeys(ROOMS, "plain")),
-        ("auto", dict.fromkeys(ROOMS, "auto")),
+        ("plain", dict.fromkeys(DEFAULT_FORMS, "plain")),
+        ("auto", dict.fromkeys(DEFAULT_FORMS, "auto")),
         (METHOD, {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "auto", "views": "auto"}),
         ("ntxent=exact", {"conv": "slabs", "norm": "auto", "pool": "auto", "ntxent": "exact", "views": "auto"}),
         (
@@ -130,17 +130,17 @@ def test_a_whole_number_will_do_where_a_fraction_is_expected_and_becomes_one():
         ),
     ],
 )
-def test_a_method_gives_a_form_to_every_room(method, forms):
-    assert {room: method_of(room, Config(method=method).method) for room in ROOMS} == forms
+def test_a_method_gives_a_form_to_every_kind(method, forms):
+    assert {kind: method_of(kind, Config(method=method).method) for kind in DEFAULT_FORMS} == forms
 
 
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("fast", "plain, auto, or pairs room=name with the rooms conv, norm, pool, ntxent, views; not 'fast'"),
-        ("", "plain, auto, or pairs room=name with the rooms conv, norm, pool, ntxent, views; not ''"),
-        ("convolution=plain", "rooms conv, norm, pool, ntxent, views; not 'convolution=plain'"),
-        ("plain,ntxent=exact", "rooms conv, norm, pool, ntxent, views; not 'plain,ntxent=exact'"),
+        ("fast", "plain, auto, or pairs kind=form with the kinds conv, norm, pool, ntxent, views; not 'fast'"),
+        ("", "plain, auto, or pairs kind=form with the kinds conv, norm, pool, ntxent, views; not ''"),
+        ("convolution=plain", "kinds conv, norm, pool, ntxent, views; not 'convolution=plain'"),
+        ("plain,ntxent=exact", "kinds conv, norm, pool, ntxent, views; not 'plain,ntxent=exact'"),
         ("conv=direct", "one of plain, slabs, padded, winograd, auto for conv; not 'direct'"),
         ("conv=plain,norm=slabs", "one of plain, fused, auto for norm; not 'slabs'"),
         ("conv=", "one of plain, slabs, padded, winograd, auto for conv; not ''"),
@@ -150,19 +150,19 @@ def test_a_method_gives_a_form_to_every_room(method, forms):
         ),
     ],
 )
-def test_a_room_or_a_form_that_does_not_exist_is_refused_with_those_that_do(method, says):
+def test_a_kind_or_a_form_that_does_not_exist_is_refused_with_those_that_do(method, says):
     assert refused(method=method).endswith(says)
 
 
-def test_the_rooms_of_the_settings_are_those_of_the_layers_each_with_a_default_that_it_has():
-    assert METHODS.keys() == ROOMS.keys()
-    assert all(form in METHODS[room] for room, form in ROOMS.items())
+def test_the_kinds_of_the_settings_are_those_of_the_layers_each_with_a_default_that_it_has():
+    assert METHODS.keys() == DEFAULT_FORMS.keys()
+    assert all(form in METHODS[kind] for kind, form in DEFAULT_FORMS.items())
     assert all({"plain", "auto"} <= set(forms) for forms in METHODS.values())
-    assert all(method_of(room, METHOD) == form for room, form in ROOMS.items())
+    assert all(method_of(kind, METHOD) == form for kind, form in DEFAULT_FORMS.items())
 
 
-def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
-    """Each room refuses a name with the list of those it has: every name that is spelled must be among them."""
+def test_the_names_that_the_settings_spell_are_those_of_the_kinds():
+    """Each kind refuses a name with the list of those it has: every name that is spelled must be among them."""
     z = np.eye(4, dtype=np.float32)
     for form in METHODS["ntxent"]:
         with pytest.raises(RuntimeError, match="CuPy") if form.startswith("cuda") else nullcontext():
@@ -181,14 +181,14 @@ def test_the_names_that_the_settings_spell_are_those_of_the_rooms():
         assert batches.two_views(images, np.random.default_rng(0), 8, method=form)[0].shape == (2, 8, 8, 3)
 
 
-@pytest.mark.parametrize("room", ["conv", "norm", "pool", "views"])
-def test_no_form_of_a_room_is_missing_from_the_settings(room):
+@pytest.mark.parametrize("kind", ["conv", "norm", "pool", "views"])
+def test_no_form_of_a_kind_is_missing_from_the_settings(kind):
     """The forms of NT-Xent are listed when it refuses one."""
-    module = {"views": "minisimclr.views.augment"}.get(room, f"minisimclr.ops.{room}")
+    module = {"views": "minisimclr.views.augment"}.get(kind, f"minisimclr.ops.{kind}")
     forms = getattr(importlib.import_module(module), "METHODS", None)
     if forms is None:
         pytest.skip(f"{module} has no METHODS yet")
-    assert set(METHODS[room]) == set(forms)
+    assert set(METHODS[kind]) == set(forms)
 
 
 def test_no_form_of_the_loss_is_missing_from_the_settings():
@@ -265,15 +265,15 @@ def test_settings_stored_before_there_was_a_choice_have_the_default():
     assert Config.from_dict(stored).method == "conv=slabs"
 
 
-def test_each_room_has_its_own_forms_and_no_others():
+def test_each_kind_has_its_own_forms_and_no_others():
     forms = {form for names in METHODS.values() for form in names}
-    for room, own in METHODS.items():
+    for kind, own in METHODS.items():
         for form in forms:
             if form in own:
-                assert method_of(room, f"{room}={form}") == form
+                assert method_of(kind, f"{kind}={form}") == form
             else:
-                with pytest.raises(ValueError, match=f"for {room}; not '{form}'"):
-                    method_of(room, f"{room}={form}")
+                with pytest.raises(ValueError, match=f"for {kind}; not '{form}'"):
+                    method_of(kind, f"{kind}={form}")
 
 
 def test_an_unknown_setting_is_refused():

@@ -27,7 +27,7 @@ def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
         tensor._data = np.broadcast_to(np.float32(0), shape)
         return tensor
 
-    monkeypatch.setattr("minisimclr.nn.he_normal", lambda rng, shape, fan: zeros(shape))
+    monkeypatch.setattr("minisimclr.nn.he_normal", lambda rng, shape, fan: np.broadcast_to(np.float32(0), shape))
     monkeypatch.setattr("minisimclr.nn.parameter", lambda array: zeros(np.shape(array)))
 
 
@@ -290,13 +290,13 @@ def test_every_layer_of_an_encoder_has_the_form_and_the_dtype_that_it_was_told(m
     assert net.pool == "plain"
 
 
-def test_an_unknown_room_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="rooms conv, norm, pool, ntxent, views; not 'loss=plain'"):
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="kinds conv, norm, pool, ntxent, views; not 'loss=plain'"):
         resnet_small(method="loss=plain")
 
 
 @pytest.mark.parametrize("method", ["conv=fused", "norm=slabs", "pool=", "ntxent=tile", "views=fast"])
-def test_a_form_that_its_room_lacks_is_refused_when_the_network_is_made(method):
+def test_a_form_that_its_kind_lacks_is_refused_when_the_network_is_made(method):
     """The operations would refuse it, too, but only in the first step of training."""
     with pytest.raises(ValueError, match=f"for {method.partition('=')[0]}; not"):
         resnet_small(method=method)

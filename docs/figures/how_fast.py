@@ -139,7 +139,7 @@ def work(found: list[Layer]) -> tuple[float, float]:
 @functools.cache
 def of_encoder(name: str) -> list[Layer]:
     make, options, side = ENCODERS[name]
-    with mock.patch.object(nn, "he_normal", lambda rng, shape, fan: nn.parameter(np.empty(shape, np.float32))):
+    with mock.patch.object(nn, "he_normal", lambda rng, shape, fan: np.empty(shape, np.float32)):
         return layers(make(**options), side)  # drawing millions of weights would take the longest, for nothing
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import device_of, is_array, to_device, to_numpy
 from ..engine.autograd import Tensor, no_grad
-from ..values import not_negative, plain_array
+from ..values import not_negative, plain_array, whole
 
 Function = Callable[..., Tensor]
 EPS = float(np.finfo(float).eps)  # the relative rounding error of float64, 2e-16
@@ -131,7 +131,7 @@ def compare_elements(
     found = []
     for k, (array, gradient) in enumerate(zip(project.points, project.gradients(project.points))):
         places = list(np.ndindex(array.shape))
-        if elements is not None and elements < len(places):
+        if elements is not None and whole("elements", elements, 1) < len(places):  # 0 would pass any gradient
             places = [places[i] for i in rng.choice(len(places), elements, replace=False)]
         # One scale serves the whole gradient, so that an element of 0 does not lead to a division by 0.
         scale = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0))

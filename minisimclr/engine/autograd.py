@@ -4,7 +4,7 @@ A *primitive* computes a value, and says how a gradient comes back through it. F
 loss L(y), the vector–Jacobian product (vjp) turns g = ∂L/∂y into ∂L/∂x = gᵀ·∂f/∂x:
 
     @primitive
-    def square(xp, x):                # plain arrays come in; xp is numpy or cupy
+    def square(xp, x):                # arrays or numbers come in; xp is numpy or cupy
         def vjp(g):                   # g has the shape of the value
             return 2 * g * x          # one gradient per array that came in
         return x * x, vjp
@@ -21,6 +21,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
+# A first reading needs only this of the next three files. guard.py keeps the arrays that a graph needs read-only:
+# `owned…` copies what a user gave, and `clock` counts operations. surface.py says what NumPy sees of a tensor:
+# `as_array` makes a scalar an array again, and `once_more` words an error. `by_default` undoes a caller's
+# np.errstate(all="raise"). ops/operators.py gives Tensor x + y, x * y, x @ y and the like.
 from ..backend import Array, array_module
 from ..values import by_default
 from .guard import Guard, Hold, clock, gradient_of, guard_of, owned, owned_input, owned_settings
@@ -194,8 +198,8 @@ def backward(tensor: Tensor, grad: Array | None = None) -> None:
         raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")
     gradients: dict[Node, Array] = {root: _seed(tensor, grad)}  # the sum of what has arrived so far
     waiting = [(-root.age, root)]  # a heap, with the node on top that was made last
-    # A node is made before all that is computed from it. So when none that waits was made later, every contribution
-    # to its gradient has arrived. There is no recursion: the graph may be as deep as memory allows.
+    # The heap gives the node that was made last. Whatever was computed from it was made later still, and has been
+    # visited, so its gradient is complete. There is no recursion: the graph may be as deep as memory allows.
     while waiting:
         _, node = heapq.heappop(waiting)
         if node.leaf is not None:  # a leaf: its gradient stays in `gradients` until the end
@@ -239,9 +243,9 @@ def _unbroadcast(gradient: Any, parent: Node, name: str) -> Array:
     gradient, shape = as_array(gradient), parent.shape  # `shape` is the input's; the gradient may be larger
     if gradient.shape != shape:
         lead = gradient.ndim - len(shape)  # axes that broadcasting put in front
-        # An element that was used many times receives the sum of all their gradients.
-        stretched = [lead + axis for axis, size in enumerate(shape) if size == 1 != gradient.shape[lead + axis]]
         if lead < 0 or any(size not in (1, now) for size, now in zip(shape, gradient.shape[lead:])):
             raise RuntimeError(f"{name}: the vjp gave shape {gradient.shape} for an input of shape {shape}")
+        # An element that was used many times receives the sum of all their gradients.
+        stretched = [lead + axis for axis, size in enumerate(shape) if size == 1]
         gradient = as_array(gradient.sum(axis=(*range(lead), *stretched))).reshape(shape)
     return gradient.astype(parent.dtype, copy=False)  # float32 · float64 is float64, but each gets its own dtype back

@@ -34,9 +34,9 @@ def embed(model: SimCLR, images: Any, *, batch: int = 500) -> tuple[Matrix, Matr
 
     Shapes: images uint8 (N,H,W,3), or a data set -> h (N,features), z (N,out_dim), float32; all are on the host
     Raises: TypeError if the images are not uint8; ValueError for a wrong shape.
-    Source: §4.2 of the paper: h is better than z by more than 10 % accuracy.
+    Source: §4.2 of the paper: h is better than z by more than 10 percentage points of accuracy.
     """
-    # An array, or photos, of which a block at a time is decoded.
+    # The images are an array, or photos, which are decoded one block at a time.
     count = whole("the number of images", len(images := taken(images)), 1)
     instance("model", model, Module)
     keep_freed_memory()  # each block of images reuses the memory of the block before
@@ -48,4 +48,5 @@ def embed(model: SimCLR, images: Any, *, batch: int = 500) -> tuple[Matrix, Matr
             h, z = model(to_float(to_device(images[part], device)), train=False)  # (batch,features), (batch,out_dim)
             hs.append(to_numpy(h.data))
             zs.append(to_numpy(z.data))
+    # Rows of photos that could not be decoded become NaN.
     return marked(images, np.concatenate(hs)), marked(images, np.concatenate(zs))  # (N,features), (N,out_dim)

@@ -81,5 +81,6 @@ def votes_won(train_h: Array, train_y: NDArray[np.int64], test_h: Array, k: int,
 def unit_rows(xp: Any, h: Array) -> Array:
     """Scale each row to length 1: (N,D) -> float32 (N,D); a row of zeros stays zero."""
     h = xp.asarray(h, dtype=xp.float32)  # (N,D); half precision would tie similarities that differ
-    # The smallest normal number stands in for a length of 0: 0 divided by it is 0.
-    return h / xp.maximum(xp.linalg.norm(h, axis=1, keepdims=True), float(xp.finfo(xp.float32).tiny))
+    largest = xp.abs(h).max(axis=1, keepdims=True)  # (N,1); the squares of the numbers of a short row would vanish
+    h = h / xp.where(largest > 0, largest, 1)  # the largest entry is ±1, so that the norm is at least 1
+    return h / xp.maximum(xp.linalg.norm(h, axis=1, keepdims=True), 1)  # or 0, for a row of zeros

@@ -1,6 +1,6 @@
 """Objectives beside NT-Xent, and the choice by name.
 
-NT-Xent comes first: it is SimCLR's loss, the default, and has a room of its own. The others are here to be compared
+NT-Xent comes first: it is SimCLR's loss, the default, and has a folder of its own. The others are here to be compared
 with it: those of the paper's Table 4, the decoupled loss, and SupCon. Each is the mean over 2N anchors of two terms,
 one that pulls an anchor to its positive and one that pushes it from its negatives. Each is a function of the cosines,
 with its derivative by hand right below it.

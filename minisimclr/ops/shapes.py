@@ -21,7 +21,7 @@ def cast(xp: Any, x: Array, *, dtype: Any) -> tuple[Array, Vjp]:
     [2.0]
     """
     # Rounding is a staircase, whose derivative is 0 almost everywhere. Its steps between floats are so small that we
-    # take the derivative of the line instead, 1. Between integers they are not.
+    # take the derivative of the line instead, 1. The steps between integers are large, so integer dtypes are refused.
     dtype = float_dtype("cast", dtype)
     before = x.dtype  # the vjp keeps the dtype; if it kept x, x could not be freed before the backward pass
     return x.astype(dtype), lambda g: g.astype(before)
@@ -54,8 +54,8 @@ def transpose(xp: Any, x: Array, *, axes: tuple[int, ...] | None = None) -> tupl
     """
     axes = tuple(range(x.ndim))[::-1] if axes is None else axes
     value = x.transpose(axes)  # a view: only the strides are permuted
-    # Axis k of the value is axis axes[k] of x. Sorting the numbers k by axes[k] gives the inverse permutation.
-    back = tuple(sorted(range(x.ndim), key=[a % x.ndim for a in axes].__getitem__))
+    places = [a % x.ndim for a in axes]  # axis k of the value is axis places[k] of x
+    back = tuple(places.index(k) for k in range(x.ndim))  # the inverse permutation
     return value, lambda g: g.transpose(back)
 
 
@@ -70,12 +70,12 @@ def getitem(xp: Any, x: Array, *, index: Any) -> tuple[Array, Vjp]:
     [2.0, 3.0]
     """
     parts = index if isinstance(index, tuple) else (index,)  # x[i] and x[i, j] alike
-    repeats = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
+    may_repeat = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
     shape = x.shape  # the vjp keeps the shape, not x
 
     def vjp(g: Array) -> Array:
         dx = xp.zeros(shape, g.dtype)  # an element that was not picked has no influence on the loss
-        if repeats:  # dx[index] += g would add only once where an index repeats
+        if may_repeat:  # dx[index] += g would add only once where an index repeats
             xp.add.at(dx, index, g)
         else:
             dx[index] = g  # every place is named once: assigning is adding to 0, and faster

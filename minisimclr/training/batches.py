@@ -70,8 +70,10 @@ def batch_source(images: NDArray[np.uint8], device: str) -> Callable[[NDArray[np
 
 
 def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = None, share: Any = None) -> Views:
-    """Return the function that makes the views of a step, on the device of the configuration, by `own` if given."""
-    steps_per_epoch, share = len(images) // config.batch, share or slice(0, config.batch)  # share: of each batch
+    """Return the function that makes the views of a step, on the device of the configuration."""
+    # own: the user's function that makes them instead, the `views` of `pretrain`; share: a slice, the part of each
+    # batch whose views this process makes. None means ours, and all of the batch.
+    steps_per_epoch, share = len(images) // config.batch, share or slice(0, config.batch)
 
     @functools.lru_cache(maxsize=1)  # each step of an epoch asks for the order of the whole epoch
     def batches(epoch: int) -> NDArray[np.int64]:
@@ -81,7 +83,7 @@ def step_views(config: Config, images: NDArray[np.uint8] | Dataset, own: Any = N
     # A view is the same whoever makes it: all random numbers of the batch are drawn, and those of the share are used.
     method = method_of("views", config.method)
     settings = (config.size, config.strength, config.blur, config.min_area, method, (share.start, config.batch))
-    both = two_views_late if made_late(config) else two_views  # or pixels chunk by chunk, if all do not fit
+    both = two_views_late if made_late(config) else two_views  # late: one chunk's at a time
     make: Callable[..., tuple[Array, Array]] = lambda batch, rng: both(batch, rng, *settings, config.views)  # noqa: E731
     if own is not None:
         make = lambda batch, rng: view_pair(own(batch, rng), len(batch))  # noqa: E731
@@ -105,8 +107,8 @@ def views_ahead(
 ) -> Iterator[Views]:
     """Yield a function that gives the views of these steps, one after the other; `workers` processes make them ahead.
 
-    The views of a step are valid until those of the next are asked for. If a GPU computes, workers read photos and
-    cut the crops; of an array there are none, because the GPU makes its views faster than they could be sent to it.
+    The views of a step are valid until those of the next are asked for. If a GPU computes, workers only read
+    photos and cut the crops. For an array none are started then: the GPU makes views faster than one can send them.
 
     Raises: ValueError for a number of workers outside 0…MOST_WORKERS. A call raises what a worker raised,
             ChildProcessError if one was killed, and Interrupted if one is stuck after a signal was put into `stop`.

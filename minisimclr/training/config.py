@@ -116,7 +116,8 @@ class Config:
             value = checked(item, getattr(self, item.name))
             # The class is frozen, because a run is known by its settings. This is the one way past that.
             object.__setattr__(self, item.name, value)
-        if 0 < self.chunk < self.batch and self.batch // -(-self.batch // self.chunk) < 2:  # of the smallest chunk
+        chunks = -(-self.batch // self.chunk) if self.chunk else 1  # rounded up
+        if chunks > 1 and self.batch // chunks < 2:  # the smallest chunk has batch // chunks images
             raise ValueError(f"chunk must be 0, or leave 2 images in each chunk: not {self.chunk} of {self.batch}")
         Reading.from_text(self.reading)
         recipe_of(self.views)
@@ -128,7 +129,7 @@ class Config:
 
         Raises: ValueError for names that this version does not know, and for values that it refuses.
         """
-        settings = {name: value for name, value in settings.items() if name != "run"}  # config.json says whose it is
+        settings = {name: value for name, value in settings.items() if name != "run"}  # "run" marks the folder as ours
         if "conv" in settings and "method" not in settings:
             settings["method"] = method_of_conv(settings.pop("conv"))  # stored before version 0.2
         unknown = settings.keys() - {item.name for item in dataclasses.fields(cls)}

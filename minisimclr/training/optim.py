@@ -121,11 +121,12 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state. Raises: ValueError if a momentum buffer is missing or has another shape."""
-        for k, velocity in enumerate(self.velocity):
-            stored = state.get(f"momentum/{k}")  # by position: the order of the parameters is that of their names
-            if stored is None or stored.shape != velocity.shape:
+        stored = [state.get(f"momentum/{k}") for k in range(len(self.velocity))]  # by position, as in `parameters()`
+        for k, (velocity, found) in enumerate(zip(self.velocity, stored)):
+            if found is None or found.shape != velocity.shape:  # all are checked before one is changed
                 raise ValueError(f"momentum/{k} is missing or does not have the shape {velocity.shape}")
-            velocity[...] = to_device(stored, device_of(velocity))
+        for velocity, found in zip(self.velocity, stored):
+            velocity[...] = to_device(found, device_of(velocity))
         if self.loss_scale is not None:  # if the run had another precision so far, the state has no scale
             prefix = "scale/"
             scale = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

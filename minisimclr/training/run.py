@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nn import ROOMS, method_of
+from ..nn import DEFAULT_FORMS, method_of
 from ..simclr import SimCLR
 from ..storage import Lock, open_to_append, remove_leftovers, shown, write
 from ..values import path_name
@@ -196,7 +196,7 @@ def environment_changes(folder: str | Path, config: Config, ranks: int = 1) -> l
     before, then = found.config, found.environment
     now = checkpoint.environment(config.device, config.precision, ranks)
     changes = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-    if any(method_of(room, before.method) != method_of(room, config.method) for room in ROOMS):
+    if any(method_of(kind, before.method) != method_of(kind, config.method) for kind in DEFAULT_FORMS):
         changes.append(f"method was {before.method}, is {config.method}")
     return changes
 

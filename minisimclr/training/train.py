@@ -41,10 +41,10 @@ def pretrain(
     images    uint8 (N,H,W,3), or a data set; by default the training split of config.data
     folder    the folder for config.json, metrics.jsonl and checkpoint.npz; None keeps nothing
     resume    True goes on from the folder's checkpoint, with the same configuration
-    model     a SimCLR of your own encoder and head; views: your own function of images uint8 (B,H,W,3) and a generator
-              that returns two views of each, float (B,H,W,3); both in place of what the configuration would make
+    model     a SimCLR of your own encoder and head, in place of the one that the configuration describes
+    views     a function of your own, of images uint8 (B,H,W,3) and a generator; it returns two views, float (B,H,W,3)
     workers   processes that make the views of coming steps; with any number the views are the same (batches.py)
-    progress  is called with the metrics of every step; monitor: ms.Monitor(config, images, labels) adds measurements
+    progress  is called with the metrics of every step; monitor adds to them: ms.Monitor(config, images, labels)
     ranks     the processes that share each batch: `with mpi_ranks() as ranks` (chapter 14)
 
     Raises: ValueError for data or a folder that does not fit; RuntimeError for a device or precision that is not
@@ -59,14 +59,14 @@ def pretrain(
     """
     workers = whole("workers", workers, 0, MOST_WORKERS)
     instance("config", config, Config)
-    function("progress", progress)  # before there is a folder, as all that can be refused
-    function("monitor", monitor or progress)  # none is right, too
+    function("progress", progress)  # whatever can be refused is refused before a folder is made
+    function("monitor", progress if monitor is None else monitor)
     images = taken(training_images(config) if images is None else images)  # uint8 (N,H,W,3), or photos: data/stream.py
     total_steps = config.epochs * (len(images) // config.batch)  # images that do not fill a batch are left out
     if not total_steps:  # a network that was never trained would look like a result
         raise DataError(f"{len(images)} images are fewer than one batch of {config.batch}; use a smaller --batch")
     warmup_steps = round(config.warmup * total_steps)  # a fraction, so that a short run warms up, too
-    peak = config.lr * config.batch / 256  # twice the images, half the steps, each twice as long: paper §2.3
+    peak = config.lr * config.batch / 256  # an epoch of larger batches has fewer steps: paper §2.3
     keep_freed_memory()  # every step reuses the memory of the step before
     # The network is new, or that of the checkpoint. `loss_of` is its loss, in chunks of the batch if --chunk asks.
     run, optimizer, loss_of = begin(config, images, folder, resume, model, views, ranks, workers)

@@ -1,7 +1,7 @@
 """The setting `method`: one form for every operation, or one for each kind of operation.
 
-"plain" and "auto" hold for all rooms of the house; "conv=winograd,ntxent=exact" names the forms of two. What each room
-offers, and what it runs by default, is handed in by those who know it (nn.py, training/config.py).
+"plain" and "auto" hold for all kinds; "conv=winograd,ntxent=exact" names the forms of two. What each kind offers, and
+what it runs by default, is handed in by those who know it (nn.py, training/config.py).
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any
 OLD_CONV = {"direct": "conv=slabs", "winograd": "conv=winograd", "auto": "conv=auto"}
 
 
-def pairs_of(method: str, rooms: Collection[str]) -> dict[str, str]:
-    """Return the form that a method names for each of some rooms.
+def pairs_of(method: str, kinds: Collection[str]) -> dict[str, str]:
+    """Return the form that a method names for each of some kinds of operation.
 
-    Raises: ValueError for a room that does not exist, and for one that is named twice.
+    Raises: ValueError for a kind that does not exist, and for one that is named twice.
     """
-    pairs = [pair.partition("=") for pair in method.split(",")]  # (room, "=", form) each
+    pairs = [pair.partition("=") for pair in method.split(",")]  # (kind, "=", form) each
     for named, sign, _ in pairs:
-        if named not in rooms or not sign:  # a misspelled room must not mean "the default"
+        if named not in kinds or not sign:  # a misspelled kind must not mean "the default"
             raise ValueError(
-                f"method must be plain, auto, or pairs room=name with the rooms {', '.join(rooms)}; not {method!r}"
+                f"method must be plain, auto, or pairs kind=form with the kinds {', '.join(kinds)}; not {method!r}"
             )
     forms = {named: form for named, _, form in pairs}
-    if len(forms) < len(pairs):  # of two entries for one room the last would win, and nobody would notice
-        raise ValueError(f"method must be pairs that name each of {', '.join(rooms)} once; not {method!r}")
+    if len(forms) < len(pairs):  # of two entries for one kind the last would win, and nobody would notice
+        raise ValueError(f"method must be pairs that name each of {', '.join(kinds)} once; not {method!r}")
     return forms
 
 
 def check_method(method: str, forms: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a method that names a form which its room lacks: the layers would, but only after the data is read."""
+    """Refuse a method that names a form which its kind lacks: the layers would, but only after the data is read."""
     if method in ("plain", "auto"):
         return
-    for room, form in pairs_of(method, forms).items():
-        if form not in forms[room]:
-            raise ValueError(f"method must be one of {', '.join(forms[room])} for {room}; not {form!r}")
+    for kind, form in pairs_of(method, forms).items():
+        if form not in forms[kind]:
+            raise ValueError(f"method must be one of {', '.join(forms[kind])} for {kind}; not {form!r}")
 
 
 def method_of_conv(conv: Any) -> str:

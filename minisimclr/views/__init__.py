@@ -2,7 +2,7 @@
 
 `two_views(…, method=)` says which form makes the pixels: "plain" (`plain.py`, one view at a time), "batched"
 (`augment.py`, a whole batch at a time) or "auto", which is batched. Both forms get the same random parameters
-(`parameters.py`), and their views agree to 1e-5.
+(`parameters.py`), and their views agree to 1e-5 for images of up to 40 pixels, and to 1e-4 for larger ones.
 """
 
 from .augment import METHODS, two_views  # draws the parameters, then lets one of the forms make the pixels

@@ -20,7 +20,7 @@ JITTER_SPREAD = (0.8, 0.8, 0.8, 0.2)  # largest change of each at strength 1; th
 MAX_STRENGTH = 2.5  # largest strength; with it the hue turns by up to ±1/2, which is the whole circle
 BLUR_SIGMA = (0.1, 2.0)  # range of the blur's standard deviation, pixels of the view; the paper's
 
-Side = int | NDArray[np.int64]  # of the images, pixels: one number for all, or (count,)
+Side = int | NDArray[np.int64]  # the images' height or width in pixels, one number for all or an array (count,)
 
 
 @dataclass(frozen=True)

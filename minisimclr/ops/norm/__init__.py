@@ -66,7 +66,7 @@ def batch_norm(
     VJP:    g ← g where y > 0, if relu;   dshortcut = g
             dscale = Σ g·x̂,  dshift = Σ g                                                           (4.4)
             dx = scale/σ · (g − [dshift + x̂·dscale]/M)   the bracket only if batch                   (4.7)
-    Raises: ValueError for a shape that does not fit x, and for an unknown method
+    Raises: ValueError for a shape that does not fit x, and for an unknown method; TypeError for numbers and lists
 
     >>> import numpy as np
     >>> x = np.array([[1.0], [3.0]])  # two rows of one channel, with mean 2 and variance 1
@@ -95,9 +95,9 @@ def _in_steps(y: Tensor, shortcut: tuple[Any, ...], relu: bool, dtype: Any) -> T
 
 
 def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) -> None:
-    """Raise ValueError, with the shapes in it, for an array that does not fit x."""
-    if not all(hasattr(a, "shape") for a in (x, *channels, *shortcut)):
-        raise TypeError("batch_norm takes tensors and arrays")
+    """Raise TypeError for what is no array, and ValueError, with the shapes in it, for what does not fit x."""
+    if len(shortcut) > 1 or not all(hasattr(a, "shape") for a in (x, *channels, *shortcut)):
+        raise TypeError("batch_norm takes tensors and arrays, and at most one shortcut")
     # NumPy would broadcast a wrong shape without a word, and the network would train something else.
     if not all(a.shape == x.shape[-1:] for a in channels):
         raise ValueError(f"batch_norm: for {x.shape}, scale, shift, mean and variance must have shape {x.shape[-1:]}")
@@ -106,7 +106,7 @@ def _check_shapes(x: Any, channels: tuple[Any, ...], shortcut: tuple[Any, ...]) 
 
 
 def _check_method(op: str, method: str) -> None:
-    """Raise ValueError for a method that this room does not have."""
+    """Raise ValueError for a method that batch norm does not have."""
     if method not in METHODS:
         raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}; not {method!r}")
 
@@ -126,14 +126,14 @@ def l2_normalize(xp: Any, x: Array) -> tuple[Array, Vjp]:
         raise ValueError(f"l2_normalize takes rows (N,D), not {x.shape}")
     # Divide by the largest entry first: the squares of very long or short rows would overflow or vanish.
     largest = xp.abs(x).max(axis=1, keepdims=True)  # (N,1)
-    empty = largest == 0  # (N,1), the rows of zeros: they are divided by 1
-    scaled = x / xp.where(empty, 1, largest)  # (N,D)
-    norm = xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True))  # (N,1)
-    u = scaled / xp.where(empty, 1, norm)  # (N,D)
+    divisor = xp.where(largest == 0, 1, largest)  # (N,1); a row of zeros is divided by 1
+    scaled = x / divisor  # (N,D); the largest entry is ±1, so that the norm is at least 1
+    norm = xp.maximum(xp.sqrt((scaled * scaled).sum(axis=1, keepdims=True)), 1)  # (N,1), or 0 for a row of zeros
+    u = scaled / norm  # (N,D)
 
     def vjp(g: Array) -> Array:
         # The part of g along u would only change the length of x, and u has length 1 whatever that length is.
         across = g - u * (u * g).sum(axis=1, keepdims=True)  # (N,D)
-        return xp.where(empty, 0, across / xp.where(empty, 1, norm) / xp.where(empty, 1, largest))
+        return xp.where(largest == 0, 0, across / norm / divisor)
 
     return u, vjp  # the vjp keeps u and the two divisors, but not x

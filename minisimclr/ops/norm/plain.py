@@ -32,11 +32,12 @@ def moments(xp: Any, x: Array) -> tuple[Array, Array]:
 def batch_norm(
     xp: Any, x: Array, scale: Array, shift: Array, *, mean: Array, variance: Array, eps: float, totals: Any
 ) -> tuple[Array, Vjp]:
-    """Normalize each channel, then scale and shift it. `totals` is None if the statistics are not those of x.
+    """Normalize each channel, then scale and shift it. `totals` is None if mean and variance are constants.
 
     Shapes: x (…,C), scale (C,), shift (C,) -> y (…,C)
     VJP:    dscale = Σ g·x̂,  dshift = Σ g  (4.4),  dx by (4.7)
     """
+    # totals(dshift, dscale, M) adds these up over all processes that share the batch.
     rows, M = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     sigma = xp.sqrt(variance + eps)  # (C,); ε keeps a constant channel from dividing by 0
     xhat = (x - mean) / sigma  # (…,C)

@@ -39,7 +39,7 @@ def max_pool2d(
             f"max_pool2d: a map (H,W,N,C), kernel and stride from 1 on and padding from 0 on expected, "
             f"not {x.shape}, {kernel}, {stride} and {padding}"
         )
-    # With more padding than half a window, some windows would see nothing but padding, and their value would be −∞.
+    # As in torch: with more padding than half a window, the centre of a window could lie outside of the map.
     if min(x.shape[:2]) + 2 * padding < kernel or 2 * padding > kernel:
         raise ValueError(f"max_pool2d: kernel {kernel} with padding {padding} does not fit a map {x.shape[:2]}")
     # Both forms return the output and its vjp. Pooling only picks numbers, so their outputs agree bit for bit.

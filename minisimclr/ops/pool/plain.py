@@ -18,7 +18,8 @@ def pool(xp: Any, x: Array, kernel: int, stride: int, padding: int) -> tuple[Arr
     H, W = x.shape[:2]
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in (H, W))
     ring = [(padding, padding), (padding, padding), (0, 0), (0, 0)]
-    padded = xp.pad(x, ring, constant_values=-xp.inf)  # (H+2·padding, W+2·padding, N, C); −∞ is never the largest
+    padded = xp.pad(x, ring, constant_values=-xp.inf)  # (H+2·padding, W+2·padding, N, C); −∞ exceeds no pixel
+    # In a window of nothing but −∞ the first largest may be a pixel of the padding; its gradient is lost.
     taps = [(i, j) for i in range(kernel) for j in range(kernel)]  # in reading order, which decides ties
 
     def below(i: int, j: int) -> tuple[slice, slice]:
