@@ -36,7 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,416 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,444 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -111,7 +111,7 @@ Second reading, 14,416 lines: the exact, fast, safe and resumable forms of the s
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
     training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
-    training/workers.py      199  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -123,13 +123,13 @@ Second reading, 14,416 lines: the exact, fast, safe and resumable forms of the s
     training/distributed.py  186  Data parallelism through MPI: processes, on one machine or many, share each batch
     training/begin.py         61  The beginning of a run: its network, loss and optimizer, new or from a checkpoint
     training/session.py      181  A session of training: it records the steps of a run, saves, and stops when asked
-    training/presets.py       95  Presets: the settings of the paper, of our own run on a CPU, and for few images
+    training/presets.py       97  Presets: the settings of the paper, of our own run on a CPU, and for few images
     evaluation/probe.py      130  A linear classifier on the frozen representation h
     evaluation/duplicates.py  72  Near duplicates: pairs of images whose representations point almost the same way
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
-    evaluation/measures.py    60  Measures that need no labels: alignment, uniformity, effective rank and spread
+    evaluation/measures.py    61  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     134  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     135  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -150,11 +150,11 @@ Second reading, 14,416 lines: the exact, fast, safe and resumable forms of the s
     display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
-    cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
+    cli/sources.py           157  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          218  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py          108  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/pretrain.py          225  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          114  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              41  `minisimclr embed`: write h and z of every image, with its file, class and split

@@ -1108,3 +1108,13 @@ def test_a_method_that_tensors_do_not_have_points_to_the_functions() -> None:
     with pytest.raises(TypeError, match=r"use minisimclr\.ops\.maximum\(tensor, -tensor\)"):
         abs(x)
     assert not hasattr(x, "numpy")
+
+
+def test_a_vjp_of_too_few_axes_is_reported() -> None:
+    @primitive
+    def summed(xp: Any, x: Array) -> Any:
+        return x.sum(), lambda g: g  # of shape (), for an input (1,)
+
+    x = Tensor([2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"summed: the vjp gave shape \(\) for an input of shape \(1,\)"):
+        summed(x).backward()

@@ -76,6 +76,16 @@ def test_what_a_worker_raises_is_raised_here() -> None:
         views(1)
 
 
+def failing_views(batch: Any, rng: Any) -> Any:
+    raise OSError("photos.cache is damaged; remove it, and it is built again")
+
+
+def test_an_error_of_a_file_in_a_worker_is_raised_here_in_its_own_words() -> None:
+    """An OSError is not taken for the end of the training process."""
+    with views_ahead(CONFIG, IMAGES, STEPS, 1, own=failing_views) as views, pytest.raises(OSError, match="is damaged"):
+        views(1)
+
+
 def test_an_error_in_the_training_process_ends_the_workers() -> None:
     with pytest.raises(ZeroDivisionError), views_ahead(CONFIG, IMAGES, STEPS, 2) as views:
         views(1 // 0)

@@ -14,6 +14,7 @@ from minisimclr import evaluation as evaluate
 from minisimclr.data import Dataset
 from minisimclr.evaluation import probe
 from minisimclr.evaluation.embed import embed
+from minisimclr.evaluation.knn import unit_rows
 from minisimclr.evaluation.probe import LinearProbe
 from minisimclr.protocols.compare import colour_statistics, compare
 from minisimclr.resnet import ENCODERS, resnet_small
@@ -134,6 +135,14 @@ def test_the_length_of_a_row_does_not_matter():
     (train_h, train_y), (test_h, test_y) = clusters(60, spread=0.6), clusters(40, spread=0.6, seed=1)
     scaled = [h * 2.0 ** rng.integers(-20, 20, (len(h), 1)) for h in (train_h, test_h)]
     assert knn_accuracy(scaled[0], train_y, scaled[1], test_y) == knn_accuracy(train_h, train_y, test_h, test_y) < 1
+
+
+def test_a_row_too_short_to_be_squared_still_has_a_direction():
+    """In float32, 1e-30 squared is 0."""
+    bank = np.array([[1e-30, 0], [0, 1]], np.float32)
+    assert knn_accuracy(bank, np.array([0, 1]), np.array([[0.1, 1]], np.float32), np.array([1]), k=1) == 1
+    lengths = np.linalg.norm(unit_rows(np, np.array([[3e-23, 4e-23], [1e-25, 0], [3e30, 4e30], [0, 0]])), axis=1)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 0], rtol=1e-6)
 
 
 def test_a_row_of_zeros_is_harmless():

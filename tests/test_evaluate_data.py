@@ -171,3 +171,23 @@ def test_where_the_images_are_gone_the_error_names_the_place(there, capsys, monk
     assert run.config.data in told
     assert "--data says where" in told
     photos(Path(run.config.data))  # for the other tests
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("split", ["train", "training"])
+def test_a_test_split_of_the_training_images_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    assert main(["evaluate", str(trained / "run"), "--k", "3", "--test-split", split]) == 2
+    said = capsys.readouterr().err
+    assert f"{split} has the very images of the training split; --test-split chooses others" in said
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("temperature", ["0", "-0.1", "nan", "inf"])
+def test_a_temperature_of_votes_that_means_nothing_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], temperature: str
+) -> None:
+    command = ["evaluate", str(trained / "run"), "--k", "3", "--knn-temperature", temperature]
+    assert main(command) == 2
+    assert "--knn-temperature must be above 0 and finite, not" in capsys.readouterr().err

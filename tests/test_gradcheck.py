@@ -292,3 +292,9 @@ def test_a_steep_function_is_no_false_alarm_of_the_path_but_its_wrong_gradient_i
     assert check_path(steep, *on_device((np.array([-1.0]), np.array([1.5]))))
     with pytest.raises(GradcheckError, match="along the path"):
         check_path(wrong, *on_device((np.array([-1.0]), np.array([1.5]))))
+
+
+@pytest.mark.parametrize("elements", [0, -1, 1.5])
+def test_a_check_of_no_element_is_refused(elements: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="elements must be"):
+        gradcheck(lambda x: x * x, np.ones(3), elements=elements)

@@ -469,3 +469,10 @@ def test_a_graph_that_begins_during_a_write_is_refused_or_has_the_gradient_of_fi
     eps = 1e-6
     slope = ((before + eps) ** 2 - (before - eps) ** 2) / (2 * eps)
     np.testing.assert_allclose(host(w.grad), slope, rtol=1e-6)
+
+
+def test_a_state_that_lacks_a_buffer_changes_nothing() -> None:
+    optimizer = SGD([Tensor(np.zeros(2), requires_grad=True) for _ in range(2)], 0.1)
+    with pytest.raises(ValueError, match="momentum/1 is missing"):
+        optimizer.load_state_dict({"momentum/0": np.ones(2)})
+    assert not optimizer.velocity[0].any()

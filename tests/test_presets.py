@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,10 +113,8 @@ def test_what_the_user_chose_stays() -> None:
     config = Config(batch=32, epochs=7)
     assert fitted(config, 300, given={"batch", "epochs"}) == (config, "")
     same, said = fitted(Config(batch=32), 300, given={"batch"}, name="few-images")
-    assert (same.batch, said.partition("chosen: ")[2]) == (
-        32,
-        "--epochs 112 --lr 0.2 --warmup 0.05 --temperature 0.2, that is 1,008 steps",
-    )
+    chose = "few-images chose --epochs 112 --lr 0.2 --warmup 0.05 --temperature 0.2: 1,008 steps in place of 180"
+    assert (same.batch, said) == (32, chose)
     chosen, said = fitted(Config(), 300)
     assert (chosen.batch, chosen.epochs) == (128, 500)
     assert said.startswith(
@@ -185,3 +184,34 @@ def test_three_hundred_drawings_are_below_chance_within_the_first_epochs() -> No
     with pytest.raises(Enough):
         ms.pretrain(config, images, progress=watch)  # type: ignore[arg-type]
     assert np.mean(losses[-8:]) < 1
+
+
+def test_a_run_that_few_images_makes_shorter_is_not_called_too_short() -> None:
+    _, said = fitted(Config(), 50_000, name="few-images")
+    assert "few-images chose --batch 256" in said
+    assert "steps in place of 3,900" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--head", "mlp2", "--head-layers", "3"], "--head-layers is for --head auto, not for mlp2"),
+        (["--head", "none", "--head-dim", "64"], "--head-dim has no meaning with --head none"),
+    ],
+)
+def test_a_setting_that_a_head_by_name_would_ignore_is_refused(given: list[str], says: str, capsys: Any) -> None:
+    assert main(["pretrain", "--data", "doodles", *given]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [".", "..", "photos/.."])
+def test_a_folder_by_dots_gives_its_name_to_the_run(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """`runs/..` would be the current folder."""
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine")
+    asked: list[Path] = []
+    monkeypatch.setattr("minisimclr.cli.pretrain.free_folder", lambda wanted: asked.append(wanted) or wanted)
+    assert main(["pretrain", "--data", data]) == 2  # there are no images
+    assert asked == [Path("runs") / (tmp_path.name if data == ".." else "mine")]

@@ -323,3 +323,11 @@ def test_images_of_another_shape_are_refused(shape, wrap):
 def test_images_that_are_not_float_are_refused(dtype, wrap):
     with pytest.raises(TypeError, match="float images"):
         placed(resnet_small(base=4))(wrap(np.zeros((2, 8, 8, 3), dtype)))
+
+
+def test_a_tensor_of_pixels_is_computed_in_the_dtype_of_the_weights() -> None:
+    encoder = resnet_small(base=4)
+    images = Tensor(np.full((2, 16, 16, 3), 0.5), requires_grad=True)  # float64
+    h = encoder(images)
+    h.backward(np.ones(h.shape))
+    assert (h.dtype, images.grad.dtype) == (np.float32, np.float64)

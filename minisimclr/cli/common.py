@@ -56,7 +56,7 @@ def splits_of_run(
 
 
 def free_folder(wanted: Path) -> Path:
-    """Return runs/demo, or the first of runs/demo-2, runs/demo-3 … in which a run can be begun."""
+    """Return the wanted folder, or the first of wanted-2, wanted-3 … in which a run can be begun."""
     for number in itertools.count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..protocols.compare import PROBES, Score, check_data, compare
 from ..report.table import confusion_matrix, details
 from ..storage import Content, shown, write_all
 from ..training.run import Run, fingerprint, load_run
-from ..values import whole
+from ..values import number, whole
 from .common import add_run, remark, reported, splits_of_run
 from .console import note, saying, show
 
@@ -71,12 +72,17 @@ def evaluated(
     Results on other images than those of the run are kept beside its own, under the name of these images.
     """
     assert run.folder is not None
+    if not 0 < number("--knn-temperature", temperature) < math.inf:  # NaN is refused as well
+        raise ValueError(f"--knn-temperature must be above 0 and finite, not {temperature:g}")
     if whole("--k", k, 1) > len(train):
         note(f"k = {k} neighbours are more than the {len(train)} training images; k is now {len(train)}")
         k = len(train)
     with saying("comparing representations") as say:
         scores = compare(run, train, tests, k=k, temperature=temperature, probe=probe, progress=say)
     (train,), tests = sound(train), {split: sound(data)[0] for split, data in tests.items()}
+    if k > len(train):
+        note(f"only {len(train)} training images could be decoded; k is now {len(train)}")
+        k = len(train)
     images, name = fingerprint(train), shown(Path(source).name or source)
     own = run.images in ("", images)
     made = {"data": source, "images": images, "steps": run.steps, "k": k, "temperature": temperature, "probe": probe}

@@ -23,7 +23,7 @@ from ..training.batches import MOST_WORKERS, resident, training_images
 from ..training.config import Config
 from ..training.distributed import mpi_ranks
 from ..training.folders import require_free, require_resumable
-from ..training.large_batch import remarks, require_room
+from ..training.large_batch import bytes_of_views, made_late, remarks, require_room
 from ..training.presets import FEW_STEPS, PRESETS, TUNED, fitted, preset
 from ..training.run import Metrics, environment_changes
 from ..training.train import pretrain
@@ -110,7 +110,7 @@ def run_command(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     config, start = _configuration(options, ranks)
     require_room(config, options.workers, None, ranks)
-    folder = options.out or free_folder(Path("runs") / Path(config.data).stem)
+    folder = options.out or free_folder(Path("runs") / (Path(config.data).resolve().stem or "images"))
     if ranks.rank == 0:  # who alone writes; and before the images are read, not after it
         (require_resumable if options.resume else require_free)(folder)
     reading = Reading.from_text(config.reading)
@@ -132,6 +132,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
             note("no worker is started: the GPU makes the views of these images faster than they could be sent to it")
     for line in remarks(config):
         note(line)
+    if kept and made_late(config):
+        note(f"all views of a batch of photos are kept at a time: {bytes_of_views(config) / 2**30:.1f} GiB")
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
         note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
     monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)
@@ -181,6 +183,11 @@ def _configuration(options: argparse.Namespace, ranks: Ranks) -> tuple[Config, i
         given["method"] = method_of_conv(options.conv)
         note(f"--conv is deprecated and ends with version 0.4; write --method {given['method']}")
     if not options.resume:
+        head = (preset(options.preset) | given).get("head", "auto")
+        if "head_layers" in given and head != "auto":  # a head by name has layers of its own
+            raise ValueError(f"--head-layers is for --head auto, not for {head}")
+        if "head_dim" in given and head == "none":
+            raise ValueError("--head-dim has no meaning with --head none: z is h")
         config = Config(**(preset(options.preset) | given), reading=chosen_reading(options).as_text())
         backend.require(config.device)
         return config, 0

@@ -12,7 +12,7 @@ from ..data import DataError, Dataset, Reading, load_dataset, splits_of
 from ..data.classes import few, lacking
 from ..data.names import HELD, UNLABELLED
 from ..data.reading import HOME, LAYOUTS
-from ..training.run import Run
+from ..training.run import Run, fingerprint
 from .console import note, saying
 
 NO_LABELS = (
@@ -115,6 +115,8 @@ def splits(
         if len(train.class_names) < 2:
             raise DataError(f"{source}: {NO_LABELS}")
         tests = {name: load_dataset(source, name, **how, report=said)}
+        if fingerprint(tests[name]) == fingerprint(train):  # a split by another name, or the one that was trained on
+            raise DataError(f"{source}: {name} has the very images of the training split; --test-split chooses others")
         if source == "doodles" and not reading.test_split:
             tests["unseen style"] = load_dataset(source, "unseen", size=size)
     said.tell()

@@ -1,7 +1,8 @@
 """Measures that need no labels: alignment, uniformity, effective rank and spread.
 
     alignment    the mean squared distance of the two views of an image, on the unit sphere: 0 if views agree
-    uniformity   the logarithm of the mean of e^(−2·distance²) over pairs of images: 0 in collapse, −4 at best
+    uniformity   the logarithm of the mean of e^(−2·distance²) over pairs of images: 0 in collapse, with many images
+                 −4 at best
     rank         the number of directions that the features use: 1 to D
     spread       the mean deviation of a feature on the unit sphere, times √D: 0 in collapse, about 1 if spread evenly
 

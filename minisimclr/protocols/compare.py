@@ -75,6 +75,7 @@ def compare(
         rows = _representations(run.model, untrained, found, side, progress)
         data, *matrices = sound(train if not split else tests[split], *rows.values())
         seen[split], known[split] = dict(zip(rows, matrices)), data.labels
+    k = min(k, len(known[""]))  # photos that could not be decoded have left fewer
     scores = []
     for name in list(seen[""]):
         progress(name)

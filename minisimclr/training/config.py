@@ -60,7 +60,7 @@ class Config:
     init: str = setting("", "file of encoder weights to begin with, as export writes it, in place of random ones")
     zero_init: bool = setting(False, "begin each residual block as its shortcut alone, its last scale at 0")
     head: str = setting("auto", "projection head; auto: head_layers layers, with batch norm", choices=HEADS)
-    head_layers: int = setting(2, "layers of the projection head", least=1, most=8)
+    head_layers: int = setting(2, "layers of the projection head, if head is auto", least=1, most=8)
     head_dim: int = setting(128, "dimensions of the embedding z", least=2, most=65536)
 
     # The training.

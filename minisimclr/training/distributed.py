@@ -168,7 +168,7 @@ def mpi_ranks(code_of: Callable[[BaseException], int] = lambda error: 1) -> Iter
 
 
 def require_same(ranks: Ranks, run: Run) -> None:
-    """Refuse ranks whose runs would not train the same, and what several cannot do.
+    """Refuse ranks whose runs would not train the same, and settings that only one process supports.
 
     Raises: ValueError, which names a rank that differs from rank 0, and in what.
     """

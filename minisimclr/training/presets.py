@@ -111,4 +111,6 @@ def fitted(config: Config, count: int, given: Collection[str] = (), name: str | 
     fit = dataclasses.replace(config, **chosen)
     done = fit.epochs * (count // fit.batch)
     words = " ".join(f"--{key} {value:g}" for key, value in chosen.items())
+    if asked:
+        return fit, f"few-images chose {words}: {done:,} steps in place of {steps:,}"
     return fit, f"{count:,} images are few, and {steps} steps too short a run; chosen: {words}, that is {done:,} steps"

@@ -33,8 +33,8 @@ from .photos import CHUNK, Crops, cut, views_of_crops
 from .run import Interrupted
 from .signals import signals_blocked
 
-NO_GUARD = 70  # exit code of a worker that came to train instead of to work; of sysexits.h, "internal software error"
-PR_SET_PDEATHSIG = 1  # the name of a question to the Linux kernel, as a number; that of prctl.h
+NO_GUARD = 70  # exit code of a worker whose script begins to train when it is imported; of sysexits.h
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h: a request that the kernel sends this process a signal when its parent ends
 PATIENCE = 3.0  # seconds that a worker has to answer after a signal asked to stop; views take much less
 TICK = 0.1  # seconds between two looks whether a signal came
 SLOTS = 2  # slots of shared memory per worker: the step uses one while the worker fills the other
@@ -201,7 +201,7 @@ def _work(
                 parcels = parcels_of(views, step, room)
                 while True:
                     if not free:  # before the next views are made, which would take memory of their own
-                        connection.recv()
+                        _talk(connection.recv)
                         free += 1
                     rows, arrays, drawn = next(parcels, NOTHING)
                     if not arrays:
@@ -209,13 +209,26 @@ def _work(
                     kind, shapes = arrays[0].dtype, [array.shape for array in arrays]
                     for place, array in zip(laid_out(slots[sent % SLOTS], kind, shapes), arrays):
                         place[...] = array
-                    connection.send((dict([*broken.items()][told:]), kind, shapes, rows, drawn))
+                    _talk(connection.send, (dict([*broken.items()][told:]), kind, shapes, rows, drawn))
                     told, sent, free = len(broken), sent + 1, free - 1
-            connection.recv()  # stay until the last views are used
+            _talk(connection.recv)  # stay until the last views are used
+    except _GoneError:
+        return
+    except Exception as error:  # of reading or changing an image: also an OSError, which says which file it was
+        with suppress(_GoneError):
+            _talk(connection.send, error)
+
+
+class _GoneError(Exception):
+    """The training process is gone."""
+
+
+def _talk(call: Callable[..., Any], *message: Any) -> None:
+    """Send or receive. Raises: _GoneError if there is nobody at the other end."""
+    try:
+        call(*message)
     except (EOFError, OSError):
-        return  # the training process is gone
-    except Exception as error:
-        connection.send(error)
+        raise _GoneError from None
 
 
 def _die_with_parent() -> None:
