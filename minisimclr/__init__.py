@@ -36,7 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,444 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -111,7 +111,7 @@ Second reading, 14,444 lines: the exact, fast, safe and resumable forms of the s
     training/photos.py       102  The two views of photos: decoded, cropped from their own pixels, and resized once
     training/parcels.py       32  Parcels: what a worker puts into a slot of the memory that it shares with the training
     training/signals.py       54  Signals that ask a run to stop: the first waits for the end of the step
-    training/workers.py      208  Worker processes that make the views of coming steps ahead of time
+    training/workers.py      206  Worker processes that make the views of coming steps ahead of time
     training/precision.py    127  Number formats: float32, TF32, or half precision with float32 where that matters
     training/archive.py      142  Reading a NumPy archive (.npz) from an untrusted file
     training/checkpoint.py    94  Checkpoints: one file, replaced atomically, that a run resumes from bit for bit
@@ -153,7 +153,7 @@ Second reading, 14,444 lines: the exact, fast, safe and resumable forms of the s
     cli/sources.py           157  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          225  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/pretrain.py          224  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          114  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again

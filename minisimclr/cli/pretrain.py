@@ -130,10 +130,9 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         note(f"{backend.device_name(config.device)}; {size} of images are sent there {sent}")
         if options.workers:
             note("no worker is started: the GPU makes the views of these images faster than they could be sent to it")
-    for line in remarks(config):
+    late = [f"the views of a batch take {bytes_of_views(config) / 2**30:.1f} GiB"] if kept and made_late(config) else []
+    for line in remarks(config) + late:
         note(line)
-    if kept and made_late(config):
-        note(f"all views of a batch of photos are kept at a time: {bytes_of_views(config) / 2**30:.1f} GiB")
     if ranks.size > 1 and method_of("ntxent", config.method) != "auto":
         note(f"the loss of a batch that {ranks.size} ranks share has one form, whatever --method says")
     monitor = None if options.monitor == 0 else Monitor(config, images, train.labels, every=options.monitor)

@@ -21,10 +21,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
-# A first reading needs only this of the next three files. guard.py keeps the arrays that a graph needs read-only:
-# `owned…` copies what a user gave, and `clock` counts operations. surface.py says what NumPy sees of a tensor:
-# `as_array` makes a scalar an array again, and `once_more` words an error. `by_default` undoes a caller's
-# np.errstate(all="raise"). ops/operators.py gives Tensor x + y, x * y, x @ y and the like.
+# A first reading needs only this: guard.py keeps the arrays of a graph read-only, where `owned…` copies what users give
+# and `clock` counts operations; `as_array` makes a scalar an array again; `once_more` words an error; `by_default`
+# undoes a caller's np.errstate(all="raise"); ops/operators.py gives Tensor x + y, x * y, x @ y and the like.
 from ..backend import Array, array_module
 from ..values import by_default
 from .guard import Guard, Hold, clock, gradient_of, guard_of, owned, owned_input, owned_settings

@@ -212,11 +212,9 @@ def _work(
                     _talk(connection.send, (dict([*broken.items()][told:]), kind, shapes, rows, drawn))
                     told, sent, free = len(broken), sent + 1, free - 1
             _talk(connection.recv)  # stay until the last views are used
-    except _GoneError:
-        return
     except Exception as error:  # of reading or changing an image: also an OSError, which says which file it was
-        with suppress(_GoneError):
-            _talk(connection.send, error)
+        if not isinstance(error, _GoneError):
+            connection.send(error)
 
 
 class _GoneError(Exception):
