@@ -29,18 +29,20 @@ from rivals import RIVALS, train
 
 import minisimclr as ms
 from minisimclr import ops
-from minisimclr.data import Dataset
+from minisimclr.data import DataError, Dataset
 from minisimclr.storage import write
 from minisimclr.training.config import build_model
+from minisimclr.training.run import fingerprint
 from minisimclr.views import to_float, two_views
 
 Array = np.ndarray[Any, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "paper"
-IMAGES, TEST_IMAGES = 2048, 1024  # of each set: what a run sees, and what judges it
+IMAGES, TEST_IMAGES = 2048, 1024  # what a run sees, and what judges it if there are so many: doodles have 1,000
 # 192 steps, half a minute on one core. The peak of the rate, lr·batch/256, is the best one of docs/results/temperature.
 BASE = {"batch": 64, "epochs": 6, "size": 32, "temperature": 0.1, "lr": 0.2}
-DOODLES = {"min_area": 0.3}  # their things are small, and often not in a twelfth of the image
+DOODLES = {"min_area": 0.3}  # their things are small: a crop of a twelfth of the image often misses them
 SEEDS = 3
+HEADLESS = (*RIVALS, "untrained")  # tasks that train no head of SimCLR, so that z would be that of a random one
 LAST = 10  # steps at the end of a run over which loss and contrastive accuracy are averaged
 Settings = dict[str, Any]
 
@@ -91,10 +93,18 @@ class Experiment:
                 for settings in [self.chosen(label, done)] if seed else self.tried(label):
                     yield Run(label, settings, seed)
         if self.repeated:
-            best = sorted(done, key=lambda run: run["h linear"])
+            again = dict.fromkeys([self.repeated, *self.extremes(done)])
             for seed in range(self.seeds, SEEDS):
-                for label in dict.fromkeys([self.repeated, best[-1]["label"], best[0]["label"]]):
+                for label in again:
                     yield Run(label, self.tried(label)[0], seed)
+
+    def extremes(self, done: Sequence[dict[str, Any]]) -> list[str]:
+        """Return the labels that are best and worst on held-out training images, by the seeds that every row has."""
+        means = {}
+        for label in self.settings:
+            if own := [run["validation"] for run in done if run["label"] == label and run["seed"] < self.seeds]:
+                means[label] = statistics.fmean(own)
+        return [max(means, key=lambda label: means[label]), min(means, key=lambda label: means[label])] if means else []
 
     def reported(self, done: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Return the runs of each label that the table shows: those of the chosen settings."""
@@ -147,7 +157,8 @@ EXPERIMENTS = {
         "Which two changes make the best views?",
         {" + ".join(dict.fromkeys(pair)): {"views": views_of(*pair), "task": "one branch"}
          for pair in itertools.combinations_with_replacement(CHANGES_OF_FIGURE_5, 2)},
-        source="Figure 5: no change suffices alone, and crop + colour stands out. One view is changed, one is not",
+        source="Figure 5: no change suffices alone, and crop + colour stands out. One view is changed, one is not. "
+        "There, both images are first cropped at random; here, the other view is the whole image",
         seeds=1,
         repeated="crop + colour",
     ),
@@ -173,13 +184,17 @@ EXPERIMENTS = {
            for name in ("triplet", "triplet_semi_hard")},
         {"nt_xent": 63.9, "nt_logistic": 51.6, "nt_logistic_semi_hard": 57.9, "triplet": 50.9,
          "triplet_semi_hard": 57.5},
-        "Table 4. There, negatives of one view only; rate, margin and temperature tuned more finely",
+        "Table 4. There, negatives of one view only; rate, margin and temperature tuned more finely. Here, the rate of "
+        "NT-Xent was tuned beforehand, on more settings (docs/results/temperature, scored on test images); decoupled "
+        "takes it too, and the others try two each",
     ),
     "families": Experiment(
         "SimCLR beside one of each family of self-supervision, and beside labels",
         {"SimCLR": {}, "instance": rates(0.4, 1.6, task="instance"), "rotation": rates(1.0, 4.0, task="rotation"),
          "masked": rates(10.0, 50.0, task="masked"), "supervised": rates(1.0, 4.0, task="supervised"),
          "untrained": {"task": "untrained"}},
+        source="Not in the paper. Supervised is a reference, and its rate is chosen by a probe on images whose labels "
+        "it was trained with",
     ),
     "keeps": Experiment(
         "What does h keep, and z drop?",
@@ -219,7 +234,10 @@ def performed(run: Run, base: dict[str, Any], sets: tuple[Dataset, Dataset]) -> 
     if losses:
         ends |= {"first loss": losses[0], "last loss": statistics.fmean(losses[-LAST:])}
     spent = {"seconds": round(time.monotonic() - began, 1), "cpu seconds": round(time.process_time() - cpu, 1)}
-    found = kept(model, *sets, task.removeprefix("keeps ")) if task.startswith("keeps ") else scores(model, *sets)
+    if task.startswith("keeps "):
+        found = kept(model, *sets, task.removeprefix("keeps "))
+    else:
+        found = scores(model, *sets, names=("h",) if task in HEADLESS else ("h", "z"))
     return {"label": run.label, "seed": run.seed, "settings": run.settings, **found, **ends, **spent}
 
 
@@ -247,11 +265,12 @@ def dot_products(za: Any, zb: Any, temperature: float) -> Any:
     return ops.cross_entropy(logits, labels=(np.arange(2 * n) + n) % (2 * n))  # the partner of row i is i ± N
 
 
-def scores(model: ms.SimCLR, known: Dataset, new: Dataset) -> dict[str, float]:
+def scores(model: ms.SimCLR, known: Dataset, new: Dataset, names: Sequence[str] = ("h", "z")) -> dict[str, float]:
     """Judge h and z on test images: kNN and linear probe, in per cent; and h on the last quarter of the known ones."""
     pairs = dict(zip(("h", "z"), zip(ms.embed(model, known.images), ms.embed(model, new.images))))
     found = {}
-    for name, (bank, query) in pairs.items():
+    for name in names:
+        bank, query = pairs[name]
         found[f"{name} kNN"] = ms.knn_accuracy(bank, known.labels, query, new.labels, k=min(20, len(bank)))
         found[f"{name} linear"] = ms.linear_probe(bank, known.labels, query, new.labels)
     (h, _), y, rest = pairs["h"], known.labels, len(known.labels) * 3 // 4
@@ -274,7 +293,7 @@ def _rotated(images: Array, rng: np.random.Generator) -> tuple[Array, Array]:
 
 def _half(change: Callable[[Array, np.random.Generator], Array]) -> Callable[[Array, np.random.Generator], Any]:
     def changed(images: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        yes = rng.integers(0, 2, len(images))  # every second image, by chance
+        yes = rng.integers(0, 2, len(images))  # each image is changed with probability 1/2
         other = change(images, rng)
         return np.where(yes[:, None, None, None] == 1, other, images).astype(np.uint8), yes
 
@@ -306,51 +325,81 @@ CHANGES = {"rotation": _rotated, "colour": _half(_grey), "noise": _half(_noisy),
 def conduct(name: str, source: str, seeds: int | None, path: Path, images: int = IMAGES) -> list[dict[str, Any]]:
     """Perform the runs of an experiment that are not in its file yet, and store each when it is done."""
     base = BASE | (DOODLES if source == "doodles" else {})
-    record = stored(path, {"experiment": name, "data": shown(source), "images": images, "base": base})
-    done = [Run(run["label"], run["settings"], run["seed"]) for run in record["runs"]]
     sets = tuple(
-        first(ms.load_dataset(source, split, size=base["size"]), count)
+        some(source, split, count, base["size"])
         for split, count in (("train", images), ("test", max(1, images * TEST_IMAGES // IMAGES)))
     )
+    head = {"experiment": name, "data": shown(source), "images": images, "base": base}
+    seen = seen_by(*sets)
+    record = stored(path, head, seen)
+    done = [Run(run["label"], run["settings"], run["seed"]) for run in record["runs"]]
     experiment = replace(EXPERIMENTS[name], seeds=seeds or EXPERIMENTS[name].seeds)
     for run in experiment.runs(record["runs"]):
         if run in done:
             continue
         print(f"{name}: {run.label}, seed {run.seed} …", end=" ", flush=True)
-        record["runs"].append(elsewhere(run, path, record) or performed(run, base, sets))  # type: ignore[arg-type]
+        record["runs"].append(elsewhere(run, path, head | seen) or performed(run, base, sets))
         write(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         print(f"{record['runs'][-1]['seconds']:.0f} s", flush=True)
     return list(record["runs"])
 
 
+def some(source: str, split: str, count: int, size: int) -> Dataset:
+    """Load `count` images of a split, as `first` chooses them, and say so in one line if there are fewer."""
+    data = first(ms.load_dataset(source, split, size=size), count)
+    if len(data) < count:
+        print(f"{shown(source)}, {split}: {count:,} images were asked for, and there are {len(data):,}", flush=True)
+    return data
+
+
+def seen_by(known: Dataset, new: Dataset) -> dict[str, Any]:
+    """Return what a record tells of its images: how many there are of each kind, and their fingerprints."""
+    prints = {"training": fingerprint(known.images), "test": fingerprint(new.images)}
+    return {"training images": len(known), "test images": len(new), "fingerprints": prints}
+
+
+def alike(record: dict[str, Any], seen: dict[str, Any]) -> bool:
+    """Return False if a record was made with other images; an older one has no fingerprints, and is believed."""
+    return bool(record.get("fingerprints", seen["fingerprints"]) == seen["fingerprints"])
+
+
 def elsewhere(run: Run, path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of a run of the same settings and seed that another experiment has made, or nothing."""
+    """Return the result of a run of the same images, settings and seed that another experiment has made, or nothing.
+
+    `record` has what `stored` compares: the head and the images.
+    """
     if run.settings.get("task", "").startswith("keeps"):  # it is asked another question
         return {}
     for file in sorted(path.parent.glob("*.json")):
         other = json.loads(file.read_text())
-        same = all(other.get(key) == record[key] for key in ("data", "images", "base"))
+        same = all(other.get(key) == record[key] for key in ("data", "images", "base")) and alike(other, record)
         for made in other["runs"] if same else ():
             if made["settings"] == run.settings and made["seed"] == run.seed and file != path:
                 return {**made, "label": run.label, "from": other["experiment"]}
     return {}
 
 
-def stored(path: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """Return the record at this path, or an empty one. Raises: ValueError if it belongs to other settings."""
+class RecordError(ValueError):
+    """A record that cannot be used: one line that names its file."""
+
+
+def stored(path: Path, head: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """Return the record at this path, or an empty one. Raises: RecordError if it has other settings or images."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        return {**head, "runs": []}
+        return {**head, **seen, "runs": []}
     record: dict[str, Any] = json.loads(path.read_text())
     if {key: record.get(key) for key in head} != head:
-        raise ValueError(f"{path}: its runs were made with other settings; move it away to begin anew")
+        raise RecordError(f"{path}: its runs were made with other settings; move it away to begin anew")
+    if not alike(record, seen):
+        raise RecordError(f"{path}: its runs saw other images of the same name; move it away to begin anew")
     return record
 
 
 def first(data: Dataset, count: int) -> Dataset:
     """Return `count` images of a data set, as many of each class as possible, in an order of their own."""
     order = np.random.default_rng(0).permutation(len(data.images))
-    turn = np.zeros(len(order), int)  # the how-manieth of its class an image is, in that order
+    turn = np.zeros(len(order), int)  # the rank of an image within its class, in that order
     for label in np.unique(data.labels):
         rows = order[data.labels[order] == label]
         turn[rows] = np.arange(len(rows))
@@ -369,25 +418,35 @@ def shown(source: str) -> str:
 def table(experiment: Experiment, runs: list[dict[str, Any]]) -> str:
     """Write the means over seeds, with their spread, beside the paper's, in Markdown."""
     shown = {label: own for label, own in experiment.reported(runs).items() if own}
-    columns = dict.fromkeys(key for own in shown.values() for key in own[0] if key[:2] in ("h ", "z "))
+    columns = dict.fromkeys(key for own in shown.values() for key in scored(own[0]))
     if any(len(experiment.tried(label)) > 1 for label in shown):
         columns["chosen"] = None
     head = ["", *columns, "seeds", *(["the paper"] if experiment.paper else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for label, own in shown.items():
-        cells = [written(experiment, own, column) for column in columns]
+        cells = [written(experiment, own, column, runs) for column in columns]
         beside = [str(experiment.paper.get(label, ""))] if experiment.paper else []
         lines.append("| " + " | ".join([label, *cells, str(len(own)), *beside]) + " |")
     return "\n".join(lines)
 
 
-def written(experiment: Experiment, own: list[dict[str, Any]], column: str) -> str:
+def scored(run: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of h and z in a run; but none of z if no head was trained, though older records have one."""
+    kinds = ("h ",) if run["settings"].get("task") in HEADLESS else ("h ", "z ")
+    return {key: score for key, score in run.items() if key.startswith(kinds)}
+
+
+def written(experiment: Experiment, own: list[dict[str, Any]], column: str, runs: list[dict[str, Any]]) -> str:
     """Write a cell: the mean and spread of a score, or the settings that were chosen among several."""
     if column != "chosen":
-        return spread([run[column] for run in own])
-    several = len(experiment.tried(own[0]["label"])) > 1
-    names = ("temperature", "lr") if several else ()
-    return ", ".join(f"{name} {own[0]['settings'][name]:g}" for name in names if name in own[0]["settings"])
+        return spread([scored(run)[column] for run in own if column in scored(run)])
+    settings, tried = own[0]["settings"], experiment.tried(own[0]["label"])
+    if len(tried) == 1:
+        return ""
+    known = [run["settings"] for run in runs if run["label"] == own[0]["label"] and run["seed"] == 0]
+    count = sum(one in known for one in tried)
+    named = ", ".join(f"{name} {settings[name]:g}" for name in ("temperature", "lr") if name in settings)
+    return named + (f" ({count} of {len(tried)} tried)" if count < len(tried) else "")
 
 
 def spread(values: list[float]) -> str:
@@ -415,7 +474,7 @@ def figure(experiment: Experiment, runs: list[dict[str, Any]], path: Path) -> No
     for k, (column, (colour, shape)) in enumerate(MARKS.items()):
         how = {"color": getattr(style, colour), "label": column}
         for y, own in enumerate(rows.values()):
-            if values := [run[column] for run in own if column in run]:
+            if values := [scored(run)[column] for run in own if column in scored(run)]:
                 place = y + 0.22 * (k - 1)
                 axes.plot(values, [place] * len(values), shape, color=how["color"], markersize=4, alpha=0.55)
                 axes.plot([statistics.fmean(values)], [place], "|", markersize=11, markeredgewidth=2, **how)
@@ -461,7 +520,7 @@ def matrix(runs: list[dict[str, Any]], path: Path) -> None:
 
 def lengths(batch: int = 64) -> dict[str, float]:
     """Return the length of the first gradient of each objective and rival on a batch of doodles: why rates differ."""
-    data = first(ms.load_dataset("doodles", "test", size=BASE["size"]), batch)
+    data = first(ms.load_dataset("doodles", "train", size=BASE["size"]), batch)
     tasks: dict[str, Settings] = {f"nt_xent, τ = {t:g}": {"temperature": t} for t in (0.1, 1.0)}
     tasks |= {name: {"objective": name, "temperature": 0.1} for name in LOSSES[1:]}
     tasks |= {name: {"task": name} for name in RIVALS}
@@ -498,6 +557,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - EXPERIMENTS.keys():
         parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+    if not (options.names or options.list or options.lengths):
+        parser.error("name an experiment, or give --list or --lengths")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {options.seeds}")
     for label, length in lengths().items() if options.lengths else ():
         print(f"{label:24} {length:8.2f}")
     for name in options.names if not options.list else EXPERIMENTS:
@@ -508,14 +571,26 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:12} {count:3} runs  {experiment.question}")
             continue
         path = options.out / f"{name}-{shown(options.data)}.json"
-        if options.show:
-            runs = json.loads(path.read_text())["runs"]
-        else:
-            runs = conduct(name, options.data, options.seeds, path, options.images)
+        if options.show and not path.exists():
+            return refused(f"there is no record {path}")
+        try:
+            runs = (
+                json.loads(path.read_text())["runs"]
+                if options.show
+                else conduct(name, options.data, options.seeds, path, options.images)
+            )
+        except (RecordError, DataError) as error:
+            return refused(str(error))
         print(f"\n{experiment.question} ({experiment.source or 'not in the paper'})\n\n{table(experiment, runs)}\n")
         if runs:
             draw(name, runs, path.with_suffix(".png"))
     return 0
+
+
+def refused(line: str) -> int:
+    """Print why nothing can be done, and return the exit code of it."""
+    print(line, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

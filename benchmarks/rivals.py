@@ -1,12 +1,13 @@
 """One rival of SimCLR from each family of self-supervision, and the supervised network, on the same engine.
 
     from rivals import RIVALS, train
-    encoder = train("rotation", config, images)          # the encoder, the budget and the images of a SimCLR run
+    rival = train("rotation", config, images, labels)    # the budget and the images of a SimCLR run
+    rival.encoder                                        # what is judged, in place of SimCLR's
 
 A rival is an encoder, whatever it needs besides, and a loss of a batch. All of them see the same number of images in
 the same order, crops and colours drawn by the same rule, and one optimizer and schedule; so what differs is the task.
 
-    supervised    which class is it? The labels say so (an upper bound, not a rival)
+    supervised    which class is it? The labels say so (a reference, not a rival)
     rotation      context-based: by how many quarters is the image turned? (Gidaris et al. 2018)
     instance      contrastive with a memory bank: which image of the data set is it? (Wu et al. 2018)
     masked        masked image modelling: what is behind the hidden patches? (after He et al. 2022, Xie et al. 2022)
@@ -43,7 +44,10 @@ class Rival(Module):
 
 
 class Supervised(Rival):
-    """Predict the class: a linear layer on h, and softmax cross-entropy."""
+    """Predict the class: a linear layer on h, and softmax cross-entropy.
+
+    It is a reference. The lab chooses its rate by a probe on images whose labels it was trained with.
+    """
 
     def __init__(self, config: Config, images: Array, labels: Array) -> None:
         super().__init__(config, images, labels)
@@ -73,11 +77,12 @@ class Rotation(Rival):
 
 
 class Instance(Rival):
-    """Tell the images of the data set apart: each is a class, and its last embedding stands for it.
+    """Tell the images of the data set apart: each is a class, and its last embeddings stand for it.
 
     The memory bank V (M,D) holds one unit vector an image. A batch's embeddings u are compared with all of it,
     P(i | x) = exp(vᵢ·u/τ) / Σⱼ exp(vⱼ·u/τ), their equation (2); the sum is exact, because our sets are small. After
-    the step vᵢ moves halfway to u, as in their code.
+    the step vᵢ moves halfway to u, as in their code. Here a batch has two views of an image, and vᵢ moves once,
+    halfway to the mean direction of both.
     """
 
     temperature = 0.07  # theirs
@@ -88,7 +93,7 @@ class Instance(Rival):
         features, rng = self.encoder.features, config.rng(WEIGHTS, 1)
         self.head = ProjectionHead(features, features, config.head_dim, layers=1, batch_norm=False, rng=rng)
         bank = rng.standard_normal((len(images), config.head_dim)).astype(np.float32)  # (M,D)
-        self.bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)  # a buffer: it has no gradient
+        self.bank = unit(bank)  # a buffer: it has no gradient
 
     def loss(self, x: Array, chosen: Array, rng: np.random.Generator) -> Tensor:
         u = ops.l2_normalize(self.head(self.encoder(x, train=True), train=True))  # (B,D)
@@ -97,9 +102,16 @@ class Instance(Rival):
 
     def after_step(self) -> None:
         chosen, u = self._seen
-        moved = self.keep * self.bank[chosen] + (1 - self.keep) * u  # (B,D)
-        self.bank[chosen] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        images, row = np.unique(chosen, return_inverse=True)  # (K,) without repetition; (B,), whose row each view is
+        mean = np.zeros((len(images), u.shape[1]), u.dtype)  # (K,D)
+        np.add.at(mean, row, u)  # the sum of an image's views has the direction of their mean
+        self.bank[images] = unit(self.keep * self.bank[images] + (1 - self.keep) * unit(mean))
         del self._seen
+
+
+def unit(rows: Array) -> Array:
+    """Divide each row by its length: (N,D) -> (N,D)."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class Masked(Rival):
@@ -145,8 +157,11 @@ def train(
     SimCLR sees two views of each image, so that a rival is given two as well: one batch of twice the images.
     `progress` is called with the number of each step and its loss.
 
-    Raises: KeyError for a rival that there is not, FloatingPointError if the loss is not finite.
+    Raises: KeyError for an unknown name, ValueError if the images do not fill a batch, FloatingPointError if the loss
+            is not finite.
     """
+    if len(images) < config.batch:
+        raise ValueError(f"{len(images)} images do not fill a batch of {config.batch}")
     rival = RIVALS[name](config, images, labels)
     optimizer = SGD(rival.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     steps = len(images) // config.batch  # an epoch
