@@ -105,7 +105,7 @@ def finetune(
     """Train a classifier on some labels, from the run's encoder or from scratch, and return it.
 
     labels    how many: labels_of_each says it
-    start     "simclr", or "scratch": the network's first weights
+    start     "simclr", or "scratch": the network with random weights, as the run's seed draws them
     epochs    by default the paper's, 60 for less than 10 % of the labels and 30 else, and at least 200 steps
     lr        for 256 images, by default 0.05 (the paper's) or, from scratch, 0.1; it falls along a cosine
     progress  is called with the number of each step, the number of all steps, and the loss
@@ -178,7 +178,7 @@ def total_steps(count: int, of: int, batch: int, epochs: int | None) -> int:
 
 
 def classifier(run: Run, classes: int, start: str, device: str, seed: int) -> Classifier:
-    """Build a classifier on a copy of the run's encoder, or on the encoder as it was before training."""
+    """Build a classifier on a copy of the run's encoder, or on random weights, as the seed of the run draws them."""
     if start == "scratch" and "model" in run.own:
         raise ValueError("from scratch needs the network of a configuration, and this run has a model of one's own")
     encoder = copy.deepcopy(run.model if start == "simclr" else build_model(run.config.to_evaluate(device))).encoder
