@@ -835,7 +835,11 @@ FAULTS = [
 
     # ── Found by whoever judged the rooms and the robustness ──────────────────────────────────────
     Fault("points-of-another-split", "evaluation", "protocols/finetune.py",
-          "if scored == images and all(", "if all(", "finetune"),
+          'p["scores"].keys() != now.keys() or any(', "any(", "finetune"),
+    Fault("points-of-other-test-images", "evaluation", "protocols/finetune.py",
+          '"fingerprint" if "fingerprint" in score else "images"', '"images"', "finetune"),
+    Fault("points-of-another-command-lost", "checkpoint", "cli/finetune.py",
+          "points = stored_points(path)", "points: list[dict[str, Any]] = []", "finetune"),
     Fault("form-that-is-not-there", "layers", "nn.py",
           'check_method(text("method", method), METHODS)', 'text("method", method)', "config resnet"),
     Fault("chunks-forgotten", "training", "training/begin.py",

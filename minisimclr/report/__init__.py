@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .findings import Findings, Vote, look
+from ..protocols.compare import Vote
+from .findings import Findings, look
 from .page import as_html
 from .pictures import draw_all
 from .table import read_results, table

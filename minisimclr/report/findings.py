@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
 from ..interop import load_into
 from ..processor import blocks
-from ..protocols.compare import BLOCK, LARGE_BLOCK, Score
+from ..protocols.compare import BLOCK, LARGE_BLOCK, USUAL, Score, Vote
 from ..simclr import SimCLR
 from ..training.config import build_model
 from ..training.run import Metrics, Run
@@ -33,13 +33,6 @@ NEIGHBOURS = 8  # number of neighbours that are shown of an image
 VIEW_BYTES = 2**28  # bytes of views that are made at a time; 10,000 images of 32 pixels
 PER_CLASS, CLASSES = 12, 16  # images of a class, and classes, in the similarity matrices: 192 rows can still be seen
 LEAST_FOR_TSNE = 64  # number of images; t-SNE's neighbourhoods, of 30 images, would be all of fewer
-
-
-class Vote(NamedTuple):
-    """The kNN classifier's settings: how many neighbours vote, and how sharply their similarity weighs them."""
-
-    k: int = 20  # both as in `minisimclr evaluate`
-    temperature: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Findings:
     share: NDArray[np.float64]  # (N,) its share of the votes; without classes, the cosine of two views in z
 
 
-def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = (), vote: Vote = Vote()) -> Findings:
+def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = (), vote: Vote = USUAL) -> Findings:
     """Compute all that is shown of a run; the neighbours vote as they did for its scores.
 
     Raises: ValueError for images that the encoder does not take.

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.scores import Confusion, uncertainty
-from ..protocols.compare import Score
+from ..protocols.compare import USUAL, Score, Vote
 from ..storage import open_regular
-from .findings import Vote
 
 LARGEST = 1 << 24  # size of results.json, bytes; ours have 2,000, and with confusions of many classes a few million
 
@@ -71,14 +70,14 @@ def read_results(path: Path, steps: int, train_images: int, test_images: Mapping
         with os.fdopen(open_regular(path, LARGEST), "rb") as file:
             kept = json.loads(file.read(LARGEST + 1))
         if (kept["steps"], kept["train_images"], kept["test_images"]) != (steps, train_images, dict(test_images)):
-            return [], Vote()
+            return [], USUAL
         scores = [
             Score(str(score["name"]), _shares(score["knn"], test_images), _shares(score["probe"], test_images))
             for score in kept["scores"]
         ]
-        return scores, _vote(kept.get("k", Vote().k), kept.get("temperature", Vote().temperature))
+        return scores, _vote(kept.get("k", USUAL.k), kept.get("temperature", USUAL.temperature))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # 10⁴⁰⁰ is a JSON number, too
-        return [], Vote()
+        return [], USUAL
 
 
 def _vote(k: Any, temperature: Any) -> Vote:
