@@ -213,7 +213,7 @@ PATIENCE = 10.0  # seconds that a process waits for another to read a small file
 
 
 @contextmanager
-def changing(path: Path, patience: float = PATIENCE) -> Iterator[None]:
+def changing(path: Path) -> Iterator[None]:
     """Keep other processes from changing a file that is read, and written again with something more.
 
     `write` replaces the file, and a lock would stay with the old one. So a file beside it, .NAME.lock, is locked, and
@@ -221,7 +221,10 @@ def changing(path: Path, patience: float = PATIENCE) -> Iterator[None]:
 
     Raises: TimeoutError, in one line, if another process has not finished in time; OSError if it cannot be made.
     """
-    beside, until = path.with_name(f".{path.name}.lock"), time.monotonic() + patience
+    if fcntl is None:
+        yield
+        return
+    beside, until = path.with_name(f".{path.name}.lock"), time.monotonic() + PATIENCE
     while (lock := _lock_beside(beside)) is None:
         if time.monotonic() > until:
             raise TimeoutError(f"{shown(path)} is in use: another process writes it; wait for it, or stop it")
@@ -229,8 +232,7 @@ def changing(path: Path, patience: float = PATIENCE) -> Iterator[None]:
     try:
         yield
     finally:
-        if fcntl is not None:
-            beside.unlink(missing_ok=True)  # while it is locked: whoever waits finds that the name is another file's
+        beside.unlink(missing_ok=True)  # while it is locked: whoever waits finds that the name is another file's
         lock.release()
 
 
