@@ -686,7 +686,7 @@ FAULTS = [
     Fault("fine-tuned-from-scratch", "evaluation", "protocols/finetune.py",
           'run.model if start == "simclr" else', 'run.model if start == "scratch" else', "finetune"),
     Fault("classes-given-the-labels-of-all", "evaluation", "protocols/finetune.py",
-          "/ 100 * len(labels) / len(classes)))", "/ 100 * len(labels)))", "finetune doctests"),
+          "round(share * len(labels) / len(classes)))", "round(share * len(labels)))", "finetune doctests"),
     Fault("scratch-at-the-rate-of-fine-tuning", "evaluation", "protocols/finetune.py",
           "peak = (RATES[start] if", 'peak = (RATES["simclr"] if', "finetune"),
     Fault("one-rate-for-any-batch", "evaluation", "protocols/finetune.py",
