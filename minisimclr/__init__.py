@@ -37,6 +37,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
 Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,525 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -44,7 +45,7 @@ Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the s
     values/__init__.py        76  Values that users give: taken as plain ones, or refused in one line
     cores.py                  41  The cores that this process may use
     processor.py             191  The processor: threads, BLAS, and memory that is kept for the next step
-    storage.py               149  Files that are written whole or not at all, and looked at before they are read
+    storage.py               190  Files that are written whole or not at all, and looked at before they are read
     collective.py             74  Collectives: what the processes that share a batch tell each other
     engine/guard.py          185  The guard: arrays that a recorded graph still needs are read-only
     engine/surface.py        150  The surface of a tensor and of an operation: what Python, NumPy and help() see
@@ -130,22 +131,23 @@ Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the s
     evaluation/measures.py    61  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
     protocols/compare.py     135  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     139  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    188  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    199  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
-    report/table.py           67  The table of accuracies: as text, and as it was kept
-    report/findings.py       172  The findings on a run: all that its page and its pictures show, computed once
+    report/table.py           75  The table of accuracies: as text, and as it was kept
+    report/findings.py       190  The findings on a run: all that its page and its pictures show, computed once
     report/thumbs.py          48  Thumbnails: many small images on one sheet, of which a page shows cells
-    report/pictures.py       125  Three pictures of a run, as PNG files; its page shows the same, and more
+    report/pictures.py       126  Three pictures of a run, as PNG files; its page shows the same, and more
     report/svg.py            122  Curves and maps as SVG, to stand within a page whose style sheet says how they look
     report/words.py          142  The words of a run's page: what each figure means, and where the book says more
     report/label_curve.py     45  The label-efficiency curve: accuracy against labels, from SimCLR and from scratch
     report/markup.py          74  Pieces of HTML, of which the sections of a run's page are made
-    report/numbers.py        160  The sections of a run's page with numbers: curves, accuracies, settings
-    report/images.py         125  The sections of a run's page with images: views, the map, neighbours, mistakes
+    report/numbers.py        161  The sections of a run's page with numbers: curves, accuracies, settings
+    report/images.py         126  The sections of a run's page with images: views, the map, neighbours, mistakes
     report/page.py            56  The page of a run: one HTML file that needs nothing else, neither files nor a network
     display.py                85  Displays of a run, a data set and a model: in a line of text, and in a notebook
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
@@ -156,6 +158,12 @@ Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the s
     cli/pretrain.py          224  `minisimclr pretrain`: pre-train an encoder on images without labels
     cli/evaluate.py          114  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
+    cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
+    cli/common.py             78  The parts that several commands share: options, the splits of a run, and a free folder
+    cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
+    cli/pretrain.py          218  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          109  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/finetune.py          142  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              41  `minisimclr embed`: write h and z of every image, with its file, class and split
     cli/export.py             34  `minisimclr export`: write the encoder of a run to a file that PyTorch reads, too

@@ -12,7 +12,9 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -178,7 +180,7 @@ class Lock:
     Raises: BlockingIOError if another process, or this one, holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:  # or a file
         self._descriptor: int | None = None
         if fcntl is None:
             return
@@ -191,6 +193,13 @@ class Lock:
         except OSError:  # a file system that has no locks: as on Windows
             self.release()
 
+    def is_of(self, path: Path) -> bool:
+        """Return True if what is locked is what has this name now: a file may have been removed, and made again."""
+        try:
+            return self._descriptor is None or os.path.samestat(os.fstat(self._descriptor), os.lstat(path))
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
         """Give it back; once is enough."""
         descriptor, self._descriptor = self._descriptor, None
@@ -198,3 +207,44 @@ class Lock:
             os.close(descriptor)
 
     __del__ = release  # a run that was begun and never trained holds it no longer than it lives
+
+
+PATIENCE = 10.0  # seconds that a process waits for another to read a small file and write it again
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Keep other processes from changing a file that is read, and written again with something more.
+
+    `write` replaces the file, and a lock would stay with the old one. So a file beside it, .NAME.lock, is locked, and
+    removed at the end. One that a killed process left is taken over.
+
+    Raises: TimeoutError, in one line, if another process has not finished in time; OSError if it cannot be made.
+    """
+    if fcntl is None:
+        yield
+        return
+    beside, until = path.with_name(f".{path.name}.lock"), time.monotonic() + PATIENCE
+    while (lock := _lock_beside(beside)) is None:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{shown(path)} is in use: another process writes it; wait for it, or stop it")
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)  # while it is locked: whoever waits finds that the name is another file's
+        lock.release()
+
+
+def _lock_beside(beside: Path) -> Lock | None:
+    """Make a file if need be, and lock it; None if another process holds it, or has just removed it."""
+    require_replaceable(beside)  # a pipe would wait for its other end
+    os.close(os.open(beside, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    try:
+        lock = Lock(beside)
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    if lock.is_of(beside):
+        return lock
+    lock.release()
+    return None

@@ -686,7 +686,7 @@ FAULTS = [
     Fault("fine-tuned-from-scratch", "evaluation", "protocols/finetune.py",
           'run.model if start == "simclr" else', 'run.model if start == "scratch" else', "finetune"),
     Fault("classes-given-the-labels-of-all", "evaluation", "protocols/finetune.py",
-          "/ 100 * len(labels) / len(classes)))", "/ 100 * len(labels)))", "finetune doctests"),
+          "round(share * len(labels) / len(classes)))", "round(share * len(labels)))", "finetune doctests"),
     Fault("scratch-at-the-rate-of-fine-tuning", "evaluation", "protocols/finetune.py",
           "peak = (RATES[start] if", 'peak = (RATES["simclr"] if', "finetune"),
     Fault("one-rate-for-any-batch", "evaluation", "protocols/finetune.py",
@@ -835,7 +835,11 @@ FAULTS = [
 
     # ── Found by whoever judged the rooms and the robustness ──────────────────────────────────────
     Fault("points-of-another-split", "evaluation", "protocols/finetune.py",
-          "if scored == images and all(", "if all(", "finetune"),
+          'p["scores"].keys() != now.keys() or any(', "any(", "finetune"),
+    Fault("points-of-other-test-images", "evaluation", "protocols/finetune.py",
+          '"fingerprint" if "fingerprint" in score else "images"', '"images"', "finetune"),
+    Fault("points-of-another-command-lost", "checkpoint", "cli/finetune.py",
+          "points = stored_points(path)", "points: list[dict[str, Any]] = []", "finetune"),
     Fault("form-that-is-not-there", "layers", "nn.py",
           'check_method(text("method", method), METHODS)', 'text("method", method)', "config resnet"),
     Fault("chunks-forgotten", "training", "training/begin.py",

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr import cli
+from minisimclr import cli, report
 from minisimclr.cli import common, demo, evaluate, main
 from minisimclr.data import DataError, Reading
 from minisimclr.engine.autograd import Tensor
@@ -103,6 +103,17 @@ def test_evaluate_prints_and_keeps_the_table_and_draws_the_pictures(trained, cap
     for name in ("views", "neighbours", "similarity"):
         with Image.open(trained / f"{name}.png") as picture:
             assert picture.size > (100, 100)
+
+
+def test_the_page_votes_as_the_table_beside_it_did(trained, monkeypatch):
+    seen, look = [], report.look
+    monkeypatch.setattr(report, "look", lambda *given: seen.append(given[-1]) or look(*given))
+    assert main(["evaluate", str(trained), "--k", "3", "--knn-temperature", "0.5", *THERE]) == 0
+    assert "kNN on h, k = 3;" in (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    assert main(["report", str(trained), *THERE]) == 0
+    assert "kNN on h, k = 3;" in (trained / "report.html").read_text()
+    assert seen == [report.Vote(3, 0.5)] * 2
 
 
 def test_report_makes_the_page_and_the_pictures_again(trained, capsys):

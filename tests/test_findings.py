@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisimclr import Config, Dataset, knn_accuracy
+from minisimclr import Config, Dataset, knn_accuracy, save_torchvision
 from minisimclr.evaluation.embed import embed
 from minisimclr.protocols.compare import Score
 from minisimclr.report import findings, pictures, svg, thumbs
-from minisimclr.report.table import read_scores, table
+from minisimclr.report.numbers import tiles
+from minisimclr.report.page import as_html
+from minisimclr.report.table import read_results, table
 from minisimclr.training.config import build_model
 from minisimclr.training.run import Run
 
@@ -70,9 +72,13 @@ KEPT = {"steps": 7, "train_images": 5, "test_images": {"test": 3},
 def test_scores_that_were_kept_are_read_if_they_are_those_of_this_step_and_these_images(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(KEPT))
-    assert read_scores(path, 7, 5, {"test": 3}) == [Score("SimCLR, h", {"test": 0.5}, {"test": 1.0})]
-    assert read_scores(path, 8, 5, {"test": 3}) == read_scores(path, 7, 6, {"test": 3}) == []
-    assert read_scores(path, 7, 5, {"test": 4}) == read_scores(path, 7, 5, {"training": 3}) == []
+    nothing = ([], findings.Vote(20, 0.1))
+    kept = [Score("SimCLR, h", {"test": 0.5}, {"test": 1.0})]
+    assert read_results(path, 7, 5, {"test": 3}) == (kept, findings.Vote(20, 0.1))  # of a version that kept no k
+    assert read_results(path, 8, 5, {"test": 3}) == read_results(path, 7, 6, {"test": 3}) == nothing
+    assert read_results(path, 7, 5, {"test": 4}) == read_results(path, 7, 5, {"training": 3}) == nothing
+    path.write_text(json.dumps(KEPT | {"k": 200, "temperature": 1}))
+    assert read_results(path, 7, 5, {"test": 3}) == (kept, findings.Vote(200, 1.0))
 
 
 @pytest.mark.parametrize("text", [
@@ -81,11 +87,15 @@ def test_scores_that_were_kept_are_read_if_they_are_those_of_this_step_and_these
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": float("nan")}, "probe": {"test": 1}}]}),
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {}, "probe": {"test": "x"}}]}),
     json.dumps(KEPT | {"scores": [{"name": "h", "knn": {"test": 10**400}, "probe": {"test": 1}}]}),
+    *(json.dumps(KEPT | wrong) for wrong in (
+        {"k": 0}, {"k": 2.5}, {"k": True}, {"k": "20"}, {"temperature": 0}, {"temperature": float("nan")},
+        {"temperature": 10**400}, {"temperature": None},
+    )),
 ])  # fmt: skip
 def test_scores_that_cannot_be_ours_count_for_nothing(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    assert read_scores(path, 7, 5, {"test": 3}) == []
+    assert read_results(path, 7, 5, {"test": 3}) == ([], findings.Vote())
 
 
 # ── What is found out ─────────────────────────────────────────────────────────────────────────────
@@ -95,6 +105,43 @@ def test_the_vote_on_the_page_is_the_vote_of_the_knn_classifier(run, images, fou
     h, test_h = embed(run.model, images.images)[0], embed(run.model, images.images[:15])[0]
     assert (found.voted == images.labels[:15]).mean() == knn_accuracy(h, images.labels, test_h, images.labels[:15])
     assert ((found.share > 1 / 3) & (found.share <= 1)).all()
+
+
+def test_the_vote_on_the_page_has_the_k_and_the_temperature_that_it_is_given(run, images, found):
+    half = Dataset(images.images[:15], images.labels[:15], images.class_names)
+    h, test_h = embed(run.model, images.images)[0], embed(run.model, half.images)[0]
+    for k, temperature in ((1, 0.1), (5, 0.001), (29, 10.0)):
+        other = findings.look(run, images, half, (), findings.Vote(k, temperature))
+        accuracy = knn_accuracy(h, images.labels, test_h, half.labels, k, temperature)
+        assert (other.voted == half.labels).mean() == accuracy != (found.voted == half.labels).mean()
+        assert f"{100 * accuracy:.1f} %</b><span>kNN on h, k = {k}; chance" in tiles(other)
+        assert (other.nearest == found.nearest).all()
+    assert "kNN on h, k = 20; chance" in tiles(found)
+    assert "k = 30;" in tiles(findings.look(run, images, half, (), findings.Vote(31, 0.1)))  # there are no more
+
+
+def test_before_training_means_the_weights_that_the_run_began_with(images, tmp_path):
+    """With init they are those of the file; where they are not known, the page does not claim them."""
+    config = Config(size=16, head_dim=8, init=str(tmp_path / "init.safetensors"))
+    other = build_model(dataclasses.replace(config, init="", seed=5))
+    save_torchvision(other.encoder, config.init)
+    run = Run(config, build_model(config), steps=40)
+    looked = findings.look(run, images, images)
+    began = findings.centred_cosines(embed(other, images.images[looked.rows])[0])
+    np.testing.assert_allclose(looked.similarity["before training"], began, atol=1e-5)
+    assert "Similarities before and after training" in as_html(looked)
+    (tmp_path / "init.safetensors").write_bytes(b"another file")
+    assert [*findings.look(run, images, images).similarity] == ["random weights", "after training"]
+    (tmp_path / "init.safetensors").unlink()
+    gone = findings.look(run, images, images)
+    drawn = findings.centred_cosines(embed(run.model, images.images[gone.rows])[0])
+    np.testing.assert_allclose(gone.similarity["random weights"], drawn, atol=1e-5)
+    page = as_html(gone)
+    assert "Similarities with random weights and after training" in page
+    assert "efore training" not in page
+    run = Run(dataclasses.replace(config, init=""), build_model(config), steps=40)
+    run.own = ("model",)
+    assert [*findings.look(run, images, images).similarity] == ["random weights", "after training"]
 
 
 def test_the_first_neighbour_of_a_training_image_is_itself_and_without_classes_it_is_left_out(run, images, found):

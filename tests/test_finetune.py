@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from devices import host
 from PIL import Image
 
 import minisimclr as ms
+from minisimclr import storage
 from minisimclr.cli import finetune as command
 from minisimclr.cli import main
 from minisimclr.protocols import finetune as protocol
@@ -81,6 +83,28 @@ def test_the_number_of_steps_is_the_papers_but_never_a_handful():
     assert total_steps(130_000, 1_300_000, 4096, None) == 30 * 31
     assert total_steps(12_800, 1_300_000, 128, None) == 60 * 100
     assert total_steps(40, 1000, 10, 3) == 12
+
+
+def test_the_share_that_is_asked_for_decides_the_epochs_and_not_the_rounded_count():
+    assert total_steps(496, 5000, 16, None) == 60 * 31
+    assert total_steps(496, 5000, 16, None, 0.1) == 30 * 31  # 10 % of 5,000 doodles in 16 classes
+    assert total_steps(512, 5000, 16, None, 0.0999) == 60 * 32
+    run, train, seen = untrained(), dataset(86), []  # 10 % are 4 labels of each of two classes, and 8 < 8.6
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        seen.append(steps)
+        raise InterruptedError
+
+    for labels in ("10%", 4):
+        with pytest.raises(InterruptedError):
+            ms.finetune(run, train, labels=labels, batch=2, progress=stop)
+    assert seen == [200, 60 * 4]  # 30 epochs are 120 steps
+
+
+def test_a_point_that_was_made_when_the_count_decided_the_epochs_is_another():
+    known = [protocol.identity(untrained(), dataset(86), labels, "simclr", epochs=epochs)
+             for labels, epochs in (("10%", None), ("10%", 3), ("25%", None), ("4", None))]  # fmt: skip
+    assert ["epochs_by" in point for point in known] == [True, False, False, False]
 
 
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────
@@ -293,6 +317,132 @@ def test_a_point_that_was_scored_on_another_split_is_made_again(folder, capsys):
         ["unseen"],
         ["test"],
     ]
+
+
+@pytest.mark.host
+def test_a_point_that_was_scored_on_other_images_of_the_same_number_is_made_again(folder, capsys, monkeypatch):
+    made: list[str] = []
+    point = command.point
+    monkeypatch.setattr(command, "point", lambda *args, **options: made.append("") or point(*args, **options))
+    call = ["finetune", str(folder), "--labels", "25%", "--from", "scratch", "--epochs", "1"]
+    assert main(call) == main(call) == 0
+    assert len(made) == 1
+    photo = next((folder.parent / "photos" / "test").rglob("*.png"))
+    Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).save(photo)
+    assert main(call) == main(call) == 0
+    assert len(made) == 2
+    kept = json.loads((folder / "finetune.json").read_text())
+    assert len({p["scores"]["test"]["fingerprint"] for p in kept["points"]}) == len(kept["points"]) == 2
+    del kept["points"][1]
+    del kept["points"][0]["scores"]["test"]["fingerprint"]  # a point of an earlier version
+    (folder / "finetune.json").write_text(json.dumps(kept))
+    assert main(call) == 0
+    assert len(made) == 2
+
+
+@pytest.mark.host
+def test_a_fingerprint_counts_the_images_that_could_not_be_decoded_too():
+    data = dataset(4)
+    score = {"images": 3, "fingerprint": protocol.fingerprint(data)}
+    points = [{"scores": {"test": score | {"fingerprint": "another"}}}, {"scores": {"test": score}}]
+    assert protocol.found_among(points, {}, {"test": data}) is points[1]
+
+
+# ── Two commands at a time ────────────────────────────────────────────────────────────────────────
+
+
+def stored(folder: Path) -> list[str]:
+    return [p["labels"] for p in json.loads((folder / "finetune.json").read_text())["points"]]
+
+
+@pytest.mark.host
+def test_points_that_another_command_stored_meanwhile_stay(folder, monkeypatch):
+    point = command.point
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        found = point(*args, **options)
+        for other in (POINT | {"labels": "7"}, found | {"data": "there", "seconds": 1e3}):
+            command.keep(folder, [other], {})
+        return found
+
+    monkeypatch.setattr(command, "point", meanwhile)
+    assert main(["finetune", str(folder), "--labels", "2", "--epochs", "1"]) == 0
+    assert stored(folder) == ["7", "2"]  # the same point of both is one
+
+
+@pytest.mark.host
+def test_many_that_write_at_once_lose_no_point(tmp_path):
+    def write(first: int) -> None:
+        for k in range(first, 40, 8):
+            command.keep(tmp_path, [POINT | {"labels": str(k + 1)}], {})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    assert sorted(stored(tmp_path), key=int) == [str(k + 1) for k in range(40)]
+    assert [path.name for path in tmp_path.iterdir()] == ["finetune.json"]
+
+
+@pytest.mark.host
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such lock")
+def test_a_command_that_finds_the_lock_says_so_in_a_line_and_one_that_was_left_is_taken(folder, capsys, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE", 0.1)
+    beside = folder / ".finetune.json.lock"
+    beside.touch()
+    held = storage.Lock(beside)
+    call = ["finetune", str(folder), "--labels", "1", "--epochs", "1"]
+    assert main(call) == 4
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert "finetune.json is in use: another process writes it" in said[0]
+    assert not (folder / "finetune.json").exists()
+    held.release()  # as if it had been killed: the file is left
+    assert main(call) == 0
+    assert stored(folder) == ["1"]
+    assert not beside.exists()
+    os.mkfifo(beside)
+    assert main([*call, "--seed", "1"]) == 4
+    assert "is a pipe" in capsys.readouterr().err
+
+
+@pytest.mark.host
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such lock")
+def test_a_lock_of_a_file_that_was_removed_and_made_again_is_not_of_that_name(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    lock = storage.Lock(path)
+    assert lock.is_of(path)
+    path.rename(tmp_path / "other")
+    assert not lock.is_of(path)
+    path.touch()
+    assert not lock.is_of(path)
+    lock.release()
+
+
+# ── Options ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["--labels", "1%"], "leave out --labels"),
+        (["--from", "simclr"], "leave out --from"),
+        (["--from", "scratch", "--labels", "9"], "leave out --labels and --from"),
+    ],
+)
+def test_the_curve_takes_neither_labels_nor_a_start(folder, capsys, monkeypatch, extra, named):
+    monkeypatch.setattr(command, "point", lambda *args, **options: 1 / 0)
+    assert main(["finetune", str(folder), "--curve", *extra]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(named)
+
+
+@pytest.mark.host
+def test_without_options_one_percent_of_the_labels_are_taken_from_the_runs_encoder(folder):
+    assert main(["finetune", str(folder), "--epochs", "1"]) == 0
+    assert [(p["labels"], p["start"]) for p in json.loads((folder / "finetune.json").read_text())["points"]] == [
+        ("1%", "simclr")
+    ]
+    assert main(["finetune", str(folder), "--labels", ""]) == 2  # and not the default
 
 
 @pytest.mark.host

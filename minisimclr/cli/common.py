@@ -87,11 +87,14 @@ def remark(run: Run) -> None:
         note(line)
 
 
-def reported(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score]) -> dict[Path, bytes]:
-    """Look at a run, and return the files of its report; say so if they show no curves."""
+def reported(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score], vote: report.Vote) -> dict[Path, bytes]:
+    """Look at a run, and return the files of its report; say so if they show no curves.
+
+    vote  the settings of kNN that the scores were made with: the table and the rest of the page then tell the same
+    """
     assert run.folder is not None
     with saying("looking at neighbours and drawing"):
-        findings = report.look(run, train, test, scores)
+        findings = report.look(run, train, test, scores, vote)
         files = report.drawn(findings)
     if not findings.history:
         note("report.html has no curves: metrics.jsonl holds nothing to draw")

@@ -90,7 +90,8 @@ def evaluated(
     show("\n" + contents["table.txt"].rstrip("\n"))
     files = {_kept_as(file, "" if own else f"{name}-{images[-8:]}"): content for file, content in contents.items()}
     # The pictures are of the images that the run was trained on.
-    pictures = reported(run, train, next(iter(tests.values())), scores) if own else {}
+    vote = report.Vote(k, temperature)
+    pictures = reported(run, train, next(iter(tests.values())), scores, vote) if own else {}
     here: dict[Path, Content] = {run.folder / file: content for file, content in files.items()}
     write_all({**here, **pictures})  # all or none: they belong together
     if not own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ..evaluation.scores import uncertainty
 from ..protocols.compare import check_data
 from ..protocols.finetune import CURVE, STARTS, found_among, identity, labels_of_each, point
 from ..report.label_curve import label_curve
-from ..storage import Content, open_regular, shown, write_all
+from ..storage import Content, changing, open_regular, shown, write_all
 from ..training.run import Run, load_run
 from .common import add_run, splits_of_run
 from .console import note, saying, show
 
 HELP = "train a classifier on few labels, from a run's encoder or from scratch"
+RESULTS = ("count", "scores", "seconds", "data")  # what a stored point has beside its identity
 LARGEST = 1 << 24  # size of finetune.json, bytes; a point takes 500
 
 
@@ -29,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="start",
         choices=STARTS,
-        default="simclr",
+        default=None,
         help="first weights: those of the run, or random ones, which is the supervised baseline (default: simclr)",
     )
     parser.add_argument(
@@ -47,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         dest="amount",
-        default="1%",
+        default=None,
         metavar="N",
         help="labels: a share as 1%%, or a number for each class (default: 1%%)",
     )
@@ -56,35 +57,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Fine-tune, or draw the curve; points that are there already are not made again.
 
-    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used.
+    Raises: CheckpointError for a run that cannot be loaded, DataError for data that cannot be used, ValueError for
+            options that do not go together.
     """
+    given = {"--labels": options.amount, "--from": options.start}
+    if options.curve and (extra := [name for name, value in given.items() if value is not None]):
+        raise ValueError(f"--curve takes its own labels, from both starts: leave out {' and '.join(extra)}")
     run = load_run(options.run, options.device)
     source = options.data or run.config.data
     train, tests = splits_of_run(run, options)
     for line in check_data(run, train, tests, source, other=options.data is not None):
         note(line)
     made = {name: getattr(options, name) for name in ("epochs", "batch", "lr", "seed")}
-    wanted = [(options.amount, options.start)]
-    if options.curve:
-        most = max((train.labels == label).sum() for label in set(train.labels))
-        counts = [count for count in CURVE if count <= most] or [int(most)]
-        if len(counts) < len(CURVE):
-            note(f"no class has more than {most} labelled images: the curve ends at {counts[-1]} labels a class")
-        wanted = [(str(count), start) for count in counts for start in STARTS]
-    labels_of_each(train.labels, options.amount)  # before the work, not after it
-    points, name = stored_points(options.run / "finetune.json"), shown(Path(source).name or source)
+    wanted = _of_curve(train) if options.curve else [(given["--labels"] or "1%", given["--from"] or "simclr")]
+    if given["--labels"] is not None:
+        labels_of_each(train.labels, given["--labels"])  # before the work, not after it
+    chosen, name = [], shown(Path(source).name or source)
     for labels, start in wanted:
+        points = stored_points(options.run / "finetune.json")  # each time: another command may have made it meanwhile
         found = found_among(points, identity(run, train, labels, start, **made), tests)
         if found is None:
             found = _made(run, train, tests, labels, start, made) | {"data": source}
-            points.append(dict(found))
-            keep(options.run, points, {})  # after each point: what was made is not made again
+            keep(options.run, [found], {})  # after each point: what was made is not made again
         _tell(found)
+        chosen.append(found)
     if options.curve:
-        chosen = [found_among(points, identity(run, train, labels, start, **made), tests) for labels, start in wanted]
         title = f"{name}, {next(iter(tests))}: accuracy after fine-tuning"
-        keep(options.run, points, {"finetune.png": label_curve(filter(None, chosen), next(iter(tests)), title)})
+        keep(options.run, chosen, {"finetune.png": label_curve(chosen, next(iter(tests)), title)})
         show(str(options.run / "finetune.png"))
+
+
+def _of_curve(train: Dataset) -> list[tuple[str, str]]:
+    """Return labels and start of each point of the curve; say so if there are too few images for all of it."""
+    most = max((train.labels == label).sum() for label in set(train.labels))
+    counts = [count for count in CURVE if count <= most] or [int(most)]
+    if len(counts) < len(CURVE):
+        note(f"no class has more than {most} labelled images: the curve ends at {counts[-1]} labels a class")
+    return [(str(count), start) for count in counts for start in STARTS]
 
 
 def _made(
@@ -138,7 +147,24 @@ def _is_point(found: dict[str, Any]) -> bool:
     return right
 
 
-def keep(folder: Path, points: list[dict[str, Any]], pictures: dict[str, bytes]) -> None:
-    """Write the points, and the figure if there is one: all or none."""
-    files: dict[str, Content] = {"finetune.json": json.dumps({"points": points}, indent=2) + "\n", **pictures}
-    write_all({folder / name: content for name, content in files.items()})
+def _known_by(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stored point is known by: its identity, and the images of each split that it was scored on."""
+    scored = {split: (score["images"], score.get("fingerprint")) for split, score in found["scores"].items()}
+    return {name: value for name, value in found.items() if name not in RESULTS} | {"scores": scored}
+
+
+def keep(folder: Path, made: Sequence[Mapping[str, Any]], pictures: dict[str, bytes]) -> None:
+    """Add the points to those that are stored, and write the figure if there is one: all or none.
+
+    What another command stored meanwhile stays, and of two points that are known by the same the first.
+
+    Raises: what `stored_points` raises; TimeoutError if another command does not finish writing.
+    """
+    path = folder / "finetune.json"
+    with changing(path):
+        points = stored_points(path)
+        for found in made:
+            if not any(_known_by(p) == _known_by(found) for p in points):
+                points.append(dict(found))
+        files: dict[str, Content] = {path.name: json.dumps({"points": points}, indent=2) + "\n", **pictures}
+        write_all({folder / name: content for name, content in files.items()})

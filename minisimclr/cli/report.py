@@ -26,7 +26,7 @@ def run_command(options: argparse.Namespace) -> None:
     if options.data is None and (text := other_images(run, train, run.config.data)):
         note(f"{text}; the page shows these; --data names others")
     counts = {name: len(data) for name, data in tests.items()}
-    scores = report.read_scores(options.run / "results.json", run.steps, len(train), counts)
-    files = reported(run, train, next(iter(tests.values())), scores)
+    scores, vote = report.read_results(options.run / "results.json", run.steps, len(train), counts)
+    files = reported(run, train, next(iter(tests.values())), scores, vote)
     write_all(files)  # all or none: they show the same run
     show(*map(str, files))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,16 @@ PROBES: dict[str, Callable[[Any, Any], LinearProbe]] = {
     "transfer": lambda h, y: fit_linear_probe(h, y, l2_values=TRANSFER_L2_VALUES, iterations=200),
     "sgd": fit_sgd_probe,
 }
+
+
+class Vote(NamedTuple):
+    """The kNN classifier's settings: how many neighbours vote, and how sharply their similarity weighs them."""
+
+    k: int = 20  # both as in `minisimclr evaluate`
+    temperature: float = 0.1
+
+
+USUAL = Vote()
 
 
 @dataclass(frozen=True)

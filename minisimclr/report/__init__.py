@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ..protocols.compare import Vote
 from .findings import Findings, look
 from .page import as_html
 from .pictures import draw_all
-from .table import read_scores, table
+from .table import read_results, table
 
-__all__ = ["drawn", "look", "read_scores", "table"]
+__all__ = ["Vote", "drawn", "look", "read_results", "table"]
 
 
 def drawn(findings: Findings) -> dict[str, bytes]:

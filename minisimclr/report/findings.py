@@ -1,7 +1,8 @@
 """The findings on a run: all that its page and its pictures show, computed once.
 
-Images are looked at through h, after training and before it. Those of the test split are the queries; if the data has
-no classes, it has no test split either, and the training images take its place.
+Images are looked at through h, after training and before it; where the weights before it are not known, random ones
+take their place. Those of the test split are the queries; if the data has no classes, it has no test split either, and
+the training images take its place.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from ..backend import device_of, is_array
 from ..data import Dataset, sound, squares_of
 from ..evaluation.embed import embed
 from ..evaluation.knn import nearest, unit_rows
+from ..interop import load_into
 from ..processor import blocks
-from ..protocols.compare import BLOCK, LARGE_BLOCK, Score
+from ..protocols.compare import BLOCK, LARGE_BLOCK, USUAL, Score, Vote
+from ..simclr import SimCLR
 from ..training.config import build_model
 from ..training.run import Metrics, Run
 from ..training.trained import views_in_training
@@ -27,7 +30,6 @@ from ..training.trained import views_in_training
 Indices: TypeAlias = NDArray[np.int64]
 DOTS = 384  # number of images on the map; their neighbours, eight times as many, must fit into the page, too
 NEIGHBOURS = 8  # number of neighbours that are shown of an image
-VOTERS, VOTE_TEMPERATURE = 20, 0.1  # the kNN classifier's, as in `minisimclr evaluate`
 VIEW_BYTES = 2**28  # bytes of views that are made at a time; 10,000 images of 32 pixels
 PER_CLASS, CLASSES = 12, 16  # images of a class, and classes, in the similarity matrices: 192 rows can still be seen
 LEAST_FOR_TSNE = 64  # number of images; t-SNE's neighbourhoods, of 30 images, would be all of fewer
@@ -49,13 +51,14 @@ class Findings:
     cosines: NDArray[np.float32]  # (M,8) their similarities
     maps: dict[str, NDArray[np.float64]]  # (M,2) the places on a map, in [0,1]
     rows: Indices  # (m,) test images, sorted by class
-    similarity: dict[str, NDArray[np.float64]]  # (m,m) cosines of their centred h, before and after training
+    similarity: dict[str, NDArray[np.float64]]  # (m,m) cosines of their centred h, before and after training, by title
+    k: int  # number of neighbours that vote, no more than there are
     voted: Indices  # (N,) the class that the neighbours of each test image vote for
     share: NDArray[np.float64]  # (N,) its share of the votes; without classes, the cosine of two views in z
 
 
-def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) -> Findings:
-    """Compute all that is shown of a run.
+def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = (), vote: Vote = USUAL) -> Findings:
+    """Compute all that is shown of a run; the neighbours vote as they did for its scores.
 
     Raises: ValueError for images that the encoder does not take.
     """
@@ -63,15 +66,16 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
     itself = test is train  # an image is then its own nearest neighbour
     test, h = sound(test, _embedded(run, test))  # (N,D)
     train, train_h = (test, h) if itself else sound(train, _embedded(run, train))  # (M,D)
-    found, cosines = _others(train_h, h, max(VOTERS, NEIGHBOURS), itself)
+    found, cosines = _others(train_h, h, max(vote.k, NEIGHBOURS), itself)
+    k = min(vote.k, found.shape[1])
     if labelled:
-        voted, share = votes(train.labels[found[:, :VOTERS]], cosines[:, :VOTERS], len(train.class_names))
+        classes = len(train.class_names)
+        voted, share = votes(train.labels[found[:, :k]], cosines[:, :k], classes, vote.temperature)
     else:
         voted, share = np.zeros(len(test), np.int64), _likeness(run, squares_of(test))
     shown = spread(test.labels, DOTS)
     rows, record = _sorted(test, h, labelled), run.history
-    device = device_of(run.model.parameters()[0].data)
-    untrained = build_model(run.config.to_evaluate(device)).to(device)
+    title, first = untrained(run)
     return Findings(
         run=run,
         train=train,
@@ -86,12 +90,26 @@ def look(run: Run, train: Dataset, test: Dataset, scores: Sequence[Score] = ()) 
         maps={name: _framed(places) for name, places in maps(h[shown]).items()},
         rows=rows,
         similarity={
-            "before training": centred_cosines(embed(untrained, squares_of(test)[rows])[0]),
+            title: centred_cosines(embed(first, squares_of(test)[rows])[0]),
             "after training": centred_cosines(h[rows]),
         },
+        k=k,
         voted=voted,
         share=share,
     )
+
+
+def untrained(run: Run) -> tuple[str, SimCLR]:
+    """Build the network that was trained, with its first weights if they can be had, and say which weights it has."""
+    device = device_of(run.model.parameters()[0].data)
+    model = build_model(run.config.to_evaluate(device))
+    known = "model" not in run.own  # a model of the caller's own began with weights that nobody stored
+    if known and run.config.init:
+        try:
+            load_into(model.encoder, run.config.init)  # as begin.py did; h needs no weights of the head
+        except (OSError, ValueError, ImportError):  # the file is gone or another one: a page without it is still a page
+            known = False
+    return "before training" if known else "random weights", model.to(device)
 
 
 def _embedded(run: Run, data: Dataset) -> Any:
@@ -124,12 +142,14 @@ def _others(train_h: Any, h: Any, k: int, itself: bool) -> tuple[Indices, NDArra
     return found[others].reshape(-1, k), cosines[others].reshape(-1, k)
 
 
-def votes(labels: Indices, cosines: NDArray[Any], classes: int) -> tuple[Indices, NDArray[np.float64]]:
+def votes(
+    labels: Indices, cosines: NDArray[Any], classes: int, temperature: float
+) -> tuple[Indices, NDArray[np.float64]]:
     """Let neighbours vote as the kNN classifier does, (10.1), and return the winner and its share of the votes.
 
     Shapes: labels and cosines (N,k) -> (N,), (N,)
     """
-    weights = np.exp((cosines - cosines[:, :1]) / VOTE_TEMPERATURE, dtype=float)  # (N,k)
+    weights = np.exp((cosines - cosines[:, :1]) / temperature, dtype=float)  # (N,k)
     count = np.zeros((len(labels), classes))  # (N,K)
     for column in range(labels.shape[1]):  # each row once in a column, so nothing is added to twice
         count[np.arange(len(labels)), labels[:, column]] += weights[:, column]

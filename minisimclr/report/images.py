@@ -94,7 +94,7 @@ def _near(material: Material, query: int, k: int) -> str:
 
 
 def similarity(material: Material) -> str:
-    """Return the matrices of cosines before and after training."""
+    """Return the matrices of cosines before and after training, or with random weights and after it."""
     findings, figures, names = material.findings, [], []
     labels = findings.test.labels[findings.rows]
     for label in np.unique(labels) if findings.labelled else ():
@@ -113,7 +113,8 @@ def similarity(material: Material) -> str:
     )
     content = f'<div class="pair">{"".join(figures)}</div>{scale}'
     words = "similarity" if findings.labelled else "unsorted similarity"
-    return material.section("similarity", "Similarities before and after training", content, words)
+    before = "before" if "before training" in findings.similarity else "with random weights"
+    return material.section("similarity", f"Similarities {before} and after training", content, words)
 
 
 def worst(material: Material) -> str:

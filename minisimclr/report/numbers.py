@@ -50,7 +50,8 @@ def tiles(findings: Findings) -> str:
         found.append((f"{100 * top1:.0f} %", "contrastive top-1"))
     if findings.labelled:
         right = float((findings.voted == findings.test.labels).mean())
-        found.append((f"{100 * right:.1f} %", f"kNN on h; chance is {100 / len(findings.test.class_names):.1f} %"))
+        chance = 100 / len(findings.test.class_names)
+        found.append((f"{100 * right:.1f} %", f"kNN on h, k = {findings.k}; chance is {chance:.1f} %"))
     for score in findings.scores:
         if score.name == "SimCLR, h" and score.probe:
             found.append((f"{100 * next(iter(score.probe.values())):.1f} %", "linear probe on h"))

@@ -2,7 +2,8 @@
 
 views.png       images and their two random views, which the network is asked to see as one thing
 neighbours.png  test images and their eight nearest training images; those of another class are framed
-similarity.png  cosine similarities of test images, sorted by class, before and after training
+similarity.png  cosine similarities of test images, sorted by class, before and after training; where the weights before
+                are not known, random ones
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def neighbours_sheet(findings: Findings, rows: int = 12) -> Image.Image:
 
 
 def similarity_matrices(findings: Findings) -> Image.Image:
-    """Show the cosine similarity of the centred h of test images, sorted by class, before and after training."""
+    """Show the cosines of the centred h of test images, sorted by class, as titled: before and after training."""
     side, left, top = 400, 110, 44
     labels = findings.test.labels[findings.rows]
     names = {int(label): findings.test.class_names[label] for label in np.unique(labels)} if findings.labelled else {}

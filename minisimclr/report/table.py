@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.scores import Confusion, uncertainty
-from ..protocols.compare import Score
+from ..protocols.compare import USUAL, Score, Vote
 from ..storage import open_regular
 
 LARGEST = 1 << 24  # size of results.json, bytes; ours have 2,000, and with confusions of many classes a few million
@@ -59,22 +60,31 @@ def confusion_matrix(confusion: Confusion, class_names: tuple[str, ...]) -> str:
     return "\n".join([head, *(f"{name:<{width}}{row}" for name, row in zip(class_names, numbers))])
 
 
-def read_scores(path: Path, steps: int, train_images: int, test_images: Mapping[str, int]) -> list[Score]:
-    """Return the scores in results.json, if they are those of this many steps, on this many images; else none.
+def read_results(path: Path, steps: int, train_images: int, test_images: Mapping[str, int]) -> tuple[list[Score], Vote]:
+    """Return the scores in results.json, and how the neighbours voted, if they are those of this step and these images.
 
-    The file is untrusted: what is not as `minisimclr evaluate` writes it counts for nothing.
+    Else there are no scores, and the vote is the usual one. The file is untrusted: what is not as
+    `minisimclr evaluate` writes it counts for nothing.
     """
     try:
         with os.fdopen(open_regular(path, LARGEST), "rb") as file:
             kept = json.loads(file.read(LARGEST + 1))
         if (kept["steps"], kept["train_images"], kept["test_images"]) != (steps, train_images, dict(test_images)):
-            return []
-        return [
+            return [], USUAL
+        scores = [
             Score(str(score["name"]), _shares(score["knn"], test_images), _shares(score["probe"], test_images))
             for score in kept["scores"]
         ]
+        return scores, _vote(kept.get("k", USUAL.k), kept.get("temperature", USUAL.temperature))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # 10⁴⁰⁰ is a JSON number, too
-        return []
+        return [], USUAL
+
+
+def _vote(k: Any, temperature: Any) -> Vote:
+    """Return how the neighbours voted. Raises: ValueError for what `evaluate` would not have taken."""
+    if type(k) is not int or k < 1 or type(temperature) not in (int, float) or not 0 < float(temperature) < math.inf:
+        raise ValueError("k is a number of neighbours, and a temperature is positive")
+    return Vote(k, float(temperature))
 
 
 def _shares(given: Mapping[str, Any], splits: Mapping[str, int]) -> dict[str, float]:
