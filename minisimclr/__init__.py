@@ -36,8 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,441 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
-Second reading, 14,525 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,550 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -130,8 +129,7 @@ Second reading, 14,525 lines: the exact, fast, safe and resumable forms of the s
     evaluation/scores.py      51  Scores of predictions: accuracy, its uncertainty, and which classes are confused
     evaluation/measures.py    61  Measures that need no labels: alignment, uniformity, effective rank and spread
     protocols/sgd_probe.py    58  A linear classifier that SGD trains, as in the paper's linear evaluation
-    protocols/compare.py     135  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
-    protocols/compare.py     139  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
+    protocols/compare.py     140  The table of a run: raw pixels, colours, the untrained encoder, SimCLR's h and z
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
@@ -153,16 +151,10 @@ Second reading, 14,525 lines: the exact, fast, safe and resumable forms of the s
     cli/streams.py            77  Standard streams that cannot spoil a command, be they closed, full or not there at all
     cli/console.py           165  The lines that a command shows: progress and notes on stderr, one line for an error
     cli/sources.py           157  The options that say how a source is read, and the splits that an evaluation takes
-    cli/common.py             76  The parts that several commands share: options, the splits of a run, and a free folder
-    cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          224  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py          114  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
-    cli/finetune.py          122  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
-    cli/sources.py           155  The options that say how a source is read, and the splits that an evaluation takes
     cli/common.py             78  The parts that several commands share: options, the splits of a run, and a free folder
     cli/demo.py               65  `minisimclr demo`: draw images, pre-train on them, and show what was learned
-    cli/pretrain.py          218  `minisimclr pretrain`: pre-train an encoder on images without labels
-    cli/evaluate.py          109  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
+    cli/pretrain.py          224  `minisimclr pretrain`: pre-train an encoder on images without labels
+    cli/evaluate.py          115  `minisimclr evaluate`: measure how well h, and z, tell the classes apart
     cli/finetune.py          142  `minisimclr finetune`: train a classifier on few labels, from a run or from scratch
     cli/report.py             25  `minisimclr report`: make the page and the pictures of a run again
     cli/embed.py              41  `minisimclr embed`: write h and z of every image, with its file, class and split
