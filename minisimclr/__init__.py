@@ -36,7 +36,7 @@ First reading, 2,600 lines: the whole of SimCLR, in the order in which one thing
     evaluation/embed.py       39  Representations of images: the outputs of the frozen encoder and of the head
     evaluation/knn.py         65  Nearest neighbours: in a good representation, images of one class lie close together
 
-Second reading, 14,550 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
+Second reading, 14,552 lines: the exact, fast, safe and resumable forms of the same, and what goes with them.
 
     values/settings.py       173  Settings that users give, and the words in which one is refused
     values/methods.py         34  The setting `method`: one form for every operation, or one for each kind of operation
@@ -61,7 +61,7 @@ Second reading, 14,550 lines: the exact, fast, safe and resumable forms of the s
     ops/operators.py          73  The operators and methods of Tensor: x + y, x @ y, x[index], x.sum() …
     ntxent/exact.py          123  NT-Xent to the last digit: cures for the four places where the plain form loses digits
     ntxent/few.py             73  NT-Xent of few images: the whole matrix in one piece
-    ntxent/tiled.py          300  NT-Xent in O(N·D) memory: the fast form on a CPU
+    ntxent/tiled.py          299  NT-Xent in O(N·D) memory: the fast form on a CPU
     ntxent/cuda.py           120  NT-Xent in three kernels for an NVIDIA GPU
     ntxent/shared.py         127  NT-Xent of a batch that processes share: own rows against all columns
     objectives/pairs.py       35  The parts that objectives share: unit embeddings, and the negatives of each anchor
@@ -133,7 +133,7 @@ Second reading, 14,550 lines: the exact, fast, safe and resumable forms of the s
     protocols/table.py        98  A table of representations: for each image a row with its file, class and split
     protocols/embeddings.py   56  Embeddings in a file: what `minisimclr embed` wrote, read as from an untrusted file
     protocols/monitor.py     104  A monitor of training: kNN on held-out images, measures without labels, and advice
-    protocols/finetune.py    199  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
+    protocols/finetune.py    202  Fine-tuning: encoder and linear layer are trained on a few labels, or from scratch
     protocols/sklearn.py      74  The encoder of a run as a transformer of scikit-learn: images go in, and h comes out
     report/sheet.py           44  Sheets of images: pictures with their neighbours, and a grid; both as PNG files
     report/table.py           75  The table of accuracies: as text, and as it was kept

@@ -86,6 +86,11 @@ def test_an_error_of_a_file_in_a_worker_is_raised_here_in_its_own_words() -> Non
         views(1)
 
 
+def test_a_damaged_file_in_a_worker_ends_the_run_with_its_words() -> None:
+    with pytest.raises(OSError, match="is damaged; remove it, and it is built again"):
+        pretrain(CONFIG, IMAGES, views=failing_views, workers=1)
+
+
 def test_an_error_in_the_training_process_ends_the_workers() -> None:
     with pytest.raises(ZeroDivisionError), views_ahead(CONFIG, IMAGES, STEPS, 2) as views:
         views(1 // 0)

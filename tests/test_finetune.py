@@ -343,9 +343,32 @@ def test_a_point_that_was_scored_on_other_images_of_the_same_number_is_made_agai
 @pytest.mark.host
 def test_a_fingerprint_counts_the_images_that_could_not_be_decoded_too():
     data = dataset(4)
-    score = {"images": 3, "fingerprint": protocol.fingerprint(data)}
+    score = {"images": 3, "fingerprint": protocol._known(data)}
     points = [{"scores": {"test": score | {"fingerprint": "another"}}}, {"scores": {"test": score}}]
     assert protocol.found_among(points, {}, {"test": data}) is points[1]
+
+
+@pytest.mark.host
+def test_the_test_images_and_all_labels_of_a_point_matter():
+    train, test = dataset(8), dataset(4, seed=1)
+    wanted = protocol.identity(untrained(), train, 1, "scratch")
+    made = {**wanted, "scores": {"test": {"images": 4, "fingerprint": protocol._known(test)}}}
+    turned = ms.Dataset(test.images, 1 - test.labels, test.class_names)
+    assert protocol.found_among([made], wanted, {"test": test}) is made
+    for other in (dataset(4, seed=2), turned):
+        assert protocol.found_among([made], wanted, {"test": other}) is None
+    relabelled = ms.Dataset(train.images, 1 - train.labels, train.class_names)
+    now = protocol.identity(untrained(), relabelled, 1, "scratch")
+    assert protocol.found_among([made], now, {"test": test}) is None
+    older = {name: value for name, value in made.items() if name != "labelled"}
+    assert protocol.found_among([older], now, {"test": test}) is older  # an earlier version stored none
+
+
+@pytest.mark.host
+def test_no_accuracy_is_of_the_images_that_were_trained_on(folder, capsys):
+    assert main(["finetune", str(folder), "--labels", "1", "--epochs", "1", "--test-split", "train"]) == 2
+    assert "train has the very images of the training split" in capsys.readouterr().err
+    assert not (folder / "finetune.json").exists()
 
 
 # ── Two commands at a time ────────────────────────────────────────────────────────────────────────
@@ -356,7 +379,7 @@ def stored(folder: Path) -> list[str]:
 
 
 @pytest.mark.host
-def test_points_that_another_command_stored_meanwhile_stay(folder, monkeypatch):
+def test_what_another_command_stored_meanwhile_stays(folder, monkeypatch):
     point = command.point
 
     def meanwhile(*args: Any, **options: Any) -> Any:

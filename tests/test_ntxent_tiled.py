@@ -247,7 +247,7 @@ def test_the_gradient_of_opposed_views_is_tangent_to_the_last_digits(n: int, d: 
 # ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def extra_bytes(n: int, d: int, keep_bytes: int, temperature: float = 0.1) -> int:
+def extra_bytes(n: int, d: int, keep_bytes: int | None, temperature: float = 0.1) -> int:
     """The most that one call holds beyond its inputs and outputs, on one thread.
 
     On several threads it is left to chance how many of them meet a tile and make their two scratch arrays.
@@ -328,6 +328,20 @@ def test_a_temperature_below_all_rounding_gives_no_nan(n: int, temperature: floa
     a, b = views(n, 8, np.float32)
     _, *gradients = tiled.value_and_grad(a, b, temperature)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("n", [20, 300])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-12, 1e-30])
+def test_forms_agree_at_a_temperature_below_all_rounding(n: int, temperature: float) -> None:
+    """In float64, because in float32 two cosines that round alike would share what belongs to one of them."""
+    assert_equal_to_the_exact_form(*views(n), temperature, 2**30, tolerance=1e-6)
+
+
+def test_the_memory_of_a_bare_call_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E of 700 images takes 4.7 MiB."""
+    monkeypatch.setattr(tiled, "SPARE_BYTES", 2**20)
+    monkeypatch.setattr(tiled, "memory_is_kept", lambda: False)
+    assert extra_bytes(700, 8, keep_bytes=None) < 3 * 2**20
 
 
 @pytest.mark.parametrize(("training", "kept"), [(False, False), (True, True)])

@@ -167,7 +167,7 @@ class _Problem:
         # level = positive + τ·loss, so that exp((cosine − level)/τ) is the softmax probability.
         level = positive + temperature * loss
         self.level = level.astype(self.dtype)
-        weight = np.exp(0 if self.shifted else -level / temperature)  # unused where a shift is needed
+        weight = np.exp(0 if self.shifted else -level / temperature)  # unused with a shift, where it may overflow
         self.weight = np.asarray(weight, self.dtype)
         self.each_pair(self.gradient)
 
@@ -254,9 +254,8 @@ class _Problem:
         return (np.expm1 if self.base else np.exp)(cosine, out=cosine)
 
     def relative(self, cosine: Array, level: Array, out: Array) -> Array:
-        """Compute exp((cosine − level)/τ), which is at most 1 but for the rounding of the level."""
+        """Compute exp((cosine − level)/τ)."""
         np.subtract(cosine, level, out=out)
-        np.minimum(out, 0, out=out)  # a difference of 1e-8 too many would be e^1000 at τ = 1e-11
         out *= self.dtype.type(1 / self.temperature)
         return np.exp(out, out=out)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -176,10 +177,7 @@ def _crops(config: Config, train: Dataset, chosen: NDArray[np.int64], device: st
 
 
 def total_steps(count: int, of: int, batch: int, epochs: int | None, share: float | None = None) -> int:
-    """Return the number of steps for `count` labels of a set of `of`; `share`, if one was asked for, is that of them.
-
-    The count is rounded for each class: of 5,000 images in 16 classes, 10 % are 496.
-    """
+    """Return the steps for `count` labels of a set of `of`. `share` was asked for; the count of it is rounded."""
     if epochs is not None:
         return whole("epochs", epochs, 1) * (count // batch)
     return max(LEAST_STEPS, (60 if (count / of if share is None else share) < 0.1 else 30) * (count // batch))
@@ -206,12 +204,12 @@ def point(
     model = finetune(run, train, labels=labels, start=start, **options)
     scores = {}
     for split, data in tests.items():
-        images, known = squares_of(data), fingerprint(data)  # of all images, also of those that cannot be decoded
+        images, known = squares_of(data), _known(data)  # of all images, also of those that cannot be decoded
         predicted = model.predict(images, batch=500 if is_array(images) else LARGE_BLOCK)
         data, predicted = sound(data, predicted)
         found = confusion(data.labels, predicted, len(train.class_names))
-        means = {"accuracy": found.accuracy, "per_class": found.per_class}
-        scores[split] = {**means, "images": len(data), "fingerprint": known}
+        shares = {"accuracy": found.accuracy, "per_class": found.per_class, "images": len(data)}
+        scores[split] = shares | {"fingerprint": known}
     return {
         **identity(run, train, labels, start, **options),
         "count": len(_readable(train, labels_of_each(train.labels, labels, options.get("seed", 0)))),
@@ -222,7 +220,7 @@ def point(
 
 def identity(run: Run, train: Dataset, labels: str | int, start: str, **options: Any) -> dict[str, Any]:
     """Return what a point is known by: two with the same would have the same scores."""
-    settings = {name: value for name, value in options.items() if name != "progress"}
+    settings = {"labelled": _known(train)} | {name: value for name, value in options.items() if name != "progress"}
     crops = {} if type(train) is Dataset else {"crops": "from photos"}  # once they came from squares
     share, count = share_of(labels), len(labels_of_each(train.labels, labels))
     if share is not None and settings.get("epochs") is None and (share < 0.1) != (count / len(train) < 0.1):
@@ -231,15 +229,21 @@ def identity(run: Run, train: Dataset, labels: str | int, start: str, **options:
             **dict.fromkeys(("epochs", "lr")), "batch": 128, "seed": 0, **settings, **crops}  # fmt: skip
 
 
+def _known(data: Dataset) -> str:
+    """Return what a data set is known by: other labels of the same images make another classifier."""
+    return f"{fingerprint(data)}, labels {zlib.crc32(data.labels.tobytes()):08x}"
+
+
 def found_among(
     points: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any], tests: Mapping[str, Dataset]
 ) -> Mapping[str, Any] | None:
     """Return the stored point that was made with these settings, and scored on these splits, if there is one."""
-    now = {split: {"images": len(data), "fingerprint": fingerprint(data)} for split, data in tests.items()}
+    now = {split: {"images": len(data), "fingerprint": _known(data)} for split, data in tests.items()}
     for p in points:
-        if p["scores"].keys() != now.keys() or any(p.get(name) != value for name, value in wanted.items()):
+        # Points of earlier versions lack "labelled", and fingerprints, which count the images, too.
+        same = {"labelled": wanted.get("labelled"), **p}
+        if p["scores"].keys() != now.keys() or any(same.get(name) != value for name, value in wanted.items()):
             continue
-        # Points of earlier versions have no fingerprint; where there is one, it counts the images, too.
         facts = {split: "fingerprint" if "fingerprint" in score else "images" for split, score in p["scores"].items()}
         if all(p["scores"][split][fact] == now[split][fact] for split, fact in facts.items()):
             return p
