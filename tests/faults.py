@@ -90,7 +90,7 @@ FAULTS = [
     Fault("few-never-shifted", "loss", "ntxent/few.py",
           " and 1 / temperature + math.log(2 * images) < largest", "", "ntxent ntxent_tiled"),
     Fault("weight-where-a-shift-is", "loss", "ntxent/tiled.py",
-          "np.exp(0 if self.shifted else -level / temperature)", "np.exp(-level / temperature)", "ntxent_tiled ntxent"),
+          "np.exp(0 if self.shifted else -level / temperature)", "np.exp((self.top - level) / temperature)", "ntxent_tiled ntxent"),
     Fault("keeps-e-in-new-memory", "loss", "ntxent/tiled.py",
           "return KEEP_BYTES if memory_is_kept() else SPARE_BYTES", "return KEEP_BYTES", "ntxent_tiled"),
     Fault("short-rows-squared", "evaluation", "evaluation/knn.py",
